@@ -1,0 +1,6 @@
+"""Metric conventions in one place."""
+
+from flowprior.metrics.density import bits_per_dim
+from flowprior.metrics.typicality import largest_patch_correlation, patches, typicality
+
+__all__ = ["bits_per_dim", "largest_patch_correlation", "patches", "typicality"]

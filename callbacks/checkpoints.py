@@ -1,0 +1,132 @@
+"""Checkpoints that a kill, a full disk or a NaN cannot spoil, and weight export."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+import flowprior
+from flowprior.io import atomic_path
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint to a temporary file beside the target, syncs it and renames it.
+
+    Whatever happens in between, the target is either the old checkpoint or the new one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write `checkpoint` to the local file `path`; raises OSError naming it if that fails."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with atomic_path(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a failed write this way
+            raise OSError(f"cannot write {path}: {' '.join(str(error).split())}") from error
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `last.ckpt`, from which the same command resumes, and `best.ckpt`.
+
+    The last one is written every so many optimiser steps and after every epoch with its validation.
+
+    Args:
+        folder: where to write.
+        every_n_steps: optimiser steps between two checkpoints within an epoch.
+        monitor: validation metric to minimise.
+    """
+
+    def __init__(
+        self, folder: Path, every_n_steps: int = 500, monitor: str = "val/bits_per_dim"
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"checkpoints.every_n_steps must be at least 1, got {every_n_steps}")
+        self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
+        self.every_n_steps = every_n_steps
+        self.monitor = monitor
+        self.best_score = float("inf")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Save within the epoch; its last step is left to `on_train_epoch_end`."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self.save_within_epoch(trainer)
+
+    def save_within_epoch(self, trainer: pl.Trainer) -> bool:
+        """Save between two steps of an epoch; False if the epoch is about to be closed instead."""
+        accumulating = trainer.fit_loop._should_accumulate()
+        if accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return False
+        trainer.save_checkpoint(self.last)
+        return True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after the epoch and its validation."""
+        trainer.save_checkpoint(self.last)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the best model so far."""
+        score = _score(trainer, self.monitor)
+        if not trainer.sanity_checking and score < self.best_score:
+            self.best_score = score
+            trainer.save_checkpoint(self.best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must remember."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.best_score = state_dict["best_score"]
+
+
+class WeightExport(Callback):
+    """Exports the best flow so far as `model.safetensors` + `config.json` (`flowprior.load`).
+
+    With weight averaging the averaged weights are exported; this callback must come before it.
+
+    Args:
+        folder: where to write.
+        card: what to say of the weights in `config.json`; the step and the scores are added.
+        monitor: validation metric to minimise.
+    """
+
+    def __init__(
+        self, folder: Path, card: dict[str, Any], monitor: str = "val/bits_per_dim"
+    ) -> None:
+        self.folder = folder
+        self.card = card
+        self.monitor = monitor
+        self.best_score = float("inf")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export if the validation metric improved."""
+        score = _score(trainer, self.monitor)
+        if trainer.sanity_checking or not score < self.best_score:
+            return
+        self.best_score = score
+        if trainer.is_global_zero:
+            scores = {
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("val/")
+            }
+            progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            flowprior.save(pl_module.flow, self.folder, {**self.card, **progress, **scores})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must remember."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.best_score = state_dict["best_score"]
+
+
+def _score(trainer: pl.Trainer, monitor: str) -> float:
+    return float(trainer.callback_metrics.get(monitor, float("inf")))

@@ -1,0 +1,177 @@
+"""What all image data sets share: splits, dequantisation, global batches, exact resume."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.dequantize import DequantizedImages, ImageSource, dequantize, quantize
+from datamodules.loading import GlobalBatchSampler, ResumableLoader, evaluation_loader
+
+__all__ = [
+    "SPLITS",
+    "DequantizedImages",
+    "GlobalBatchSampler",
+    "ImageDataModule",
+    "ImageSource",
+    "ResumableLoader",
+    "check_split",
+    "dequantize",
+    "quantize",
+]
+
+SPLITS = ("train", "val", "test")
+
+
+def check_split(split: str) -> None:
+    """Raise a ValueError unless ``split`` is "train", "val" or "test"."""
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+
+
+class ImageDataModule(pl.LightningDataModule, ABC):
+    """Batches of images, float32 (B, C, H, W) in ``data_range``; a subclass provides ``images``.
+
+    Training noise is new in each epoch; validation and test noise is always the same. Neither it
+    nor the order depends on the number of processes, workers or images per batch. A ``Trainer``
+    on several processes needs ``use_distributed_sampler=False``: the batches are shared out here.
+
+    Args:
+        image_size: H = W, in pixels.
+        batch_size: images per step over all processes.
+        n_bits: 1 to 16, quantise and dequantise with uniform noise; None for the images as they
+            are, whose likelihood means nothing where they have constant areas.
+        data_range: (lower, upper) of the batches.
+        num_workers: loading processes per process.
+        pin_memory: page-locked batches; ignored where there is no CUDA.
+        seed: of order and noise.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    channels = 3
+
+    def __init__(
+        self,
+        image_size: int,
+        batch_size: int = 64,
+        n_bits: int | None = 8,
+        data_range: tuple[float, float] = (-0.5, 0.5),
+        num_workers: int = 0,
+        pin_memory: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _require(image_size >= 1, f"data.image_size={image_size}: expected at least 1")
+        _require(batch_size >= 1, f"data.batch_size={batch_size}: expected at least 1")
+        _require(
+            n_bits is None or 1 <= n_bits <= 16,
+            f"data.n_bits={n_bits}: expected 1 to 16, or null for no quantisation",
+        )
+        _require(
+            len(data_range) == 2 and data_range[0] < data_range[1],
+            f"data.data_range={data_range}: expected (lower, upper) with lower < upper",
+        )
+        _require(num_workers >= 0, f"data.num_workers={num_workers}: expected 0 or more")
+        _require(0 <= seed < 2**64, f"data.seed={seed}: expected 0 to 2^64 - 1")
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.n_bits = n_bits
+        self.data_range = tuple(data_range)
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.seed = seed
+
+    @abstractmethod
+    def images(self, split: str) -> ImageSource:
+        """Images of "train", "val" or "test", unquantised, in [0, 1]."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, self.image_size, self.image_size)
+
+    def dataset(self, split: str, dequantized: bool = True) -> DequantizedImages:
+        """Images of a split in ``data_range``, by (epoch, index).
+
+        Args:
+            split: "train", "val" or "test".
+            dequantized: False for the images as they are, only mapped to ``data_range``.
+        """
+        check_split(split)
+        n_bits = self.n_bits if dequantized else None
+        return DequantizedImages(self.images(split), split, n_bits, self.data_range, self.seed)
+
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        indices: Sequence[int] | None = None,
+        dequantized: bool = True,
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """(indices, images (B, C, H, W)) in the order given, with the noise of epoch 0.
+
+        Needs no trainer and starts no workers.
+
+        Args:
+            split: "train", "val" or "test".
+            batch_size: images per batch; the last one may have fewer.
+            indices: which images; all of the split by default.
+            dequantized: False for the images as they are, as inversion uses them.
+        """
+        _require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
+        dataset = self.dataset(split, dequantized)
+        wanted = list(range(len(dataset)) if indices is None else indices)
+        parts = (wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size))
+        return ((part, dataset.__getitems__([(0, index) for index in part])) for part in parts)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches, new noise in each epoch; resumes in the middle of an epoch."""
+        if self.trainer is not None and self.trainer.overfit_batches:
+            # Its meaning is "the same few batches in each epoch".
+            return self._evaluation_loader("train")
+        dataset = self.dataset("train")
+        sampler = GlobalBatchSampler(len(dataset), self.batch_size, self.seed, *self._process())
+        return ResumableLoader(dataset, sampler, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader:
+        """Each validation image once, in order."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Each test image once, in order."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        dataset = self.dataset(split)
+        sampler = GlobalBatchSampler(
+            len(dataset),
+            self.batch_size,
+            self.seed,
+            *self._process(),
+            shuffle=False,
+            drop_last=False,
+        )
+        return evaluation_loader(dataset, sampler, **self._loader_options())
+
+    def _process(self) -> tuple[int, int]:
+        """(rank, world_size)."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _loader_options(self) -> dict[str, bool | int]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": self.pin_memory and torch.cuda.is_available(),
+        }
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

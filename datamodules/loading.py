@@ -1,0 +1,158 @@
+"""Share global batches out over processes, and resume in the middle of an epoch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from datamodules.dequantize import DequantizedImages, Key, random_stream
+
+
+class GlobalBatchSampler(Sampler[list[Key]]):
+    """Lists of (epoch, index) keys: this process's part of each global batch.
+
+    With ``drop_last`` (training), global batch b of an epoch is images b B to (b + 1) B of the
+    epoch's order, which depends on (seed, epoch) alone, and each process takes its contiguous 1 / W
+    of it: the union over processes is the same at any number of them.
+
+    Without it (evaluation), every image comes exactly once over all processes, none is repeated to
+    fill up; the processes' shares differ by at most one image, and each is cut into ceil(N / B)
+    batches as even as possible, because processes with unequal numbers of batches can wait for each
+    other for ever. Only a share smaller than that number (one image per process and batch, or fewer
+    images than processes) yields fewer batches.
+
+    Iteration starts at batch ``position``, counted over all epochs, and ends with its epoch.
+
+    Args:
+        num_images: N.
+        batch_size: B, images per step over all processes.
+        seed: of the order.
+        rank: this process, 0 to W - 1.
+        world_size: W, the number of processes.
+        shuffle: a new order in each epoch; otherwise 0 to N - 1 in each.
+        drop_last: leave out the images that do not fill a global batch.
+
+    Raises:
+        ValueError: B is not a multiple of W, or is larger than N with ``drop_last``.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"data.batch_size={batch_size} is the number of images over all processes: "
+                f"expected a positive multiple of the {world_size} processes"
+            )
+        if drop_last and batch_size > num_images:
+            raise ValueError(
+                f"data.batch_size={batch_size} is larger than the data set: "
+                f"expected at most {num_images}"
+            )
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self._drop_last = drop_last
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Number of batches in one epoch that this process gets."""
+        if self._drop_last:
+            return self.num_images // self.batch_size
+        share = len(np.array_split(np.arange(self.num_images), self.world_size)[self.rank])
+        return min(share, -(-self.num_images // self.batch_size))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        # Workers ask ahead: what is handed out must not move `position`.
+        epoch, start = divmod(self.position, max(len(self), 1))
+        return ([(epoch, int(i)) for i in batch] for batch in self._batches(epoch)[start:])
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        order = np.arange(self.num_images)
+        if self.shuffle:
+            order = random_stream(self.seed, "order", epoch).permutation(order)
+        if self._drop_last:
+            whole = order[: len(self) * self.batch_size]
+            return list(whole.reshape(len(self), self.world_size, -1)[:, self.rank])
+        share = np.array_split(order, self.world_size)[self.rank]
+        return np.array_split(share, len(self)) if len(share) else []
+
+
+class ResumableLoader(DataLoader):
+    """Training batches that continue exactly where a checkpoint was written.
+
+    It counts the batches handed out in the main process, over all epochs, so what the workers have
+    fetched ahead does not matter; Lightning saves and restores the count with the checkpoint. An
+    iterator covers the rest of the current epoch and reads its position when it is first advanced:
+    one that is never advanced consumes nothing, and one that is left early is continued by the
+    next. Only one iterator may be in use at a time.
+
+    Args:
+        dataset: images by (epoch, index).
+        batch_sampler: which of them, in which order.
+        **options: of ``DataLoader``.
+    """
+
+    def __init__(
+        self, dataset: DequantizedImages, batch_sampler: GlobalBatchSampler, **options: Any
+    ) -> None:
+        # A generator of its own: a loader that drew its workers' seed from the global one would
+        # change the model's random numbers at each (re)start.
+        options.setdefault("generator", torch.Generator())
+        options.setdefault("collate_fn", _already_stacked)
+        super().__init__(dataset, batch_sampler=batch_sampler, **options)
+        self.consumed = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.batch_sampler.position = self.consumed
+        for batch in super().__iter__():
+            self.consumed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Number of batches handed out, and what that number depends on."""
+        return {"consumed": self.consumed, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a state; the number of processes may be another one.
+
+        Raises:
+            ValueError: the state is that of another batch size, number of images or seed.
+        """
+        for name, value in self._identity().items():
+            if state[name] != value:
+                raise ValueError(
+                    f"cannot resume: the checkpoint was written with {name}={state[name]}, "
+                    f"now it is {value}; expected the same data options"
+                )
+        self.consumed = state["consumed"]
+
+    def _identity(self) -> dict[str, int]:
+        return {
+            name: getattr(self.batch_sampler, name) for name in ("num_images", "batch_size", "seed")
+        }
+
+
+def evaluation_loader(
+    dataset: DequantizedImages, batch_sampler: GlobalBatchSampler, **options: Any
+) -> DataLoader:
+    """The same batches, from the first one, each time it is iterated."""
+    options.setdefault("generator", torch.Generator())
+    return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=_already_stacked, **options)
+
+
+def _already_stacked(batch: Tensor) -> Tensor:
+    return batch

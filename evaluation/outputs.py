@@ -1,0 +1,69 @@
+"""The files of a finished evaluation, but for its report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluation.arrays import file_name
+from flowprior.figures import png_bytes
+from evaluation.layout import labels_text
+from evaluation.table import Table
+from evaluation.writers import to_csv, to_json, to_latex, to_markdown
+from flowprior.io import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it was written."""
+
+    name: str
+    caption: str
+    png: bytes
+
+
+def write_tables(table: Table, folder: Path) -> None:
+    """Write table.json, table.csv, table.md and table.tex."""
+    writers = {"json": to_json, "csv": to_csv, "md": to_markdown, "tex": to_latex}
+    for suffix, writer in writers.items():
+        atomic_write(folder / f"table.{suffix}", writer(table))
+
+
+def write_figures(figures: Mapping[str, tuple[Figure, str]], folder: Path) -> list[Picture]:
+    """Write each figure as PNG."""
+    pictures = [Picture(name, text, png_bytes(figure)) for name, (figure, text) in figures.items()]
+    if pictures:
+        folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        atomic_write(folder / f"{file_name(picture.name)}.png", picture.png)
+    return pictures
+
+
+def write_tensorboard(table: Table, pictures: Sequence[Picture], folder: Path) -> None:
+    """Write means and figures for TensorBoard, in place of those of an earlier call."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    earlier = list(folder.glob("events.out.tfevents.*"))
+    with SummaryWriter(str(folder)) as writer:
+        for row in table.rows:
+            for name, stat in row.stats.items():
+                if stat.mean is not None:
+                    writer.add_scalar(f"{name}/{labels_text(row.labels)}", stat.mean, 0)
+        for picture in pictures:
+            writer.add_image(f"figures/{picture.name}", _pixels(picture.png), 0, dataformats="HWC")
+    for path in earlier:
+        path.unlink()
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

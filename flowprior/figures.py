@@ -1,0 +1,266 @@
+"""Figures that training and evaluations share. They touch no global state of matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowprior.io import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+# Okabe and Ito's palette, told apart by colour-blind readers; lines and markers differ as well.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """A figure as PNG, cut so that no text is clipped."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
+    return data.getvalue()
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Write a figure to ``path``, all of it or nothing."""
+    atomic_write(path, png_bytes(figure))
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Anything array-like, a tensor on any device included, as a NumPy array."""
+    import numpy as np
+
+    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+
+
+def image_grid(
+    images: Any,
+    columns: int = 8,
+    titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    value_range: tuple[float, float] | None = None,
+    colour_map: str = "gray",
+    label: str = "",
+) -> Figure:
+    """Images in rows; those with one channel get a colour bar.
+
+    Args:
+        images: (N, C, H, W) with C = 1 or 3, or (N, H, W); not finite pixels are magenta.
+        columns: images in a row.
+        titles: above the images: one for each, or one for each column.
+        row_titles: left of the rows.
+        value_range: values shown as the ends of the colours; by default [0, 1] for three
+            channels, the range of the finite pixels for one.
+        colour_map: of matplotlib, for one channel.
+        label: beside the colour bar.
+
+    Raises:
+        ValueError: the shape is another one, or there is no image.
+    """
+    from matplotlib import colormaps
+
+    pixels = _pixels(images)
+    low, high = value_range or _value_range(pixels)
+    columns = min(columns, len(pixels))
+    rows = -(-len(pixels) // columns)
+    one_channel = pixels.shape[-1] == 1
+    title_lines = -(-min(len(titles), len(pixels)) // columns)
+    aspect = pixels.shape[1] / pixels.shape[2]
+    figure, axes, bar = _tiles(rows, columns, aspect, title_lines, one_channel)
+    colours = colormaps[colour_map].with_extremes(bad="magenta")
+    for axis, image in zip(axes, pixels, strict=False):
+        shown = image[..., 0] if one_channel else _rgb(image, low, high)
+        drawn = axis.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(title, fontsize=9, pad=4)
+    for axis, title in zip(axes[::columns], row_titles, strict=False):
+        axis.set_ylabel(title, fontsize=9)
+    if bar is not None:
+        figure.colorbar(drawn, cax=bar).set_label(label, fontsize=9)
+        bar.tick_params(labelsize=8)
+    return figure
+
+
+def _pixels(images: Any) -> np.ndarray:
+    pixels = to_numpy(images)
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
+        raise ValueError(f"images must be (N, 1 or 3, H, W) or (N, H, W), got {pixels.shape}")
+    return pixels.transpose(0, 2, 3, 1).astype("float64")
+
+
+def _value_range(pixels: np.ndarray) -> tuple[float, float]:
+    import numpy as np
+
+    finite = pixels[np.isfinite(pixels)]
+    if pixels.shape[-1] == 3 or finite.size == 0:
+        return 0.0, 1.0
+    return float(finite.min()), float(finite.max())
+
+
+def _rgb(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    import numpy as np
+
+    bad = ~np.isfinite(image).all(axis=-1, keepdims=True)
+    return np.where(bad, (1.0, 0.0, 1.0), np.clip((image - low) / (high - low or 1), 0, 1))
+
+
+def _tiles(
+    rows: int, columns: int, aspect: float, title_lines: int, with_bar: bool
+) -> tuple[Figure, list[Axes], Axes | None]:
+    """Axes of equal size in rows, and a narrow one at their right for a colour bar."""
+    from matplotlib.figure import Figure
+
+    width = min(2.2, max(1.1, 11 / columns))
+    height = width * aspect
+    size = (width + 0.06) * columns + 0.7 * with_bar, (height + 0.06) * rows + 0.22 * title_lines
+    figure = Figure(figsize=size)
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
+    ratios = [1.0] * columns + [0.07] * with_bar
+    grid = figure.add_gridspec(rows, columns + with_bar, width_ratios=ratios)
+    axes = [figure.add_subplot(grid[i, j]) for i in range(rows) for j in range(columns)]
+    for axis in axes:
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    return figure, axes, figure.add_subplot(grid[:, columns]) if with_bar else None
+
+
+def qq_plot(samples: Mapping[str, Any], points: int = 300, title: str = "") -> Figure:
+    """Quantiles of samples against those of the standard normal distribution.
+
+    The grey band holds 95 % of the quantiles, each by itself, of as many independent normal draws
+    as the smallest sample has. Values that are not finite are left out.
+
+    Args:
+        samples: name to values, of any shape.
+        points: at most so many for each sample, dense in the tails.
+        title: above the plot.
+    """
+    figure, axis = _axes(5.2, 5.0, title)
+    values = {name: _finite(name, sample) for name, sample in samples.items()}
+    _qq_band(axis, min(len(sample) for sample in values.values()), points)
+    for i, (name, sample) in enumerate(values.items()):
+        x, ranks = _normal_quantiles(len(sample), points)
+        colour, marker = COLORS[i % len(COLORS)], _MARKERS[i % len(_MARKERS)]
+        axis.plot(x, sample[ranks - 1], marker, color=colour, label=name, ms=3.5, mew=0)
+    axis.axline((0, 0), slope=1, color="black", lw=1, zorder=3)
+    axis.set(xlabel="Quantile of N(0, 1)", ylabel="Quantile of the sample")
+    axis.set_box_aspect(1)
+    axis.legend(frameon=False, fontsize=9, loc="upper left")
+    return figure
+
+
+def _normal_quantiles(n: int, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Expected quantiles, evenly spaced, and the ranks in 1..n of the samples beside them."""
+    import numpy as np
+    from scipy.special import ndtr, ndtri
+
+    end = ndtri(1 - 0.5 / n)
+    ranks = np.unique(np.round(ndtr(np.linspace(-end, end, points)) * n + 0.5).astype(int))
+    ranks = ranks[(ranks >= 1) & (ranks <= n)]
+    return ndtri((ranks - 0.5) / n), ranks
+
+
+def _qq_band(axis: Axes, n: int, points: int) -> None:
+    from scipy.special import betaincinv, ndtri
+
+    x, ranks = _normal_quantiles(n, points)
+    low, high = (ndtri(betaincinv(ranks, n + 1 - ranks, p)) for p in (0.025, 0.975))
+    axis.fill_between(x, low, high, color="0.85", lw=0, label=f"95 % of N(0, 1), n = {n}")
+
+
+def histogram(
+    samples: Mapping[str, Any],
+    bins: int = 60,
+    x_label: str = "",
+    title: str = "",
+    with_normal: bool = False,
+) -> Figure:
+    """Densities of samples over common bins.
+
+    Args:
+        samples: name to values, of any shape; those that are not finite are left out.
+        bins: number of them.
+        x_label: what the values are.
+        title: above the plot.
+        with_normal: also draw the standard normal density.
+    """
+    import numpy as np
+
+    figure, axis = _axes(6.4, 4.0, title)
+    values = {name: _finite(name, sample) for name, sample in samples.items()}
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
+    for i, (name, sample) in enumerate(values.items()):
+        density = np.histogram(sample, edges, density=True)[0]
+        colour, dashes = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
+        axis.stairs(density, edges, fill=True, color=colour, alpha=0.15)
+        axis.stairs(density, edges, color=colour, ls=dashes, lw=1.6, label=name)
+    if with_normal:
+        x = np.linspace(edges[0], edges[-1], 400)
+        y = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+        axis.plot(x, y, color="black", lw=1, label="N(0, 1)")
+    axis.set(xlabel=x_label, ylabel="Density")
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def curves(
+    series: Mapping[str, Sequence[Any]],
+    x_label: str = "",
+    y_label: str = "",
+    title: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+) -> Figure:
+    """Lines, each with a band where one is given.
+
+    Args:
+        series: name to (x, y) or (x, y, band); the band reaches from y - band to y + band.
+        x_label: what x is.
+        y_label: what y is.
+        title: above the plot.
+        log_x: logarithmic x axis.
+        log_y: logarithmic y axis.
+    """
+    figure, axis = _axes(6.4, 4.2, title)
+    for i, (name, (x, y, *band)) in enumerate(series.items()):
+        x, y, *band = (to_numpy(values) for values in (x, y, *band))
+        colour, style = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
+        marker = _MARKERS[i % len(_MARKERS)] if len(x) <= 20 else ""
+        axis.plot(x, y, marker=marker, color=colour, ls=style, lw=1.6, ms=5, label=name)
+        if band:
+            axis.fill_between(x, y - band[0], y + band[0], color=colour, alpha=0.15, lw=0)
+    axis.set(xlabel=x_label, ylabel=y_label)
+    axis.set_xscale("log" if log_x else "linear")
+    axis.set_yscale("log" if log_y else "linear")
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.add_subplot()
+    axis.set_title(title, fontsize=11, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(color="0.9", lw=0.8)
+    axis.set_axisbelow(True)
+    return figure, axis
+
+
+def _finite(name: str, sample: Any) -> np.ndarray:
+    import numpy as np
+
+    values = to_numpy(sample).astype("float64").ravel()
+    values = np.sort(values[np.isfinite(values)])
+    if not len(values):
+        raise ValueError(f"the sample {name!r} has no finite value")
+    return values

@@ -1,0 +1,126 @@
+"""Back-propagation through a chain of bijections without storing its activations.
+
+Plain autograd keeps what every layer needs for its gradient, so memory grows with depth. A
+bijection's input can instead be recovered from its output, so `memory_flat` keeps only the output
+of the chain and, going backwards, rebuilds one layer at a time (RevNet: Gomez et al., 2017).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class ChainLayer(Protocol):
+    """A bijection in one direction, as the chain sees it.
+
+    `tensors` are the tensors (parameters or functions of them) that receive gradients; `forward`
+    must be a function of its input and of these alone.
+    """
+
+    tensors: tuple[Tensor, ...]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return (y, log|det dy/dx| (B,), or None where it does not depend on x)."""
+
+    def rebuild(self, y: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """Recover x from y and compute the layer anew on it with a graph.
+
+        Returns (leaves, y, log_det): `leaves` are channel-wise pieces of x that require gradients
+        and y and log_det are functions of them.
+        """
+
+
+def run_chain(layers: Sequence[ChainLayer], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply the layers in order with ordinary autograd; returns (y, log_det (B,))."""
+    log_det = x.new_zeros(len(x))
+    for layer in layers:
+        x, layer_log_det = layer.forward(x)
+        if layer_log_det is not None:
+            log_det = log_det + layer_log_det
+    return x, log_det
+
+
+def memory_flat(
+    layers: Sequence[ChainLayer], x: Tensor, segment: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Apply the layers in order, rebuilding activations by inversion in the backward pass.
+
+    `segment` keeps the exact state after every so many layers and restarts the inversion from
+    there: rounding errors of the rebuilt states then grow over one segment only. Gradients are
+    first-order only (a second derivative raises RuntimeError).
+    """
+    size = segment or max(len(layers), 1)
+    log_det = x.new_zeros(len(x))
+    for start in range(0, len(layers), size):
+        part = layers[start : start + size]
+        tensors = [tensor for layer in part for tensor in layer.tensors]
+        x, part_log_det = _RebuildByInversion.apply(part, x, *tensors)
+        log_det = log_det + part_log_det
+    return x, log_det
+
+
+class _RebuildByInversion(torch.autograd.Function):
+    """A chain of layers whose backward pass walks from the output to the input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layers: Sequence[ChainLayer], x: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        y, log_det = run_chain(layers, x)
+        ctx.layers = layers
+        ctx.autocast = _autocast_state(x.device.type)
+        ctx.save_for_backward(y)
+        return y, log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[2:])
+        grads: list[Tensor | None] = []
+        for layer in reversed(ctx.layers):
+            count = len(layer.tensors)
+            wanted, wanted_here = wanted[: len(wanted) - count], wanted[len(wanted) - count :]
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
+                leaves, output, log_det = layer.rebuild(y)
+            y, grad, layer_grads = _backward_through(
+                leaves, output, log_det, grad, grad_log_det, layer.tensors, wanted_here
+            )
+            grads = layer_grads + grads
+        return None, grad, *grads
+
+
+def _backward_through(
+    leaves: tuple[Tensor, ...],
+    output: Tensor,
+    log_det: Tensor | None,
+    grad: Tensor,
+    grad_log_det: Tensor,
+    tensors: tuple[Tensor, ...],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """One layer's (input, gradient of the input, gradients of `tensors`)."""
+    outputs, output_grads = [output], [grad]
+    if log_det is not None:
+        outputs.append(log_det)
+        output_grads.append(grad_log_det)
+    inputs = [*leaves, *(t for t, want in zip(tensors, wanted, strict=True) if want)]
+    found = torch.autograd.grad(outputs, inputs, output_grads, allow_unused=True)
+    rest = iter(found[len(leaves) :])
+    joined = [torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in (
+        [leaf.detach() for leaf in leaves], found[: len(leaves)]
+    )]
+    return *joined, [next(rest) if want else None for want in wanted]
+
+
+def _autocast_state(device_type: str) -> dict[str, Any]:
+    # Every weight is used once per pass; a cast cached under no_grad would have no graph.
+    return {
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
+        "cache_enabled": False,
+    }

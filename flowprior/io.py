@@ -1,0 +1,66 @@
+"""Files that hold the old content or the new one, whatever happens in between."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends well.
+
+    The temporary file keeps the suffix of ``path``, so writers that look at it (``np.savez``)
+    behave. When the block raises, the temporary file is removed and ``path`` is untouched.
+
+    Args:
+        path: the file to write; its folder exists. A symbolic link is followed.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the error names ``path``.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{secrets.token_hex(4)}-{target.name}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise
+        raise named_error(error, path) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def atomic_write(path: str | Path, data: bytes | str) -> None:
+    """Write ``data`` (text as UTF-8) to ``path``, all of it or nothing.
+
+    Raises:
+        OSError: as for `atomic_path`.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def named_error(error: OSError, path: str | Path) -> OSError:
+    """The same error, naming ``path``: a full disk does not say which file it was."""
+    reason = error.strerror or str(error)
+    return OSError(error.errno or errno.EIO, reason, str(path))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a file's creation or renaming in ``folder`` survive a power cut."""
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,218 @@
+"""Train a flow: python train.py --config glow_layers_demo."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+
+from callbacks import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    LatentTypicality,
+    SampleGrid,
+    StopOnNonFinite,
+    StopOnSignal,
+    TrainingProgress,
+    TrainingStopped,
+    WeightExport,
+)
+from datamodules import ImageDataModule
+from flowprior.command_line import (
+    ROOT,
+    UsageError,
+    config_name,
+    named_config_action,
+    one_line,
+    run_command,
+)
+from flowprior.io import atomic_write
+from lightning_modules import FlowModule
+
+CONFIGS = ROOT / "configs" / "train"
+# Options that may change between a run and its resumption.
+FREE_OPTIONS = {"data.init_args.num_workers", "data.init_args.pin_memory"}
+
+
+class TrainCLI(LightningCLI):
+    """Lightning's command line, with configs by bare name and a fixed set of callbacks."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make the parser, whose --config also takes the name of a file in configs/train/."""
+        parser = LightningArgumentParser(exit_on_error=False, **kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=named_config_action(CONFIGS),
+            help="name of a config in configs/train/, or the path of a YAML file",
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to neither model, data nor trainer."""
+        parser.add_argument(
+            "--output", type=Path | None, default=None, help="default: runs/<config name>"
+        )
+        parser.add_class_arguments(Checkpoints, "checkpoints", skip={"folder"})
+        parser.add_class_arguments(SampleGrid, "samples")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer with the logger and callbacks of every run."""
+        config, output = self.config_init, self.output
+        checkpoints = Checkpoints(output / "checkpoints", **config.checkpoints)
+        card = {"config": yaml.safe_load(self.parser.dump(self.config))}
+        own = [
+            TrainingProgress(),
+            SampleGrid(**config.samples),
+            LatentTypicality(),
+            WeightExport(output / "weights", card, checkpoints.monitor),
+            StopOnNonFinite(checkpoints),
+            StopOnSignal(checkpoints),
+            checkpoints,
+        ]
+        trainer = super().instantiate_trainer(
+            logger=TensorBoardLogger(output, "tensorboard", version=""),
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,
+            **kwargs,
+        )
+        # Averaged weights are swapped in during validation and must be swapped out last.
+        trainer.callbacks = sorted(
+            [*trainer.callbacks, *own], key=lambda callback: isinstance(callback, WeightAveraging)
+        )
+        return trainer
+
+    @property
+    def output(self) -> Path:
+        """The folder of the run."""
+        return self.config.output or ROOT / "runs" / (config_name(sys.argv[1:]) or "unnamed")
+
+
+def main() -> None:
+    """Parse, check, train or resume."""
+    _quieten()
+    StrategyRegistry.register(
+        "ddp",
+        DDPStrategy,
+        "DDP; buffers are equal on all processes already",
+        override=True,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    try:
+        cli = TrainCLI(
+            FlowModule,
+            ImageDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 10},
+            seed_everything_default=0,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(one_line(error)) from error
+    _check_shapes(cli)
+    fit(cli)
+
+
+def fit(cli: TrainCLI) -> None:
+    """Train from where the run's folder is, or from the start."""
+    output, trainer = cli.output, cli.trainer
+    if not trainer.fast_dev_run and trainer.is_global_zero:
+        _claim(output, cli)
+    last = output / "checkpoints" / "last.ckpt"
+    resumed = last.exists() and not trainer.fast_dev_run
+    if resumed:
+        step = _read_step(last)
+        trainer.logger._kwargs["purge_step"] = step  # curves after the checkpoint are drawn anew
+    trainer.fit(
+        cli.model,
+        datamodule=cli.datamodule,
+        ckpt_path=last if resumed else None,
+        weights_only=True if resumed else None,
+    )
+    if trainer.is_global_zero and not trainer.fast_dev_run:
+        finished = resumed and trainer.global_step == step
+        state = "was finished already" if finished else "finished"
+        print(f"{output.name} {state} at step {trainer.global_step}; weights: {output / 'weights'}")
+        if finished:
+            print(
+                "To train longer raise --trainer.max_epochs; to start anew remove the folder or "
+                "give another --output."
+            )
+
+
+def _check_shapes(cli: TrainCLI) -> None:
+    expected, given = cli.model.flow.image_shape, cli.datamodule.image_shape
+    if expected != given:
+        raise UsageError(
+            f"model.flow models images of shape {expected} but data gives {given}: set "
+            "model.flow.image_size, model.flow.in_channels and data.image_size to match"
+        )
+    if cli.model.flow.data_range != cli.datamodule.data_range:
+        raise UsageError(
+            f"model.flow.data_range is {cli.model.flow.data_range} but data.data_range is "
+            f"{cli.datamodule.data_range}: they must be equal"
+        )
+    processes = cli.trainer.world_size
+    if cli.datamodule.batch_size % processes:
+        raise UsageError(
+            f"data.batch_size={cli.datamodule.batch_size} is the global batch and must be "
+            f"divisible by the {processes} processes"
+        )
+
+
+def _claim(output: Path, cli: TrainCLI) -> None:
+    """Keep the run's config in its folder, and refuse to continue with another one."""
+    path, text = output / "config.yaml", cli.parser.dump(cli.config)
+    if path.exists():
+        before, now = (_flat(yaml.safe_load(t)) for t in (path.read_text(), text))
+        for name in sorted(before.keys() | now.keys()):
+            fixed = name.split(".")[0] in ("model", "data", "seed_everything")
+            if fixed and name not in FREE_OPTIONS and before.get(name) != now.get(name):
+                option = name.replace(".init_args.", ".")
+                raise UsageError(
+                    f"{output} was trained with {option}={before.get(name)}, this command says "
+                    f"{now.get(name)}: give another --output, or remove the folder to start anew"
+                )
+    output.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, text)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _read_step(path: Path) -> int:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    except Exception as error:
+        raise UsageError(
+            f"cannot resume from {path}: {one_line(error)}; remove it, or put best.ckpt of the "
+            "same folder in its place"
+        ) from error
+
+
+def _quieten() -> None:
+    """Hide notices of the libraries that a user can do nothing about."""
+    for message in (".*does not have many workers.*", ".*Checkpoint directory .* exists.*"):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, failures=(TrainingStopped,)))
