@@ -1,5 +1,6 @@
 """Train a flow: python train.py --config glow_layers_demo."""
 
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
@@ -59,39 +59,36 @@ class TrainCLI(LightningCLI):
         parser.add_argument(
             "--output", type=Path | None, default=None, help="default: runs/<config name>"
         )
-        parser.add_class_arguments(Checkpoints, "checkpoints", skip={"folder"})
-        parser.add_class_arguments(SampleGrid, "samples")
+        parser.add_class_arguments(Checkpoints, "checkpoints", skip={"folder"}, instantiate=False)
+        parser.add_class_arguments(SampleGrid, "samples", instantiate=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer with the logger and callbacks of every run."""
         config, output = self.config_init, self.output
         checkpoints = Checkpoints(output / "checkpoints", **config.checkpoints)
         card = {"config": yaml.safe_load(self.parser.dump(self.config))}
-        own = [
+        before = [
             TrainingProgress(),
             SampleGrid(**config.samples),
             LatentTypicality(),
             WeightExport(output / "weights", card, checkpoints.monitor),
-            StopOnNonFinite(checkpoints),
-            StopOnSignal(checkpoints),
-            checkpoints,
         ]
-        trainer = super().instantiate_trainer(
+        after = [StopOnNonFinite(checkpoints), StopOnSignal(checkpoints), checkpoints]
+        # The config's callbacks stand between: weight averaging swaps its weights out after they
+        # were sampled and exported, and takes its step before a checkpoint is written.
+        return super().instantiate_trainer(
             logger=TensorBoardLogger(output, "tensorboard", version=""),
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
+            enable_model_summary=False,
+            callbacks=[*before, *(config.trainer.callbacks or []), *after],
             **kwargs,
         )
-        # Averaged weights are swapped in during validation and must be swapped out last.
-        trainer.callbacks = sorted(
-            [*trainer.callbacks, *own], key=lambda callback: isinstance(callback, WeightAveraging)
-        )
-        return trainer
 
     @property
     def output(self) -> Path:
         """The folder of the run."""
-        return self.config.output or ROOT / "runs" / (config_name(sys.argv[1:]) or "unnamed")
+        return self.config.output or Path("runs") / (config_name(sys.argv[1:]) or "unnamed")
 
 
 def main() -> None:
@@ -133,6 +130,8 @@ def fit(cli: TrainCLI) -> None:
     if resumed:
         step = _read_step(last)
         trainer.logger._kwargs["purge_step"] = step  # curves after the checkpoint are drawn anew
+    if trainer.is_global_zero:
+        print(_summary(cli, f"resuming at step {step}" if resumed else "starting"), flush=True)
     trainer.fit(
         cli.model,
         datamodule=cli.datamodule,
@@ -148,6 +147,17 @@ def fit(cli: TrainCLI) -> None:
                 "To train longer raise --trainer.max_epochs; to start anew remove the folder or "
                 "give another --output."
             )
+
+
+def _summary(cli: TrainCLI, how: str) -> str:
+    parameters = sum(p.numel() for p in cli.model.flow.parameters())
+    shape = "x".join(map(str, cli.datamodule.image_shape))
+    return (
+        f"{cli.output.name}: {how}; {type(cli.model.flow).__name__} with {parameters / 1e6:.3g} M "
+        f"parameters, {shape} images of {type(cli.datamodule).__name__}, global batch "
+        f"{cli.datamodule.batch_size} on {cli.trainer.world_size} x "
+        f"{cli.trainer.strategy.root_device.type}; curves: tensorboard --logdir {cli.output}"
+    )
 
 
 def _check_shapes(cli: TrainCLI) -> None:
@@ -209,9 +219,11 @@ def _read_step(path: Path) -> int:
 
 def _quieten() -> None:
     """Hide notices of the libraries that a user can do nothing about."""
-    for message in (".*does not have many workers.*", ".*Checkpoint directory .* exists.*"):
+    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
         warnings.filterwarnings("ignore", message)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -62,19 +62,19 @@ class Checkpoints(Checkpoint):
         accumulating = trainer.fit_loop._should_accumulate()
         if accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return False
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)
         return True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after the epoch and its validation."""
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the best model so far."""
         score = _score(trainer, self.monitor)
         if not trainer.sanity_checking and score < self.best_score:
             self.best_score = score
-            trainer.save_checkpoint(self.best)
+            trainer.save_checkpoint(self.best, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must remember."""

@@ -49,14 +49,16 @@ class StopOnSignal(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop after an epoch."""
         if self._agreed(trainer):
-            trainer.save_checkpoint(self.checkpoints.last)
+            trainer.save_checkpoint(self.checkpoints.last, weights_only=False)
             raise self._interrupted(trainer)
 
     def _receive(self, number: int, _: Any) -> None:
         for known, previous in self._previous.items():
             signal.signal(known, previous)
         self.received = signal.Signals(number).name
-        rank_zero_info(f"\n{self.received}: finishing this step, then saving; again to stop at once")
+        rank_zero_info(
+            f"\n{self.received}: finishing this step, then saving; again to stop at once"
+        )
 
     def _agreed(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:

@@ -78,7 +78,12 @@ class LatentTypicality(Callback):
         self._latents = []
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: FlowModule, outputs: None, batch: torch.Tensor, *_: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: FlowModule,
+        outputs: None,
+        batch: torch.Tensor,
+        *_: int,
     ) -> None:
         """Encode the first images."""
         missing = self.images - sum(map(len, self._latents))

@@ -42,7 +42,11 @@ def named_config_action(folder: Path) -> type[ActionConfigFile]:
 
     class NamedConfig(ActionConfigFile):
         def __call__(
-            self, parser: ArgumentParser, namespace: Namespace, values: str, option: str | None = None
+            self,
+            parser: ArgumentParser,
+            namespace: Namespace,
+            values: str,
+            option: str | None = None,
         ) -> None:
             super().__call__(parser, namespace, str(find_config(values, folder)), option)
 

@@ -86,7 +86,9 @@ def _build(folder: Path, config: dict[str, Any]) -> Flow:
     name, arguments = config.get("flow"), config.get("arguments")
     if not isinstance(name, str) or name not in Flow.registry:
         known = ", ".join(sorted(Flow.registry))
-        raise WeightsError(f"{folder / 'config.json'}: unknown flow {name!r}, expected one of {known}")
+        raise WeightsError(
+            f"{folder / 'config.json'}: unknown flow {name!r}, expected one of {known}"
+        )
     try:
         inspect.signature(Flow.registry[name]).bind(**arguments)
         return Flow.registry[name](**arguments)

@@ -65,9 +65,7 @@ class Flow(nn.Module, ABC):
         The generator lives on the CPU, so a seed gives the same images on every device.
         """
         if n < 1 or temperature < 0:
-            raise ValueError(
-                f"sample needs n >= 1 and temperature >= 0, got {n} and {temperature}"
-            )
+            raise ValueError(f"sample needs n >= 1 and temperature >= 0, got {n} and {temperature}")
         like = next(self.parameters())
         z = torch.randn(n, *self.latent_shape, generator=generator, dtype=like.dtype)
         return self.decode(temperature * z.to(like.device))[0]

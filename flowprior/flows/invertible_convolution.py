@@ -106,9 +106,7 @@ class InvertibleConvolutions(nn.Module):
         permutation, bias = self.permutation.double(), self.bias.double()
         weight = permutation @ lower @ upper
         offset = (weight @ bias[..., None])[..., 0]
-        rows = torch.linalg.solve_triangular(
-            lower, permutation.mT, upper=False, unitriangular=True
-        )
+        rows = torch.linalg.solve_triangular(lower, permutation.mT, upper=False, unitriangular=True)
         inverse = torch.linalg.solve_triangular(upper, rows, upper=True)
         exact = FoldedWeights(weight, offset, inverse, -bias, log_scale.sum() + log_diagonal.sum())
         return FoldedWeights(*(tensor.to(self.bias.dtype) for tensor in exact))

@@ -110,9 +110,10 @@ def _backward_through(
     inputs = [*leaves, *(t for t, want in zip(tensors, wanted, strict=True) if want)]
     found = torch.autograd.grad(outputs, inputs, output_grads, allow_unused=True)
     rest = iter(found[len(leaves) :])
-    joined = [torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in (
-        [leaf.detach() for leaf in leaves], found[: len(leaves)]
-    )]
+    joined = [
+        torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        for parts in ([leaf.detach() for leaf in leaves], found[: len(leaves)])
+    ]
     return *joined, [next(rest) if want else None for want in wanted]
 
 
