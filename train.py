@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -24,6 +25,7 @@ from callbacks import (
     WeightExport,
 )
 from datamodules import ImageDataModule
+from datamodules.dequantize import ImageError
 from flowprior.command_line import (
     ROOT,
     UsageError,
@@ -128,7 +130,7 @@ def fit(cli: TrainCLI) -> None:
     last = output / "checkpoints" / "last.ckpt"
     resumed = last.exists() and not trainer.fast_dev_run
     if resumed:
-        step = _read_step(last)
+        step = _resumable_step(last, cli.model)
         trainer.logger._kwargs["purge_step"] = step  # curves after the checkpoint are drawn anew
     if trainer.is_global_zero:
         print(_summary(cli, f"resuming at step {step}" if resumed else "starting"), flush=True)
@@ -205,16 +207,23 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_step(path: Path) -> int:
-    import torch
-
+def _resumable_step(path: Path, model: FlowModule) -> int:
+    """The optimiser step of a checkpoint that fits the model."""
+    advice = "remove it, or put best.ckpt of the same folder in its place"
     try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"]
-    except Exception as error:
-        raise UsageError(
-            f"cannot resume from {path}: {one_line(error)}; remove it, or put best.ckpt of the "
-            "same folder in its place"
-        ) from error
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        step = checkpoint["global_step"]
+    except Exception as error:  # whatever a damaged file makes torch raise
+        raise UsageError(f"cannot resume from {path}: {one_line(error)}; {advice}") from error
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise UsageError(
+                f"{path} is of another architecture: {name} is {found.get(name)} there, "
+                f"{expected.get(name)} in this model; give another --output"
+            )
+    return step
 
 
 def _quieten() -> None:
@@ -227,4 +236,4 @@ def _quieten() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, failures=(TrainingStopped,)))
+    sys.exit(run_command(main, failures=(TrainingStopped, ImageError)))

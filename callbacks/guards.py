@@ -19,6 +19,8 @@ class TrainingStopped(Exception):
 class Interrupted(TrainingStopped):
     """SIGINT or SIGTERM; the run can be resumed."""
 
+    status = 130
+
 
 class StopOnSignal(Callback):
     """On Ctrl-C or SIGTERM, finish the step on all processes, save `last.ckpt` and stop.

@@ -15,6 +15,10 @@ Key = tuple[int, int]
 _MANTISSA_BITS = 24
 
 
+class ImageError(ValueError):
+    """An image that cannot be used; the message names the data set, the image and what is wrong."""
+
+
 class ImageSource(Protocol):
     """Images of one split: float32, (C, H, W), in [0, 1].
 
@@ -119,7 +123,7 @@ class DequantizedImages(Dataset):
         """Images (B, C, H, W), float32, in ``data_range``.
 
         Raises:
-            ValueError: an image is not floating point, or has a value that is not in [0, 1].
+            ImageError: an image is not floating point, or has a value that is not in [0, 1].
         """
         indices = [index for _, index in keys]
         images = self._fetch(indices)
@@ -138,14 +142,14 @@ class DequantizedImages(Dataset):
 
     def _check(self, images: Tensor, indices: list[int]) -> None:
         if not images.is_floating_point():
-            raise ValueError(f"dataset {self.name!r}: images must be float32, not {images.dtype}")
+            raise ImageError(f"dataset {self.name!r}: images must be float32, not {images.dtype}")
         low, high = images.aminmax()
         if low >= 0 and high <= 1:  # false for NaN too
             return
         for index, image in zip(indices, images, strict=True):
             low, high = image.aminmax()
             if not (low >= 0 and high <= 1):
-                raise ValueError(
+                raise ImageError(
                     f"dataset {self.name!r}, image {index}: values must be finite and in [0, 1], "
                     f"found {low:g} to {high:g}"
                 )

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.arrays import file_name
-from flowprior.figures import png_bytes
 from evaluation.layout import labels_text
 from evaluation.table import Table
 from evaluation.writers import to_csv, to_json, to_latex, to_markdown
+from flowprior.figures import png_bytes
 from flowprior.io import atomic_write
 
 if TYPE_CHECKING:

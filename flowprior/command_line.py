@@ -94,6 +94,8 @@ def one_line(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
+    if "Original Traceback" in text:  # of a loading process: its message is the last line
+        text = text.strip().splitlines()[-1].partition(": ")[2]
     return re.sub(r"\s+", " ", text).strip()
 
 

@@ -93,8 +93,9 @@ def _build(folder: Path, config: dict[str, Any]) -> Flow:
         inspect.signature(Flow.registry[name]).bind(**arguments)
         return Flow.registry[name](**arguments)
     except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise WeightsError(
-            f"{folder / 'config.json'}: wrong arguments for {name}: {error}"
+            f"{folder / 'config.json'}: wrong arguments for {name}: {reason}"
         ) from None
 
 

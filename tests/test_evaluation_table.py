@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from flowprior.figures import curves, histogram, image_grid, png_bytes, qq_plot, save_png
 from evaluation.layout import arrange
 from evaluation.outputs import Picture
 from evaluation.records import Record
@@ -23,6 +22,7 @@ from evaluation.writers import (
     to_latex,
     to_markdown,
 )
+from flowprior.figures import curves, histogram, image_grid, png_bytes, qq_plot, save_png
 
 PSNR = Metric("psnr", "PSNR", "dB", higher_is_better=True)
 ERROR = Metric("error", higher_is_better=False)

@@ -52,7 +52,7 @@ class Flow(nn.Module, ABC):
         r"""Map latents z (B, \*latent_shape) to (x, log|det dx/dz|)."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) = log N(z; 0, I) + log|det dz/dx| in nats, (B,), by the change of variables."""
+        """Log p(x) = log N(z; 0, I) + log|det dz/dx| in nats, (B,), by the change of variables."""
         z, log_det = self.encode(x)
         return standard_normal_log_prob(z) + log_det
 

@@ -1,4 +1,4 @@
-"""Coupling layers and the network inside them."""
+"""Coupling layers."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,25 +9,6 @@ from torch import Tensor, nn
 from flowprior.flows.numerics import bounded, sum_spatial
 
 CouplingKind = Literal["additive", "affine"]
-
-
-class CouplingNet(nn.Sequential):
-    """conv 3×3 → ReLU → conv 1×1 → ReLU → conv 3×3 with zero initial weights.
-
-    Maps (B, in_channels, H, W) to (B, out_channels, H, W). The zero start makes every coupling the
-    identity before training.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, hidden_channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, hidden_channels, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden_channels, hidden_channels, 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden_channels, out_channels, 3, padding=1),
-        )
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
 
 
 @dataclass(frozen=True)

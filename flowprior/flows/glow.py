@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowprior.flows.base import Flow
-from flowprior.flows.coupling import Coupling, CouplingKind, CouplingNet
+from flowprior.flows.coupling import Coupling, CouplingKind
+from flowprior.flows.coupling_net import CouplingNet
 from flowprior.flows.gaussian_prior import ChannelPrior, ConditionalPrior
 from flowprior.flows.invertible_convolution import InvertibleConvolutions
 from flowprior.flows.memory_flat import ChainLayer, memory_flat, run_chain

@@ -55,7 +55,7 @@ class PixelAffine:
 
 
 def pixel_affine(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
-    """weight (D, C) times the channels of x (B, C, H, W), plus offset (D,): (B, D, H, W)."""
+    """Weight (D, C) times the channels of x (B, C, H, W), plus offset (D,): (B, D, H, W)."""
     return F.conv2d(x, weight[:, :, None, None], offset)
 
 

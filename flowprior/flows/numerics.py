@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def bounded(raw: Tensor, limit: float) -> Tensor:
-    """limit · tanh(raw / limit): the identity near 0, never beyond ±limit."""
+    """Limit · tanh(raw / limit): the identity near 0, never beyond ±limit."""
     return limit * torch.tanh(raw / limit)
 
 

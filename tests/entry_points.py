@@ -1,0 +1,59 @@
+"""Run train.py and evaluate.py as a user does, on something tiny."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = """
+seed_everything: 0
+model:
+  flow:
+    class_path: flowprior.flows.Glow
+    init_args:
+      {in_channels: 1, image_size: 16, levels: 2, steps: 2, hidden_channels: 8, coupling: affine}
+  optimizer: {class_path: torch.optim.Adam, init_args: {lr: 1.0e-3}}
+data:
+  class_path: datamodules.LayerModels
+  init_args: {image_size: 16, num_train: 64, num_val: 9, num_test: 8, batch_size: 8}
+trainer: {accelerator: cpu, max_epochs: 3, log_every_n_steps: 1}
+checkpoints: {every_n_steps: 3}
+samples: {images: 2}
+"""
+
+
+def command(script: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / script), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def start(folder: Path, script: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(script, *arguments),
+        cwd=folder,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(folder: Path, script: str, *arguments: str) -> str:
+    process = start(folder, script, *arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def scalars(run: Path, name: str) -> dict[int, float]:
+    """Step to value of a curve, as TensorBoard shows it."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(name)}

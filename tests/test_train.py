@@ -1,0 +1,178 @@
+"""train.py, run as a user runs it: interrupted, killed, on two processes, with mistakes."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import flowprior
+import train
+from flowprior.command_line import run_command
+from tests.entry_points import TINY, finish, scalars, start
+
+CURVE = "train/bits_per_dim"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "tiny.yaml").write_text(TINY)
+    finish(folder, "train.py", "--config", "tiny.yaml")
+    return folder / "runs" / "tiny"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if name.startswith("flow.")}
+
+
+def assert_same(run: Path, other: Path, tolerance: float) -> None:
+    first, second = weights(run), weights(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(
+            first[name].double(), second[name].double(), rtol=tolerance, atol=tolerance
+        )
+
+
+def test_run_leaves_what_it_promises(reference: Path) -> None:
+    assert len(scalars(reference, CURVE)) == 24
+    names = ("val/nll", "val/bits_per_dim", "train/gradient_norm", "train/images_per_second")
+    for name in (*names, "train/step_seconds", "latent/kurtosis"):
+        assert scalars(reference, name)
+    flow = flowprior.load(reference / "weights")
+    assert flow.sample(2).shape == (2, 1, 16, 16)
+    assert (reference / "config.yaml").exists()
+
+
+def wait_for_step(run: Path, step: int, process) -> None:
+    """Wait until the run has a checkpoint at this step or later."""
+    path = run / "checkpoints" / "last.ckpt"
+    for _ in range(3000):
+        if path.exists() and torch.load(path, weights_only=True)["global_step"] >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint of step {step}")
+
+
+def test_killed_run_resumes_exactly(folder: Path, reference: Path) -> None:
+    run = folder / "runs" / "tiny"
+    for step in (3, 14):  # within an epoch, and after one
+        process = start(folder, "train.py", "--config", "tiny.yaml")
+        wait_for_step(run, step, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert "resuming at step" in finish(folder, "train.py", "--config", "tiny.yaml")
+    expected, found = scalars(reference, CURVE), scalars(run, CURVE)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert scalars(run, "val/nll") == pytest.approx(scalars(reference, "val/nll"), abs=1e-3)
+    assert_same(run, reference, 1e-6)
+    assert "finished already" in finish(folder, "train.py", "--config", "tiny.yaml")
+    assert scalars(run, CURVE) == found
+
+
+def test_ctrl_c_saves_and_resumes_exactly_with_averaging(folder: Path) -> None:
+    config = folder / "tiny.yaml"
+    config.write_text(
+        TINY.replace("trainer: {", "trainer: {callbacks: [{class_path: callbacks.EMA}], ")
+    )
+    finish(folder, "train.py", "--config", "tiny.yaml", "--output", "whole")
+    process = start(folder, "train.py", "--config", "tiny.yaml", "--output", "parts")
+    wait_for_step(folder / "parts", 3, process)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "stopped by SIGINT" in output
+    finish(folder, "train.py", "--config", "tiny.yaml", "--output", "parts")
+    assert_same(folder / "parts", folder / "whole", 1e-6)
+    exported = [load_file(folder / run / "weights/model.safetensors") for run in ("parts", "whole")]
+    for name in exported[0]:
+        torch.testing.assert_close(exported[0][name], exported[1][name])
+
+
+def test_two_processes_follow_the_same_trajectory(folder: Path, reference: Path) -> None:
+    output = finish(folder, "train.py", "--config", "tiny.yaml", "--trainer.devices", "2")
+    assert "on 2 x cpu" in output
+    run = folder / "runs" / "tiny"
+    assert scalars(run, "val/nll") == pytest.approx(scalars(reference, "val/nll"), rel=1e-4)
+    assert_same(run, reference, 1e-4)
+
+
+MISTAKES = {
+    "unknown config": (["--config", "tinny"], ["tinny", "glow_layers_demo"]),
+    "misspelt option": (["--config", "tiny.yaml", "--data.batchsize", "4"], ["batchsize"]),
+    "misspelt flow option": (["--config", "tiny.yaml", "--model.flow.hiden", "4"], ["hiden"]),
+    "wrong type": (["--config", "tiny.yaml", "--data.batch_size", "many"], ["batch_size", "many"]),
+    "odd size": (
+        ["--config", "tiny.yaml", "--model.flow.image_size", "18"],
+        ["image_size", "divisible", "18"],
+    ),
+    "sizes differ": (["--config", "tiny.yaml", "--data.image_size", "32"], ["(1, 32, 32)"]),
+    "bad value": (["--config", "tiny.yaml", "--data.n_bits", "40"], ["n_bits", "40"]),
+    "batch over processes": (
+        ["--config", "tiny.yaml", "--trainer.devices", "3"],
+        ["batch_size", "3 processes"],
+    ),
+    "batch too large": (["--config", "tiny.yaml", "--data.batch_size", "65"], ["batch_size", "64"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_clear_line(
+    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments, words = MISTAKES[mistake]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    assert run_command(train.main) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line]
+    assert len(lines) == 1, lines
+    assert len(lines[0]) < 500
+    assert all(word in lines[0] for word in words)
+    assert not (folder / "runs").exists()
+
+
+def test_other_architecture_does_not_overwrite(
+    folder: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before = (reference / "checkpoints" / "last.ckpt").read_bytes()
+    arguments = ["--config", "tiny.yaml", "--output", str(reference), "--model.flow.steps", "3"]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    assert run_command(train.main) == 2
+    assert "model.flow.steps=2" in capsys.readouterr().err
+    assert (reference / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_divergence_stops_with_the_last_good_checkpoint(folder: Path) -> None:
+    process = start(folder, "train.py", "--config", "tiny.yaml", "--model.optimizer.lr", "1e20")
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, output
+    assert "gradient norm became" in output
+    assert "Traceback" not in output
+    assert not list(folder.glob("runs/tiny/checkpoints/*.ckpt"))
+
+
+def test_truncated_checkpoint_is_reported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    checkpoints = folder / "runs" / "tiny" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", "tiny.yaml"])
+    assert run_command(train.main) == 2
+    assert "last.ckpt" in capsys.readouterr().err

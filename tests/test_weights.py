@@ -1,0 +1,227 @@
+import hashlib
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+import flowprior
+from flowprior.flows import Glow
+from flowprior.weights import WeightsError, read_config
+from tests.conftest import make_perturbed_glow
+
+OPTIONS = {"levels": 2, "steps": 2, "coupling": "affine", "data_range": (-1.0, 1.0)}
+
+
+@pytest.fixture
+def exported(tmp_path):
+    flow = make_perturbed_glow(1, (8, 4), dtype=torch.float32, **OPTIONS)
+    folder = flowprior.save(flow, tmp_path / "prior" / "glow", card={"dataset": "layers"})
+    return flow, folder
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def error_of(folder):
+    with pytest.raises(WeightsError) as caught:
+        flowprior.load(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(folder) in message
+    assert caught.value.__cause__ is None
+    return message
+
+
+def test_round_trip_is_bitwise(exported):
+    flow, folder = exported
+    loaded = flowprior.load(folder)
+    assert type(loaded) is Glow
+    assert loaded.arguments == flow.arguments
+    assert loaded.data_range == (-1.0, 1.0)
+    expected, found = flow.state_dict(), loaded.state_dict()
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name], value), name
+    x = torch.rand(2, 1, 8, 4) - 0.5
+    for one, other in zip(flow.encode(x), loaded.encode(x), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_loaded_flow_is_frozen_and_in_evaluation_mode(exported):
+    loaded = flowprior.load(exported[1])
+    assert not any(module.training for module in loaded.modules())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_training_mode_flow_is_saved_with_its_initialisation(tmp_path):
+    flow = Glow(1, 8, levels=2, steps=2, hidden_channels=4).train()
+    flow.encode(torch.rand(4, 1, 8, 8) - 0.5)
+    loaded = flowprior.load(flowprior.save(flow, tmp_path))
+    before = {name: value.clone() for name, value in loaded.state_dict().items()}
+    loaded.train().encode(torch.rand(4, 1, 8, 8))
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_config_says_how_to_rebuild(exported):
+    _, folder = exported
+    config = json.loads((folder / "config.json").read_text())
+    assert config == read_config(folder)
+    assert config["format"] == "flowprior-weights-1"
+    assert config["flow"] == "Glow"
+    assert config["card"] == {"dataset": "layers"}
+    assert config["arguments"] == {
+        "in_channels": 1,
+        "image_size": [8, 4],
+        "levels": 2,
+        "steps": 2,
+        "hidden_channels": 6,
+        "coupling": "affine",
+        "memory_efficient": True,
+        "data_range": [-1.0, 1.0],
+    }
+    data = (folder / "model.safetensors").read_bytes()
+    assert config["sha256"] == hashlib.sha256(data).hexdigest()
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_saving_again_replaces_both_files(exported):
+    flow, folder = exported
+    with torch.no_grad():
+        flow.priors[-1].mean.add_(1)
+    flowprior.save(flow, folder)
+    assert torch.equal(flowprior.load(folder).priors[-1].mean, flow.priors[-1].mean)
+    assert len(list(folder.iterdir())) == 2
+
+
+class TestErrors:
+    def test_missing_folder(self, tmp_path):
+        assert "No such file" in error_of(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_missing_file(self, exported, name):
+        (exported[1] / name).unlink()
+        message = error_of(exported[1])
+        assert name in message
+        assert "No such file" in message
+
+    @pytest.mark.parametrize("kept", [0, 5, 100, -1])
+    def test_truncated_tensors(self, exported, kept):
+        path = exported[1] / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:kept])
+        assert "truncated, altered" in error_of(exported[1])
+
+    @pytest.mark.parametrize("kept", [0, 5, 100, -1])
+    def test_truncated_tensors_with_their_own_hash(self, exported, kept):
+        path = exported[1] / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:kept])
+        edit_config(exported[1], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        assert "does not fit" in error_of(exported[1])
+
+    @pytest.mark.parametrize("where", [0.0, 0.5, 0.999])
+    def test_one_flipped_bit(self, exported, where):
+        path = exported[1] / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[int(where * len(data))] ^= 1
+        path.write_bytes(data)
+        assert "SHA-256 differs" in error_of(exported[1])
+
+    @pytest.mark.parametrize("change", [{"steps": 3}, {"hidden_channels": 7}, {"levels": 1}])
+    def test_config_of_another_architecture(self, exported, change):
+        flow, folder = exported
+        edit_config(folder, arguments={**flow.arguments, **change})
+        message = error_of(folder)
+        assert "model.safetensors does not fit" in message
+
+    def test_unknown_flow(self, exported):
+        edit_config(exported[1], flow="os.system")
+        message = error_of(exported[1])
+        assert "unknown flow 'os.system', expected one of" in message
+        assert "Glow" in message
+
+    @pytest.mark.parametrize("flow", [None, ["Glow"], {"Glow": 1}])
+    def test_flow_that_is_no_name(self, exported, flow):
+        edit_config(exported[1], flow=flow)
+        assert "unknown flow" in error_of(exported[1])
+
+    def test_unknown_argument(self, exported):
+        flow, folder = exported
+        edit_config(folder, arguments={**flow.arguments, "depth": 3})
+        message = error_of(folder)
+        assert "wrong arguments for Glow" in message
+        assert "depth" in message
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"levels": 0}, "levels must be at least 1"),
+            ({"levels": "two"}, "wrong arguments"),
+            ({"steps": 2.5}, "wrong arguments"),
+            ({"image_size": [8, 4, 4]}, "wrong arguments"),
+            ({"image_size": [8, 6]}, "image_size must be divisible"),
+            ({"coupling": "cubic"}, "coupling must be"),
+            ({"data_range": [1]}, "wrong arguments"),
+        ],
+    )
+    def test_bad_value_of_an_argument(self, exported, change, named):
+        flow, folder = exported
+        edit_config(folder, arguments={**flow.arguments, **change})
+        assert named in error_of(folder)
+
+    @pytest.mark.parametrize("arguments", [None, [1, 16], "levels"])
+    def test_arguments_that_are_no_object(self, exported, arguments):
+        edit_config(exported[1], arguments=arguments)
+        assert "wrong arguments" in error_of(exported[1])
+
+    @pytest.mark.parametrize("content", [b"", b"{", b'{"format": ', b"\xff\xfe\x00"])
+    def test_config_that_is_not_json(self, exported, content):
+        (exported[1] / "config.json").write_bytes(content)
+        assert "config.json is not valid JSON" in error_of(exported[1])
+
+    @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": "flowprior-weights-99"}'])
+    def test_config_of_another_format(self, exported, content):
+        (exported[1] / "config.json").write_text(content)
+        assert '"format": "flowprior-weights-1"' in error_of(exported[1])
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_folder_instead_of_a_file(self, exported, name):
+        path = exported[1] / name
+        path.unlink()
+        path.mkdir()
+        assert name in error_of(exported[1])
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("with_torch", [True, False])
+def test_a_pickle_is_not_executed(exported, tmp_path, with_torch):
+    _, folder = exported
+    path, trace = folder / "model.safetensors", tmp_path / "executed"
+    if with_torch:
+        torch.save({"weight": Bomb(trace)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(trace)))
+    edit_config(folder, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert "does not fit" in error_of(folder)
+    assert not trace.exists()
+    if not with_torch:  # The pickle would have worked.
+        pickle.loads(path.read_bytes())
+        assert trace.exists()
+
+
+def test_a_failed_save_leaves_the_old_weights(exported):
+    flow, folder = exported
+    with pytest.raises((TypeError, ValueError)):
+        flowprior.save(flow, folder, card={"loss": float("nan")})
+    flowprior.load(folder)
