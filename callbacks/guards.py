@@ -58,9 +58,7 @@ class StopOnSignal(Callback):
         for known, previous in self._previous.items():
             signal.signal(known, previous)
         self.received = signal.Signals(number).name
-        rank_zero_info(
-            f"\n{self.received}: finishing this step, then saving; again to stop at once"
-        )
+        rank_zero_info(f"\n{self.received}: finishing the step, then saving; again to stop at once")
 
     def _agreed(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:
@@ -71,7 +69,7 @@ class StopOnSignal(Callback):
     def _interrupted(self, trainer: pl.Trainer) -> Interrupted:
         return Interrupted(
             f"stopped by {self.received or 'a signal to another process'} after step "
-            f"{trainer.global_step}; {self.checkpoints.last} is saved and the same command continues"
+            f"{trainer.global_step}; saved in {self.checkpoints.last}, the same command continues"
         )
 
 

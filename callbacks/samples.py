@@ -20,7 +20,7 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
 
 
 class SampleGrid(Callback):
-    """After each validation, a grid of samples at each temperature, from the same latents each time.
+    """After each validation, a grid of samples at each temperature, always of the same latents.
 
     With weight averaging the averaged weights are sampled; this callback must come before it.
 

@@ -78,9 +78,10 @@ class Flow(nn.Module, ABC):
     def check_shape(self, tensor: Tensor, expected: tuple[int, ...], name: str) -> None:
         """Raise ValueError unless `tensor` is a floating-point batch of shape (B, *expected)."""
         if tuple(tensor.shape[1:]) != expected or tensor.ndim != len(expected) + 1:
+            wanted = ", ".join(map(str, expected))
             raise ValueError(
-                f"{type(self).__name__}: {name} must have shape (B, {', '.join(map(str, expected))})"
-                f", got {tuple(tensor.shape)}"
+                f"{type(self).__name__}: {name} must have shape (B, {wanted}), "
+                f"got {tuple(tensor.shape)}"
             )
         if not tensor.is_floating_point():
             raise ValueError(

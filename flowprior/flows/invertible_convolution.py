@@ -88,12 +88,16 @@ class InvertibleConvolutions(nn.Module):
 
     def fold(self) -> FoldedWeights:
         """All matrices of the stack; kept for the next call while the weights are frozen."""
-        if torch.compiler.is_compiling() or any(p.requires_grad for p in self.parameters()):
+        if torch.compiler.is_compiling() or any(
+            p.requires_grad or p.is_inference() for p in self.parameters()
+        ):
             return self._fold()
         # load_state_dict and in-place edits raise `_version`; moving to a device moves `data_ptr`.
         key = tuple((p._version, p.data_ptr(), p.dtype) for p in self.parameters())
         if self._cache is None or self._cache[0] != key:
-            self._cache = (key, self._fold())
+            # Tensors made in inference mode could not be used in a later gradient.
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache = (key, self._fold())
         return self._cache[1]
 
     def _fold(self) -> FoldedWeights:
