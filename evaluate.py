@@ -20,7 +20,7 @@ CONFIGS = ROOT / "configs" / "evaluate"
 
 def main() -> None:
     """Parse, evaluate what has no record yet, write table, figures and report."""
-    parser = ArgumentParser(exit_on_error=False, description=__doc__)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=__doc__)
     parser.add_argument(
         "-c",
         "--config",

@@ -12,6 +12,7 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks import (
     AtomicCheckpointIO,
@@ -25,6 +26,7 @@ from callbacks import (
     WeightExport,
 )
 from datamodules import ImageDataModule
+from datamodules.base import GlobalBatchSampler
 from datamodules.dequantize import ImageError
 from flowprior.command_line import (
     ROOT,
@@ -47,7 +49,7 @@ class TrainCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser, whose --config also takes the name of a file in configs/train/."""
-        parser = LightningArgumentParser(exit_on_error=False, **kwargs)
+        parser = LightningArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
         parser.add_argument(
             "-c",
             "--config",
@@ -116,9 +118,9 @@ def main() -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, MisconfigurationException) as error:
         raise UsageError(one_line(error)) from error
-    _check_shapes(cli)
+    _check(cli)
     fit(cli)
 
 
@@ -162,7 +164,8 @@ def _summary(cli: TrainCLI, how: str) -> str:
     )
 
 
-def _check_shapes(cli: TrainCLI) -> None:
+def _check(cli: TrainCLI) -> None:
+    """Find mistakes before anything is written."""
     expected, given = cli.model.flow.image_shape, cli.datamodule.image_shape
     if expected != given:
         raise UsageError(
@@ -174,12 +177,12 @@ def _check_shapes(cli: TrainCLI) -> None:
             f"model.flow.data_range is {cli.model.flow.data_range} but data.data_range is "
             f"{cli.datamodule.data_range}: they must be equal"
         )
-    processes = cli.trainer.world_size
-    if cli.datamodule.batch_size % processes:
-        raise UsageError(
-            f"data.batch_size={cli.datamodule.batch_size} is the global batch and must be "
-            f"divisible by the {processes} processes"
-        )
+    try:
+        images = len(cli.datamodule.images("train"))
+        GlobalBatchSampler(images, cli.datamodule.batch_size, world_size=cli.trainer.world_size)
+        cli.model.configure_optimizers()
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
 
 
 def _claim(output: Path, cli: TrainCLI) -> None:

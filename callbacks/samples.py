@@ -38,6 +38,10 @@ class SampleGrid(Callback):
         columns: int = 8,
         seed: int = 0,
     ) -> None:
+        if images < 1 or columns < 1:
+            raise ValueError(f"samples.images and columns must be at least 1: {images}, {columns}")
+        if any(temperature < 0 for temperature in temperatures):
+            raise ValueError(f"samples.temperatures must not be negative, got {temperatures}")
         self.temperatures = temperatures
         self.images = images
         self.columns = columns

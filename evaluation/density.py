@@ -74,9 +74,7 @@ class DensityEvaluation(Evaluation):
         self.batch_size = batch_size
         self.temperatures = temperatures
         self.repeats = repeats
-        self.device = (
-            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        )
+        self.device = _checked_device(device)
         if not (weights / "model.safetensors").is_file():
             raise WeightsError(
                 f"weights: there is no exported flow in {weights}; train one first, "
@@ -208,6 +206,17 @@ def _patch_correlation(z: Tensor, count: int) -> list[dict[str, float]]:
 
 def _samples_name(temperature: float) -> str:
     return f"samples-{str(temperature).replace('.', '_')}"
+
+
+def _checked_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device={device}: expected "auto", "cpu" or "cuda": {reason}') from None
+    return device
 
 
 def _wait(device: str) -> None:

@@ -8,7 +8,6 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
@@ -90,18 +89,22 @@ def _report(error: Exception, status: int) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error as one line; of jsonargparse's nested ones, the innermost."""
+    """The message of an error as one line; of jsonargparse's nested ones, what matters in it."""
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     if "Original Traceback" in text:  # of a loading process: its message is the last line
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    return re.sub(r"\s+", " ", text).strip()
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    told = " ".join(line for line in lines if not _NOISE.match(line))
+    told = re.sub(r"\.? (Given|Got) value: ", ", got ", told)
+    told = re.sub(r"<class '([\w.]*\.)?(\w+)'>", r"\2", told)
+    told = re.sub(r"""Parser key ["']([\w.]+)["']:""", r"\1:", told)
+    return re.sub(r"\s+", " ", told).strip()
 
 
-def as_usage_error(build: Callable[[], Any], *kinds: type[Exception]) -> Any:
-    """Call `build`; errors of these kinds are the user's mistakes, since they come from options."""
-    try:
-        return build()
-    except kinds as error:
-        raise UsageError(one_line(error)) from error
+# Lines of jsonargparse's account of the types it tried, around the one that says what was wrong.
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes: |Errors:|Given value type|Given value: \w+\("
+    r"|Problem with given class_path|Expected a <class 'NoneType'>$"
+)

@@ -44,11 +44,12 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
     return folder
 
 
+@torch.inference_mode(False)  # tensors made in that mode could not be used in a gradient later
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Flow:
     """Rebuild a flow from exported weights, in evaluation mode with its parameters frozen.
 
     Nothing in the folder is executed: the architecture is looked up by name among this library's
-    flows, and the tensors are read by safetensors.
+    flows, and the tensors are read by safetensors. They keep the precision they were saved in.
 
     Raises:
         WeightsError: if a file is missing, truncated or altered, or the two do not belong together.
@@ -63,7 +64,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Flow:
             "(SHA-256 differs): it is truncated, altered or from another export"
         )
     try:
-        flow.load_state_dict(load_tensors(data))
+        flow.load_state_dict(load_tensors(data), assign=True)
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{folder / 'model.safetensors'} does not fit: {reason}") from None
@@ -75,7 +76,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     try:
         config = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise WeightsError(f'{path} must be a JSON object with "format": "{FORMAT}"')
@@ -91,8 +92,10 @@ def _build(folder: Path, config: dict[str, Any]) -> Flow:
         )
     try:
         inspect.signature(Flow.registry[name]).bind(**arguments)
-        return Flow.registry[name](**arguments)
-    except (TypeError, ValueError) as error:
+        # Without storage: no random numbers are drawn, and wrong sizes cost no memory.
+        with torch.device("meta"):
+            return Flow.registry[name](**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(
             f"{folder / 'config.json'}: wrong arguments for {name}: {reason}"

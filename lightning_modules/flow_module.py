@@ -51,8 +51,8 @@ class FlowModule(pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Mean bits per dimension of the batch."""
         nll, bits = self._losses(batch)
-        self.log("train/nll", nll.detach().mean())
-        self.log("train/bits_per_dim", bits.detach().mean(), prog_bar=True)
+        self.log("train/nll", nll.detach().mean(), sync_dist=True)
+        self.log("train/bits_per_dim", bits.detach().mean(), sync_dist=True)
         return bits.mean()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:

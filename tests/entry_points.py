@@ -1,10 +1,13 @@
 """Run train.py and evaluate.py as a user does, on something tiny."""
 
+import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +27,18 @@ trainer: {accelerator: cpu, max_epochs: 3, log_every_n_steps: 1}
 checkpoints: {every_n_steps: 3}
 samples: {images: 2}
 """
+
+
+class ParameterDigest(Callback):
+    """Notes a digest of the parameters after each step, one file per process."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        digest = hashlib.sha256()
+        for parameter in pl_module.parameters():
+            digest.update(parameter.detach().numpy().tobytes())
+        path = Path(trainer.logger.save_dir) / f"digests-{trainer.global_rank}"
+        with path.open("a") as file:
+            file.write(f"{digest.hexdigest()}\n")
 
 
 def command(script: str, *arguments: str) -> list[str]:

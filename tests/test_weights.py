@@ -225,3 +225,41 @@ def test_a_failed_save_leaves_the_old_weights(exported):
     with pytest.raises((TypeError, ValueError)):
         flowprior.save(flow, folder, card={"loss": float("nan")})
     flowprior.load(folder)
+
+
+def test_double_precision_is_kept_and_no_random_number_is_drawn(tmp_path):
+    flow = make_perturbed_glow(1, (8, 4), dtype=torch.float64, **OPTIONS)
+    flowprior.save(flow, tmp_path)
+    before = torch.get_rng_state()
+    loaded = flowprior.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    x = torch.rand(2, 1, 8, 4, dtype=torch.float64) - 0.5
+    for one, other in zip(flow.encode(x), loaded.encode(x), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_absurd_sizes_cost_nothing_and_are_reported(exported):
+    folder = exported[1]
+    arguments = read_config(folder)["arguments"]
+    edit_config(folder, arguments={**arguments, "hidden_channels": 10**9})
+    assert "does not fit" in error_of(folder)
+    edit_config(folder, arguments={**arguments, "hidden_channels": 10**40})
+    assert "hidden_channels" in error_of(folder) or "wrong arguments" in error_of(folder)
+
+
+def test_deeply_nested_json_is_reported(exported):
+    (exported[1] / "config.json").write_text("[" * 100_000)
+    assert "not valid JSON" in error_of(exported[1])
+
+
+def test_flow_loaded_and_used_in_inference_mode_still_gives_gradients(exported):
+    x = torch.rand(2, 1, 8, 4) - 0.5
+    for load_inside in (True, False):
+        loaded = None if load_inside else flowprior.load(exported[1])
+        with torch.inference_mode():
+            loaded = loaded or flowprior.load(exported[1])
+            expected = loaded.log_prob(x)
+        z = loaded.encode(x)[0].detach().requires_grad_()
+        loaded.decode(z)[0].sum().backward()
+        assert z.grad.abs().sum() > 0
+        torch.testing.assert_close(loaded.log_prob(x), expected)
