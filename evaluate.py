@@ -18,8 +18,8 @@ from flowprior.command_line import (
 CONFIGS = ROOT / "configs" / "evaluate"
 
 
-def main() -> None:
-    """Parse, evaluate what has no record yet, write table, figures and report."""
+def make_parser() -> ArgumentParser:
+    """The command line."""
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=__doc__)
     parser.add_argument(
         "-c",
@@ -29,6 +29,12 @@ def main() -> None:
     )
     parser.add_subclass_arguments(Evaluation, "evaluation", required=True)
     parser.add_argument("--output", type=Path | None, default=None, help="default: runs/<config>")
+    return parser
+
+
+def main() -> None:
+    """Parse, evaluate what has no record yet, write table, figures and report."""
+    parser = make_parser()
     config = parser.parse_args()
     output = config.output or Path("runs") / (config_name(sys.argv[1:]) or "unnamed")
     settings = parser.dump(config)

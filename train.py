@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from flowprior.command_line import (
     one_line,
     run_command,
 )
-from flowprior.io import atomic_write
+from flowprior.io import atomic_write, named_error
 from lightning_modules import FlowModule
 
 CONFIGS = ROOT / "configs" / "train"
@@ -106,6 +107,15 @@ def main() -> None:
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
+    fit(build())
+
+
+def build() -> TrainCLI:
+    """Parse the command line; build and check model, data and trainer, writing nothing.
+
+    Raises:
+        UsageError: for options that are wrong or do not fit together.
+    """
     try:
         cli = TrainCLI(
             FlowModule,
@@ -121,7 +131,7 @@ def main() -> None:
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UsageError(one_line(error)) from error
     _check(cli)
-    fit(cli)
+    return cli
 
 
 def fit(cli: TrainCLI) -> None:
@@ -136,12 +146,15 @@ def fit(cli: TrainCLI) -> None:
         trainer.logger._kwargs["purge_step"] = step  # curves after the checkpoint are drawn anew
     if trainer.is_global_zero:
         print(_summary(cli, f"resuming at step {step}" if resumed else "starting"), flush=True)
-    trainer.fit(
-        cli.model,
-        datamodule=cli.datamodule,
-        ckpt_path=last if resumed else None,
-        weights_only=True if resumed else None,
-    )
+    try:
+        trainer.fit(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=last if resumed else None,
+            weights_only=True if resumed else None,
+        )
+    except OSError as error:  # TensorBoard's writer does not say what it could not write
+        raise named_error(error, output) if error.errno and not error.filename else error from None
     if trainer.is_global_zero and not trainer.fast_dev_run:
         finished = resumed and trainer.global_step == step
         state = "was finished already" if finished else "finished"
@@ -234,6 +247,10 @@ def _quieten() -> None:
     for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # TensorBoard's writing thread fails on a full disk; the main thread raises the same error.
+    threading.excepthook = lambda args: (
+        None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
+    )
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

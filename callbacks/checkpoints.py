@@ -1,5 +1,6 @@
 """Checkpoints that a kill, a full disk or a NaN cannot spoil, and weight export."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_path(path) as temporary:
                 torch.save(checkpoint, temporary)
         except RuntimeError as error:  # torch's zip writer reports a failed write this way
-            raise OSError(f"cannot write {path}: {' '.join(str(error).split())}") from error
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise OSError(f"cannot write {path}: {error} ({free:.1f} MiB free there)") from error
 
 
 class Checkpoints(Checkpoint):

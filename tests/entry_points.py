@@ -49,7 +49,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def start(folder: Path, script: str, *arguments: str) -> subprocess.Popen:
+def start(folder: Path, script: str, *arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen(
         command(script, *arguments),
         cwd=folder,
@@ -57,6 +57,7 @@ def start(folder: Path, script: str, *arguments: str) -> subprocess.Popen:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        **options,
     )
 
 

@@ -1,5 +1,7 @@
 """train.py, run as a user runs it: interrupted, killed, on two processes, with mistakes."""
 
+import resource
+import shutil
 import signal
 import sys
 import time
@@ -12,8 +14,9 @@ from safetensors.torch import load_file
 import flowprior
 import train
 from flowprior.command_line import run_command
-from tests.entry_points import TINY, finish, scalars, start
+from tests.entry_points import ROOT, TINY, finish, scalars, start
 
+CONFIGS = ROOT / "configs" / "train"
 CURVE = "train/bits_per_dim"
 
 
@@ -190,3 +193,33 @@ def test_truncated_checkpoint_is_reported(
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", "tiny.yaml"])
     assert run_command(train.main) == 2
     assert "last.ckpt" in capsys.readouterr().err
+
+
+def test_full_disk_keeps_the_last_checkpoint(folder: Path, reference: Path) -> None:
+    run = folder / "runs" / "tiny"
+    shutil.copytree(reference, run)
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    # A limit on the size of files fails as a full disk does: in the middle of a write.
+    process = start(
+        *(folder, "train.py", "--config", "tiny.yaml", "--trainer.max_epochs", "5"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, output
+    (line,) = [line for line in output.splitlines() if "error" in line]
+    assert "runs/tiny" in line
+    assert "Traceback" not in output
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    finish(folder, "train.py", "--config", "tiny.yaml", "--trainer.max_epochs", "5")
+    assert len(scalars(run, CURVE)) == 40
+
+
+@pytest.mark.parametrize("name", [file.stem for file in CONFIGS.glob("*.yaml")])
+def test_every_config_can_be_built(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", name, "--trainer.devices", "1"])
+    cli = train.build()
+    assert cli.output == Path("runs") / name
+    assert not list(tmp_path.iterdir())

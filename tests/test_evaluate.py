@@ -1,0 +1,131 @@
+"""evaluate.py, run as a user runs it: interrupted, killed, repeated, with mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import flowprior
+from flowprior.command_line import run_command
+from tests.conftest import make_perturbed_glow
+from tests.entry_points import ROOT, finish, start
+
+CONFIG = """
+evaluation:
+  class_path: evaluation.density.DensityEvaluation
+  init_args:
+    weights: weights
+    data:
+      class_path: datamodules.LayerModels
+      init_args: {image_size: 16, num_train: 64, num_val: 9, num_test: 300}
+    batch_size: 1
+"""
+TIMES = ("encoding_rate", "sampling_rate", "seconds")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    flow = make_perturbed_glow(1, 16, dtype=torch.float32, levels=2, steps=2, coupling="affine")
+    flowprior.save(flow, tmp_path / "weights")
+    (tmp_path / "density.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def metrics(folder: Path, name: str) -> dict[str, dict]:
+    (row,) = json.loads((folder / name / "table.json").read_text())["rows"]
+    return {name: value for name, value in row["metrics"].items() if name not in TIMES}
+
+
+def wait_for_records(folder: Path, name: str, process: subprocess.Popen) -> None:
+    """Wait until the process has added some records to those that are there."""
+    path = folder / name / "records.jsonl"
+    before = len(path.read_text().splitlines()) if path.exists() else 0
+    for _ in range(6000):
+        if path.exists() and len(path.read_text().splitlines()) > before + 5:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    raise AssertionError("no records")
+
+
+def test_killed_and_interrupted_evaluation_gives_the_same_table(folder: Path) -> None:
+    whole = finish(folder, "evaluate.py", "--config", "density.yaml", "--output", "whole")
+    assert str(folder / "whole" / "report.html") in whole
+    expected = metrics(folder, "whole")
+    assert expected["bits_per_dim"].keys() == {"mean", "std", "n", "paper"}
+    assert expected["bits_per_dim"]["n"] == 300
+    for suffix in ("csv", "md", "tex", "json"):
+        assert (folder / "whole" / f"table.{suffix}").stat().st_size
+    assert len(list((folder / "whole" / "figures").glob("*.png"))) == 5
+
+    arguments = ("evaluate.py", "--config", "density.yaml", "--output", "parts")
+    process = start(folder, *arguments)
+    wait_for_records(folder, "parts", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process = start(folder, *arguments)
+    wait_for_records(folder, "parts", process)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode in (0, 130), output  # 0 if it was done by then
+    assert "Traceback" not in output
+    finish(folder, *arguments)
+    assert metrics(folder, "parts") == expected
+    before = (folder / "parts" / "table.json").read_bytes()
+    assert "Already finished" in finish(folder, *arguments)
+    assert (folder / "parts" / "table.json").read_bytes() == before
+
+
+MISTAKES = {
+    "unknown config": (["--config", "densty"], ["densty", "density_layers_demo"]),
+    "missing weights": (["--evaluation.weights", "nowhere"], ["nowhere"]),
+    "misspelt option": (["--evaluation.batchsize", "4"], ["batchsize"]),
+    "wrong type": (["--evaluation.batch_size", "many"], ["batch_size", "many"]),
+    "sizes differ": (["--evaluation.data.image_size", "32"], ["(1, 16, 16)", "(1, 32, 32)"]),
+    "unknown device": (["--evaluation.device", "tpu"], ["device", "tpu"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_clear_line(
+    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments, words = MISTAKES[mistake]
+    config = [] if "--config" in arguments else ["--config", "density.yaml"]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *config, *arguments])
+    assert run_command(evaluate.main) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) < 500
+    assert all(word in line for word in words)
+    assert not (folder / "runs").exists()
+
+
+def test_other_settings_do_not_overwrite(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["evaluate.py", "--config", "density.yaml", "--evaluation.images", "2"]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert run_command(evaluate.main) == 0
+    before = (folder / "runs" / "density" / "records.jsonl").read_bytes()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--evaluation.data.n_bits", "3"])
+    capsys.readouterr()
+    assert run_command(evaluate.main) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "n_bits" in line
+    assert (folder / "runs" / "density" / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")))
+def test_every_config_can_be_built(path: Path, folder: Path) -> None:
+    parser = evaluate.make_parser()
+    weights = str(folder / "weights")
+    config = parser.parse_args(["--config", path.stem, "--evaluation.weights", weights])
+    assert parser.instantiate(config).evaluation.title
