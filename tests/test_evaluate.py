@@ -26,7 +26,7 @@ evaluation:
       init_args: {image_size: 16, num_train: 64, num_val: 9, num_test: 300}
     batch_size: 1
 """
-TIMES = ("encoding_rate", "sampling_rate", "seconds")
+TIMES = ("encoding_rate", "sampling_rate", "seconds_per_image")
 
 
 @pytest.fixture
