@@ -1,5 +1,6 @@
 """Coupling layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,19 +41,42 @@ class Coupling:
         log_scale, shift = self._scale_and_shift(a)
         return torch.cat([a, self._move(b, log_scale, shift)], 1), self._log_det(log_scale)
 
-    def rebuild(self, y: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor | None]:
-        """See `ChainLayer.rebuild`; the net is evaluated once, for both directions."""
-        a, b = (half.detach() for half in y.chunk(2, 1))
-        a.requires_grad_()
-        log_scale, shift = self._scale_and_shift(a)
-        with torch.no_grad():
-            b = self.flipped()._move(b, log_scale, shift)
-        b.requires_grad_()
-        y = torch.cat([a, self._move(b, log_scale, shift)], 1)
-        return (a, b), y, self._log_det(log_scale)
+    def pull_back(
+        self, y: Tensor, grad: Tensor, grad_log_det: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """See `ChainLayer.pull_back`; the net is evaluated once, for both directions."""
+        a, y_b = y.chunk(2, 1)
+        grad_a, grad_b = grad.chunk(2, 1)
+        with torch.enable_grad():
+            a = a.detach().requires_grad_()
+            out = self.net(a).to(a.dtype)
+        log_scale, shift = self._split(out.detach())
+        b = self.flipped()._move(y_b, log_scale, shift)
+        if log_scale is None:
+            grad_out = grad_b
+        else:
+            # The inverse y_b = (b − t)·exp(−s) has the signs of all these gradients turned.
+            by_log_scale = y_b if self.inverted else y_b - shift
+            grad_log_scale = grad_b * by_log_scale + grad_log_det.view(-1, 1, 1, 1)
+            slope = 1 - (log_scale / self.log_scale_limit).square()
+            scaled = grad_b * torch.exp(-log_scale if self.inverted else log_scale)
+            grad_shift = scaled if self.inverted else grad_b
+            grad_out = torch.cat([grad_log_scale * slope, grad_shift], 1)
+            grad_b = scaled
+        grad_out = -grad_out if self.inverted else grad_out
+        inputs = [a, *(t for t, want in zip(self.tensors, wanted, strict=True) if want)]
+        from_net, *found = torch.autograd.grad(out, inputs, grad_out)
+        grads = iter(found)
+        return (
+            torch.cat([a.detach(), b], 1),
+            torch.cat([grad_a + from_net, grad_b], 1),
+            [next(grads) if want else None for want in wanted],
+        )
 
     def _scale_and_shift(self, a: Tensor) -> tuple[Tensor | None, Tensor]:
-        out = self.net(a).to(a.dtype)
+        return self._split(self.net(a).to(a.dtype))
+
+    def _split(self, out: Tensor) -> tuple[Tensor | None, Tensor]:
         if self.kind == "additive":
             return None, out
         raw, shift = out.chunk(2, 1)

@@ -170,13 +170,13 @@ class GlowLevel(nn.Module):
 
     def encode(self, x: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
         """Return (y, log_det) with the layers applied by `run`."""
-        layers, log_det = self._layers(x)
+        layers, log_det = self._layers(x, run)
         y, coupling_log_det = run(layers, x)
         return y, coupling_log_det + log_det
 
     def decode(self, y: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
         """Inverse of `encode`, with the log-determinant of the inverse."""
-        layers, log_det = self._layers(y)
+        layers, log_det = self._layers(y, run)
         x, coupling_log_det = run([layer.flipped() for layer in reversed(layers)], y)
         return x, coupling_log_det - log_det
 
@@ -187,8 +187,8 @@ class GlowLevel(nn.Module):
             x, _ = Coupling(net, self.coupling).forward(x)
         return x
 
-    def _layers(self, x: Tensor) -> tuple[list[ChainLayer], Tensor]:
-        folded = self.convolutions.fold()
+    def _layers(self, x: Tensor, run: Runner) -> tuple[list[ChainLayer], Tensor]:
+        folded = self.convolutions.fold(recompute=run is not run_chain)
         layers: list[ChainLayer] = []
         for affine, net in zip(self.convolutions.layers(folded), self.nets, strict=True):
             layers += [affine, Coupling(net, self.coupling)]

@@ -1,11 +1,13 @@
 """Invertible 1×1 convolutions with ActNorm folded in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flowprior.flows.numerics import bounded, channel_moments, unbounded
 
@@ -47,11 +49,16 @@ class PixelAffine:
         with torch.autocast(x.device.type, enabled=False):
             return pixel_affine(x, self.weight, self.offset), None
 
-    def rebuild(self, y: Tensor) -> tuple[tuple[Tensor], Tensor, None]:
-        """See `ChainLayer.rebuild`."""
-        with torch.no_grad():
-            x = self.flipped().forward(y)[0]
-        return (x.requires_grad_(),), *self.forward(x)
+    def pull_back(
+        self, y: Tensor, grad: Tensor, grad_log_det: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """See `ChainLayer.pull_back`."""
+        x = self.flipped().forward(y)[0]
+        with torch.autocast(y.device.type, enabled=False):
+            grad_x = F.conv2d(grad, self.weight.t()[:, :, None, None])
+            grad_weight = torch.einsum("bdhw,bchw->dc", grad, x) if wanted[0] else None
+        grad_offset = grad.sum((0, 2, 3)) if wanted[1] else None
+        return x, grad_x, [grad_weight, grad_offset]
 
 
 def pixel_affine(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
@@ -86,11 +93,17 @@ class InvertibleConvolutions(nn.Module):
         self.register_buffer("sign", diagonal.sign().to(dtype))
         self._cache: tuple[object, FoldedWeights] | None = None
 
-    def fold(self) -> FoldedWeights:
-        """All matrices of the stack; kept for the next call while the weights are frozen."""
+    def fold(self, recompute: bool = False) -> FoldedWeights:
+        """All matrices of the stack; kept for the next call while the weights are frozen.
+
+        With `recompute` nothing but the parameters is kept for the gradient: the float64 factors
+        of a deep stack of many channels would take more memory than a memory-flat chain.
+        """
         if torch.compiler.is_compiling() or any(
             p.requires_grad or p.is_inference() for p in self.parameters()
         ):
+            if recompute and torch.is_grad_enabled():
+                return checkpoint(self._fold, use_reentrant=False, preserve_rng_state=False)
             return self._fold()
         # load_state_dict and in-place edits raise `_version`; moving to a device moves `data_ptr`.
         key = tuple((p._version, p.data_ptr(), p.dtype) for p in self.parameters())

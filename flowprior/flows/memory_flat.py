@@ -25,11 +25,12 @@ class ChainLayer(Protocol):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (y, log|det dy/dx| (B,), or None where it does not depend on x)."""
 
-    def rebuild(self, y: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-        """Recover x from y and compute the layer anew on it with a graph.
+    def pull_back(
+        self, y: Tensor, grad: Tensor, grad_log_det: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """Recover x from y, and take the gradients of y and of log_det back through the layer.
 
-        Returns (leaves, y, log_det): `leaves` are channel-wise pieces of x that require gradients
-        and y and log_det are functions of them.
+        Returns (x, gradient of x, gradients of `tensors`, None where they are not `wanted`).
         """
 
 
@@ -79,42 +80,16 @@ class _RebuildByInversion(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[2:])
+        end = len(ctx.needs_input_grad)
         grads: list[Tensor | None] = []
-        for layer in reversed(ctx.layers):
-            count = len(layer.tensors)
-            wanted, wanted_here = wanted[: len(wanted) - count], wanted[len(wanted) - count :]
-            with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                leaves, output, log_det = layer.rebuild(y)
-            y, grad, layer_grads = _backward_through(
-                leaves, output, log_det, grad, grad_log_det, layer.tensors, wanted_here
-            )
-            grads = layer_grads + grads
-        return None, grad, *grads
-
-
-def _backward_through(
-    leaves: tuple[Tensor, ...],
-    output: Tensor,
-    log_det: Tensor | None,
-    grad: Tensor,
-    grad_log_det: Tensor,
-    tensors: tuple[Tensor, ...],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """One layer's (input, gradient of the input, gradients of `tensors`)."""
-    outputs, output_grads = [output], [grad]
-    if log_det is not None:
-        outputs.append(log_det)
-        output_grads.append(grad_log_det)
-    inputs = [*leaves, *(t for t, want in zip(tensors, wanted, strict=True) if want)]
-    found = torch.autograd.grad(outputs, inputs, output_grads, allow_unused=True)
-    rest = iter(found[len(leaves) :])
-    joined = [
-        torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        for parts in ([leaf.detach() for leaf in leaves], found[: len(leaves)])
-    ]
-    return *joined, [next(rest) if want else None for want in wanted]
+        with torch.autocast(**ctx.autocast):
+            for layer in reversed(ctx.layers):
+                start = end - len(layer.tensors)
+                wanted = ctx.needs_input_grad[start:end]
+                y, grad, layer_grads = layer.pull_back(y, grad, grad_log_det, wanted)
+                grads += reversed(layer_grads)
+                end = start
+        return None, grad, *reversed(grads)
 
 
 def _autocast_state(device_type: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ def bits_per_dim(
     bins of width δ = (high − low)/2^n gives −(log p + D log δ)/(D ln 2). With None it is that of
     the continuous density for values scaled to a range of length 1.
 
+    >>> import torch
     >>> bits_per_dim(torch.zeros(1), 10, n_bits=8)  # uniform density on a range of length 1
     tensor([8.])
     """

@@ -16,7 +16,7 @@ def typicality(z: Tensor, patch_size: int = 8) -> dict[str, Tensor]:
     References: Li & Denli, Gaussianization layers, section 3; population moments (1/n).
 
     >>> z = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    >>> {name: round(value.mean().item(), 1) for name, value in typicality(z).items()}
+    >>> {name: round(value.mean().item(), 1) for name, value in typicality(z, patch_size=4).items()}
     {'radius': 1.0, 'skewness': 0.0, 'kurtosis': 3.0, 'patch_energy_spread': 1.0}
     """
     flat = z.flatten(1)
