@@ -176,7 +176,7 @@ class GlowLevel(nn.Module):
 
     def decode(self, y: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
         """Inverse of `encode`, with the log-determinant of the inverse."""
-        layers, log_det = self._layers(y, run)
+        layers, log_det = self._layers(y, run, inverted=True)
         x, coupling_log_det = run([layer.flipped() for layer in reversed(layers)], y)
         return x, coupling_log_det - log_det
 
@@ -187,8 +187,10 @@ class GlowLevel(nn.Module):
             x, _ = Coupling(net, self.coupling).forward(x)
         return x
 
-    def _layers(self, x: Tensor, run: Runner) -> tuple[list[ChainLayer], Tensor]:
-        folded = self.convolutions.fold(recompute=run is not run_chain)
+    def _layers(
+        self, x: Tensor, run: Runner, inverted: bool = False
+    ) -> tuple[list[ChainLayer], Tensor]:
+        folded = self.convolutions.fold(inverted, recompute=run is not run_chain)
         layers: list[ChainLayer] = []
         for affine, net in zip(self.convolutions.layers(folded), self.nets, strict=True):
             layers += [affine, Coupling(net, self.coupling)]

@@ -1,6 +1,7 @@
 """Invertible 1×1 convolutions with ActNorm folded in."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,18 +94,21 @@ class InvertibleConvolutions(nn.Module):
         self.register_buffer("sign", diagonal.sign().to(dtype))
         self._cache: tuple[object, FoldedWeights] | None = None
 
-    def fold(self, recompute: bool = False) -> FoldedWeights:
+    def fold(self, inverted: bool = False, recompute: bool = False) -> FoldedWeights:
         """All matrices of the stack; kept for the next call while the weights are frozen.
 
-        With `recompute` nothing but the parameters is kept for the gradient: the float64 factors
-        of a deep stack of many channels would take more memory than a memory-flat chain.
+        Only `weight` and `offset` have gradients, or with `inverted` their inverses. With
+        `recompute` nothing but the parameters is kept for them: the float64 factors of a deep stack
+        of many channels would take more memory than a memory-flat chain.
         """
         if torch.compiler.is_compiling() or any(
             p.requires_grad or p.is_inference() for p in self.parameters()
         ):
             if recompute and torch.is_grad_enabled():
-                return checkpoint(self._fold, use_reentrant=False, preserve_rng_state=False)
-            return self._fold()
+                return checkpoint(
+                    self._fold, inverted, use_reentrant=False, preserve_rng_state=False
+                )
+            return self._fold(inverted)
         # load_state_dict and in-place edits raise `_version`; moving to a device moves `data_ptr`.
         key = tuple((p._version, p.data_ptr(), p.dtype) for p in self.parameters())
         if self._cache is None or self._cache[0] != key:
@@ -113,7 +117,7 @@ class InvertibleConvolutions(nn.Module):
                 self._cache = (key, self._fold())
         return self._cache[1]
 
-    def _fold(self) -> FoldedWeights:
+    def _fold(self, inverted: bool = False) -> FoldedWeights:
         log_scale = bounded(self.log_scale.double(), self.log_scale_limit)
         log_diagonal = bounded(self.log_diagonal.double(), self.log_scale_limit)
         unit = torch.eye(log_scale.shape[1], dtype=torch.float64, device=log_scale.device)
@@ -121,10 +125,13 @@ class InvertibleConvolutions(nn.Module):
         upper = self.upper.double().triu(1) + torch.diag_embed(self.sign * log_diagonal.exp())
         upper = upper * log_scale.exp()[:, None, :]
         permutation, bias = self.permutation.double(), self.bias.double()
-        weight = permutation @ lower @ upper
-        offset = (weight @ bias[..., None])[..., 0]
-        rows = torch.linalg.solve_triangular(lower, permutation.mT, upper=False, unitriangular=True)
-        inverse = torch.linalg.solve_triangular(upper, rows, upper=True)
+        with torch.no_grad() if inverted else nullcontext():
+            weight = permutation @ lower @ upper
+            offset = (weight @ bias[..., None])[..., 0]
+        with nullcontext() if inverted else torch.no_grad():
+            rows = permutation.mT
+            rows = torch.linalg.solve_triangular(lower, rows, upper=False, unitriangular=True)
+            inverse = torch.linalg.solve_triangular(upper, rows, upper=True)
         exact = FoldedWeights(weight, offset, inverse, -bias, log_scale.sum() + log_diagonal.sum())
         return FoldedWeights(*(tensor.to(self.bias.dtype) for tensor in exact))
 
