@@ -1,0 +1,49 @@
+"""Rotation of whitened patches towards independent components."""
+
+import torch
+from torch import Tensor
+
+from flowprior.gaussianization.matrix_functions import nearest_orthogonal
+
+
+def ica(v: Tensor, iterations: int = 10, damping: float = 0.8) -> tuple[Tensor, Tensor]:
+    r"""Rotate whitened matrices by damped FastICA with the contrast log cosh.
+
+    W ← α E[v tanh(wᵢᵀv)] − E[1 − tanh²(wᵢᵀv)] wᵢ for all columns wᵢ, then to the nearest orthogonal
+    matrix; from W = I, always `iterations` times, so that the map is smooth and needs no decision.
+    The sign of a column, which alternates from one iteration to the next, is the one that makes
+    the diagonal positive.
+
+    Computed in float64. Where fewer than some ten samples per dimension are given, the iteration
+    finds directions in which noise looks heavy-tailed (see the guide on Gaussianization).
+
+    Reference: Li & Denli, Gaussianization layers, eq. 9 and 24, algorithm 1.
+
+    Args:
+        v: (B, D, N), as `whiten` returns it.
+        iterations: of the fixed point; 0 gives W = I.
+        damping: α in (0, 1].
+
+    Returns:
+        WᵀV, (B, D, N), and the rotation W, (B, D, D).
+    """
+    if v.ndim != 3:
+        raise ValueError(f"ica: v must be (B, D, N), got {tuple(v.shape)}")
+    if iterations < 0 or not 0 < damping <= 1:
+        raise ValueError(
+            f"ica: needs iterations >= 0 and damping in (0, 1], got {iterations} and {damping}"
+        )
+    exact = v.double()
+    rotation = torch.eye(v.shape[1], dtype=torch.float64, device=v.device).expand(len(v), -1, -1)
+    for _ in range(iterations):
+        rotation = nearest_orthogonal(_fixed_point(rotation, exact, damping))
+    diagonal = rotation.diagonal(dim1=1, dim2=2)
+    rotation = rotation * torch.where(diagonal < 0, -1.0, 1.0)[:, None, :]
+    rotation = rotation.to(v.dtype)
+    return rotation.mT @ v, rotation
+
+
+def _fixed_point(rotation: Tensor, v: Tensor, damping: float) -> Tensor:
+    activation = torch.tanh(rotation.mT @ v)
+    slope = 1 - activation.square().mean(2)
+    return v @ activation.mT * (damping / v.shape[2]) - rotation * slope[:, None, :]

@@ -1,0 +1,204 @@
+"""The Yeo–Johnson power transformation, which takes out skewness."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flowprior.gaussianization import solving
+from flowprior.gaussianization.solving import START_SAMPLES, settled, subsample
+from flowprior.gaussianization.standardization import scale_and_constancy
+
+
+def yeo_johnson(x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Transform each row by the λ of greatest likelihood; λ is differentiated implicitly.
+
+    x ≥ 0: ((1 + x)^λ − 1)/λ; x < 0: −((1 − x)^(2−λ) − 1)/(2 − λ); with their limits at λ = 0 and 2.
+    λ maximises −½ log var(y) + (λ − 1) mean(sign(x) log(1 + |x|)), which is concave. A row that is
+    constant to rounding, or so nearly constant that its maximum lies where the powers overflow, has
+    λ = 1, the identity.
+
+    Reference: Li & Denli, Gaussianization layers, eq. 11–12; Yeo & Johnson (2000).
+
+    Args:
+        x: (B, n).
+
+    Returns:
+        y (B, n) and λ (B,).
+    """
+    if x.ndim != 2:
+        raise ValueError(f"yeo_johnson: x must be (B, n), got {tuple(x.shape)}")
+    power = _Power.apply(x)
+    return _Transform.apply(x, power), power
+
+
+class _Power(torch.autograd.Function):
+    """λ(x), where the derivative of the likelihood is 0: dλ/dx = −ℓ'_x / ℓ''."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        power = _solve(x)
+        ctx.save_for_backward(x, power)
+        return power
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, power = ctx.saved_tensors
+        plain_log, sign = _log_and_sign(x)
+        log = _without_common_factor(plain_log, x)
+        y, by_power, _ = _derivatives(log, sign, power[:, None])
+        slope = torch.exp(_exponent(sign, power[:, None]) * log - plain_log)
+        centered = y - y.mean(1, keepdim=True)
+        variance = centered.square().mean(1, keepdim=True)
+        covariance = (centered * by_power).mean(1, keepdim=True)
+        # The derivative of the numerator cov(y, ∂y/∂λ), of var(y) and of the mean of the logs.
+        turned = by_power - by_power.mean(1, keepdim=True) + centered * (sign * log)
+        by_x = (2 * covariance / variance**2 * centered - turned / variance) * slope
+        by_x += torch.exp(-plain_log)
+        curvature = _score(log, sign, power)[1]
+        by_x *= (-grad / curvature / x.shape[1])[:, None]
+        defined = _usable(curvature)[:, None] & ~scale_and_constancy(x)[1]
+        return torch.where(defined, by_x, 0)
+
+
+class _Transform(torch.autograd.Function):
+    """y(x, λ)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, power: Tensor) -> Tensor:
+        ctx.save_for_backward(x, power)
+        log, sign = _log_and_sign(x)
+        exponent = _exponent(sign, power[:, None])
+        return sign * log * _expm1_ratio(exponent * log)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, power = ctx.saved_tensors
+        log, sign = _log_and_sign(x)
+        by_power = _derivatives(log, sign, power[:, None])[1]
+        return grad * _slope(log, sign, power[:, None]), (grad * by_power).sum(1)
+
+
+class Bracket(NamedTuple):
+    """Bounds of λ, (B,) each."""
+
+    low: Tensor
+    high: Tensor
+
+
+@torch.no_grad()
+def _solve(x: Tensor) -> Tensor:
+    """Newton's method, kept within a bracket; first on a part of a long row."""
+    log, sign = _log_and_sign(x)
+    reach = _reach(log)
+    log = _without_common_factor(log, x)
+    power = x.new_ones(len(x))
+    iterations = solving.MAX_ITERATIONS
+    if x.shape[1] >= 4 * START_SAMPLES:
+        power = _newton(subsample(log), subsample(sign), power, reach, iterations)
+        iterations = solving.ITERATIONS_AFTER_START
+    power = _newton(log, sign, power, reach, iterations)
+    # At the end of the bracket powers of 1 + |x| overflow before the likelihood has a maximum.
+    undefined = (power - 1).abs() >= 0.999 * reach
+    return torch.where(undefined | scale_and_constancy(x)[1][:, 0], 1, power)
+
+
+def _newton(log: Tensor, sign: Tensor, power: Tensor, reach: Tensor, iterations: int) -> Tensor:
+    bracket = Bracket(1 - reach, 1 + reach)
+    for _ in range(iterations):
+        score, curvature = _score(log, sign, power)
+        usable = _usable(curvature)
+        low = torch.where(score > 0, power, bracket.low)
+        high = torch.where(score > 0, bracket.high, power)
+        bracket = Bracket(torch.where(usable, low, power), torch.where(usable, high, power))
+        step = power - score / curvature
+        inside = (step > bracket.low) & (step < bracket.high)
+        # At the root the step is 0 and leaves the open bracket by a rounding error.
+        close = (step - power).abs() <= 4 * torch.finfo(power.dtype).eps * (1 + power.abs())
+        middle = (bracket.low + bracket.high) / 2
+        proposed = torch.where(inside, step, torch.where(close, power, middle))
+        change = torch.where(usable, proposed - power, 0)
+        power = power + change
+        if settled(change, power):
+            break
+    return power
+
+
+def _reach(log: Tensor) -> Tensor:
+    """Largest |λ − 1| for which exp(2 κ log(1 + |x|)) is finite, κ = λ or 2 − λ."""
+    largest = log.amax(1).clamp_min(torch.finfo(log.dtype).tiny)
+    reach = 0.45 * math.log(torch.finfo(log.dtype).max) / largest - 1
+    return reach.clamp(0, 1 / torch.finfo(log.dtype).eps)
+
+
+def _without_common_factor(log: Tensor, x: Tensor) -> Tensor:
+    """Log(1 + |x|) less its minimum, where all x of a row have one sign.
+
+    A common factor of 1 + |x| then cancels in the likelihood, but in exact arithmetic only.
+    """
+    low, high = torch.aminmax(x, dim=1, keepdim=True)
+    return log - torch.where((low >= 0) | (high < 0), log.amin(1, keepdim=True), 0)
+
+
+def _score(log: Tensor, sign: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second derivative of the log-likelihood per entry by λ, (B,) each."""
+    y, first, second = _derivatives(log, sign, power[:, None])
+    y -= y.mean(1, keepdim=True)
+    first_centered = first - first.mean(1, keepdim=True)
+    variance = y.square().mean(1)
+    covariance = (y * first).mean(1)
+    change = first_centered.square().mean(1) + (y * second).mean(1)
+    score = (sign * log).mean(1) - covariance / variance
+    return score, 2 * (covariance / variance).square() - change / variance
+
+
+def _usable(curvature: Tensor) -> Tensor:
+    return (curvature < 0) & curvature.isfinite()
+
+
+def _log_and_sign(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.log1p(x.abs()), torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+
+
+def _exponent(sign: Tensor, power: Tensor) -> Tensor:
+    """κ = λ for x ≥ 0 and 2 − λ for x < 0."""
+    return 1 + sign * (power - 1)
+
+
+def _slope(log: Tensor, sign: Tensor, power: Tensor) -> Tensor:
+    """∂y/∂x = (1 + |x|)^(κ − 1)."""
+    return torch.exp(sign * (power - 1) * log)
+
+
+def _derivatives(log: Tensor, sign: Tensor, power: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Y = sign·φ(κ), φ(κ) = (e^(κ log) − 1)/κ, and its first and second derivative by λ."""
+    t = _exponent(sign, power) * log
+    ratio = _expm1_ratio(t)
+    first, second = _expm1_ratio_derivatives(t, ratio)
+    square = log * log
+    return sign * log * ratio, square * first, sign * log * square * second
+
+
+def _expm1_ratio(t: Tensor) -> Tensor:
+    """(e^t − 1)/t."""
+    small = t.abs() < torch.finfo(t.dtype).tiny
+    return torch.where(small, 1, torch.expm1(t) / t)
+
+
+def _expm1_ratio_derivatives(t: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of f(t) = (e^t − 1)/t: f' = (e^t − f)/t and f'' = (e^t − 2f')/t."""
+    # (f − 1)/t loses digits near 0, where its Taylor series has few terms.
+    near = t.abs() < (1e-2 if t.dtype == torch.float64 else 0.2)
+    series = 1 / 5040 * t + 1 / 720
+    for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2):
+        series = series * t + coefficient
+    first = ratio - torch.where(near, series, (ratio - 1) / t)
+    near_series = 1 / 168 * t + 1 / 36
+    for coefficient in (1 / 10, 1 / 4, 1 / 3):
+        near_series = near_series * t + coefficient
+    second = torch.where(near, near_series, (1 + t * ratio - 2 * first) / t)
+    return first, second
