@@ -172,6 +172,14 @@ def test_single_precision_gaussianizes_as_well(name):
     assert (z - exact).norm() < 2e-3 * exact.norm()
 
 
+def test_autocast_does_not_lower_the_precision():
+    h = Gaussianization.paper()
+    v = latents(2, 3, 64, 64).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = h(v)
+    torch.testing.assert_close(inside, h(v), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_rows_without_a_result_leave_the_others_alone(name):
     h = Gaussianization(**CHAINS[name])

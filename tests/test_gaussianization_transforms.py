@@ -130,6 +130,15 @@ def test_gradients_of_outputs_and_estimates(transform):
     assert gradcheck(all_outputs(transform), x)
 
 
+def test_row_without_a_maximum_is_left_alone():
+    row = 3 + 1e-5 * np.random.default_rng(0).standard_t(4, size=50)
+    x = torch.tensor(row[None], requires_grad=True)
+    y, power = yeo_johnson(x)
+    assert power == 1
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(slope, torch.ones_like(x))
+
+
 @pytest.mark.parametrize("power", [0.0, 1e-9, 1e-4, 1.0, 2.0 - 1e-9, 2.0])
 def test_yeo_johnson_is_smooth_at_powers_0_and_2(power):
     x = torch.tensor([[-3.0, -1e-3, 0.0, 1e-6, 0.5, 40.0]], dtype=torch.float64)

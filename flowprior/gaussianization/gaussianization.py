@@ -103,20 +103,15 @@ class Gaussianization(Reparameterization):
                 "Gaussianization: v must be floating point, (B, C, H, W) or (B, n), got "
                 f"{v.dtype} {tuple(v.shape)}"
             )
-        finite = v.isfinite().flatten(1).all(1, keepdim=True)
-        # What is left of a constant after its mean is subtracted must not be scaled up.
-        usable = finite & ~scale_and_constancy(v.flatten(1))[1]
-        x = torch.where(usable, v.flatten(1), 0).view_as(v)
-        if self.whiten:
-            x = self._decorrelated(x)
-        rows = x.flatten(1)
-        if self.yeo_johnson:
-            rows = yeo_johnson(rows)[0]
-        if self.lambert_w:
-            rows = lambert_w_gaussianize(rows)[0]
-        if self.standardize:
-            rows = standardize(rows, self.temperature)
-        return torch.where(finite, rows, torch.nan).view_as(v)
+        # Solvers and eigendecompositions make no sense in the precision of autocast.
+        with torch.autocast(v.device.type, enabled=False):
+            finite = v.isfinite().flatten(1).all(1, keepdim=True)
+            # What is left of a constant after its mean is subtracted must not be scaled up.
+            usable = finite & ~scale_and_constancy(v.flatten(1))[1]
+            x = torch.where(usable, v.flatten(1), 0).view_as(v)
+            rows = self._decorrelated(x).flatten(1) if self.whiten else x.flatten(1)
+            rows = self._shaped(rows)
+            return torch.where(finite, rows, torch.nan).view_as(v)
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -136,3 +131,10 @@ class Gaussianization(Reparameterization):
             x = from_patches(patches, x.shape, self.patch_size)
         shift = half * (self.passes - 1)
         return x.roll([shift] * len(dims), dims) if shift else x
+
+    def _shaped(self, rows: Tensor) -> Tensor:
+        if self.yeo_johnson:
+            rows = yeo_johnson(rows)[0]
+        if self.lambert_w:
+            rows = lambert_w_gaussianize(rows)[0]
+        return standardize(rows, self.temperature) if self.standardize else rows

@@ -39,29 +39,28 @@ class _Power(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        power = _solve(x)
-        ctx.save_for_backward(x, power)
+        power, defined = _solve(x)
+        ctx.save_for_backward(x, power, defined)
         return power
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, power = ctx.saved_tensors
+        x, power, defined = ctx.saved_tensors
         plain_log, sign = _log_and_sign(x)
         log = _without_common_factor(plain_log, x)
-        y, by_power, _ = _derivatives(log, sign, power[:, None])
+        y, by_power, second = _derivatives(log, sign, power[:, None])
+        y -= y.mean(1, keepdim=True)
+        curvature = _score(log, sign, y, by_power, second)[1]
         slope = torch.exp(_exponent(sign, power[:, None]) * log - plain_log)
-        centered = y - y.mean(1, keepdim=True)
-        variance = centered.square().mean(1, keepdim=True)
-        covariance = (centered * by_power).mean(1, keepdim=True)
+        variance = y.square().mean(1, keepdim=True)
+        covariance = (y * by_power).mean(1, keepdim=True)
         # The derivative of the numerator cov(y, ∂y/∂λ), of var(y) and of the mean of the logs.
-        turned = by_power - by_power.mean(1, keepdim=True) + centered * (sign * log)
-        by_x = (2 * covariance / variance**2 * centered - turned / variance) * slope
+        turned = by_power - by_power.mean(1, keepdim=True) + y * (sign * log)
+        by_x = (2 * covariance / variance**2 * y - turned / variance) * slope
         by_x += torch.exp(-plain_log)
-        curvature = _score(log, sign, power)[1]
         by_x *= (-grad / curvature / x.shape[1])[:, None]
-        defined = _usable(curvature)[:, None] & ~scale_and_constancy(x)[1]
-        return torch.where(defined, by_x, 0)
+        return torch.where((defined & _usable(curvature))[:, None], by_x, 0)
 
 
 class _Transform(torch.autograd.Function):
@@ -91,8 +90,8 @@ class Bracket(NamedTuple):
 
 
 @torch.no_grad()
-def _solve(x: Tensor) -> Tensor:
-    """Newton's method, kept within a bracket; first on a part of a long row."""
+def _solve(x: Tensor) -> tuple[Tensor, Tensor]:
+    """λ, and whether it is a maximum, by Newton's method; first on a part of a long row."""
     log, sign = _log_and_sign(x)
     reach = _reach(log)
     log = _without_common_factor(log, x)
@@ -103,14 +102,17 @@ def _solve(x: Tensor) -> Tensor:
         iterations = solving.ITERATIONS_AFTER_START
     power = _newton(log, sign, power, reach, iterations)
     # At the end of the bracket powers of 1 + |x| overflow before the likelihood has a maximum.
-    undefined = (power - 1).abs() >= 0.999 * reach
-    return torch.where(undefined | scale_and_constancy(x)[1][:, 0], 1, power)
+    defined = (power - 1).abs() < 0.999 * reach
+    defined &= ~scale_and_constancy(x)[1][:, 0]
+    return torch.where(defined, power, 1), defined
 
 
 def _newton(log: Tensor, sign: Tensor, power: Tensor, reach: Tensor, iterations: int) -> Tensor:
     bracket = Bracket(1 - reach, 1 + reach)
     for _ in range(iterations):
-        score, curvature = _score(log, sign, power)
+        y, first, second = _derivatives(log, sign, power[:, None])
+        y -= y.mean(1, keepdim=True)
+        score, curvature = _score(log, sign, y, first, second)
         usable = _usable(curvature)
         low = torch.where(score > 0, power, bracket.low)
         high = torch.where(score > 0, bracket.high, power)
@@ -136,7 +138,7 @@ def _reach(log: Tensor) -> Tensor:
 
 
 def _without_common_factor(log: Tensor, x: Tensor) -> Tensor:
-    """Log(1 + |x|) less its minimum, where all x of a row have one sign.
+    """Subtract from log(1 + |x|) its minimum, where all x of a row have one sign.
 
     A common factor of 1 + |x| then cancels in the likelihood, but in exact arithmetic only.
     """
@@ -144,10 +146,10 @@ def _without_common_factor(log: Tensor, x: Tensor) -> Tensor:
     return log - torch.where((low >= 0) | (high < 0), log.amin(1, keepdim=True), 0)
 
 
-def _score(log: Tensor, sign: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second derivative of the log-likelihood per entry by λ, (B,) each."""
-    y, first, second = _derivatives(log, sign, power[:, None])
-    y -= y.mean(1, keepdim=True)
+def _score(
+    log: Tensor, sign: Tensor, y: Tensor, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    """First and second derivative of the log-likelihood per entry by λ, (B,) each; y centred."""
     first_centered = first - first.mean(1, keepdim=True)
     variance = y.square().mean(1)
     covariance = (y * first).mean(1)
@@ -175,7 +177,7 @@ def _slope(log: Tensor, sign: Tensor, power: Tensor) -> Tensor:
 
 
 def _derivatives(log: Tensor, sign: Tensor, power: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Y = sign·φ(κ), φ(κ) = (e^(κ log) − 1)/κ, and its first and second derivative by λ."""
+    """Compute y = sign·φ(κ), φ(κ) = (e^(κ log) − 1)/κ, and its first and second derivative by λ."""
     t = _exponent(sign, power) * log
     ratio = _expm1_ratio(t)
     first, second = _expm1_ratio_derivatives(t, ratio)
