@@ -1,7 +1,8 @@
-"""Lightning callbacks: checkpoints, guards, pictures, progress."""
+"""Lightning callbacks: checkpoints, guards, pictures, progress, Gaussianization."""
 
 from callbacks.averaging import EMA
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, WeightExport
+from callbacks.gaussianization import Gaussianization
 from callbacks.guards import Interrupted, StopOnNonFinite, StopOnSignal, TrainingStopped
 from callbacks.progress import TrainingProgress
 from callbacks.samples import LatentTypicality, SampleGrid
@@ -10,6 +11,7 @@ __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "Checkpoints",
+    "Gaussianization",
     "Interrupted",
     "LatentTypicality",
     "SampleGrid",

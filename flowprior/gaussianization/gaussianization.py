@@ -1,6 +1,7 @@
 """The chain of Gaussianization layers."""
 
-from typing import Literal
+import inspect
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -113,11 +114,14 @@ class Gaussianization(Reparameterization):
             rows = self._shaped(rows)
             return torch.where(finite, rows, torch.nan).view_as(v)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make the same layers."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
     def extra_repr(self) -> str:
         """The settings."""
-        names = ("patch_size", "whiten", "rotation", "ica_iterations", "yeo_johnson", "lambert_w")
-        names += ("standardize", "temperature", "passes")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
 
     def _decorrelated(self, x: Tensor) -> Tensor:
         half = self.patch_size // 2

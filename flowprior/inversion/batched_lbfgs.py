@@ -1,0 +1,355 @@
+"""L-BFGS on many independent problems at once."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flowprior.inversion.strong_wolfe import StrongWolfe
+
+Closure = Callable[..., Tensor]
+
+
+class RowStatus(IntEnum):
+    """What has become of a row."""
+
+    ACTIVE = 0
+    CONVERGED = 1
+    FAILED = 2
+    """No descent was found, not even along the negative gradient."""
+    NONFINITE = 3
+    """Loss or gradient is NaN or infinite at the start, or wherever the last search looked."""
+
+
+class BatchedLBFGS(Optimizer):
+    r"""L-BFGS with strong-Wolfe line search; every row of the one parameter is its own problem.
+
+    Each row has its own curvature pairs, step length and end, and goes the way that it would go
+    alone. Once a row is no longer active its parameter does not change any more. The objective must
+    stay the same from step to step, for its last value and gradient are kept.
+
+    A row has converged when ‖∇f‖∞ ≤ `tolerance_grad` · max(1, |f|), when an iteration lowers f by
+    no more than `tolerance_change` · max(1, |f|), or when the quadratic model promises less than
+    the rounding error of f. A tolerance of 0 is never met by a change. Where f or ∇f is not finite
+    f counts as +∞. A line search that finds no lower point makes the row forget its curvature
+    pairs; if the next one, along −∇f, finds none either, the row is given up.
+
+    The closure computes the losses (B,), back-propagates their sum and returns them; the optimizer
+    has set the gradient to None. If the closure has an argument `rows`, a LongTensor of ascending
+    indices, it need compute, back-propagate and return only these losses, (len(rows),), so that
+    rows that are done cost nothing. Losses are compared in the precision in which they are
+    returned, which may be higher than that of the parameter.
+
+    References: Nocedal & Wright, Numerical optimization, algorithms 3.5, 3.6, 7.4 and 7.5; Liu &
+    Nocedal, On the limited memory BFGS method for large scale optimization (1989).
+
+    Args:
+        params: one parameter, (B, ...), float32 or float64.
+        memory: m, the number of curvature pairs.
+        tolerance_grad: of the gradient.
+        tolerance_change: of the loss.
+        max_evaluations: of one row in one step.
+        c1: of sufficient decrease.
+        c2: of the curvature condition; 0 < c1 < c2 < 1.
+
+    >>> x = torch.nn.Parameter(torch.tensor([[3.0, 1.0], [-2.0, 5.0]]))
+    >>> optimizer = BatchedLBFGS([x])
+    >>> def closure(rows):
+    ...     losses = (x[rows] - 1).square().sum(1)
+    ...     losses.sum().backward()
+    ...     return losses
+    >>> while optimizer.active.any():
+    ...     losses = optimizer.step(closure)
+    >>> x.detach().allclose(torch.ones(2, 2))
+    True
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        memory: int = 30,
+        tolerance_grad: float = 1e-7,
+        tolerance_change: float = 1e-9,
+        max_evaluations: int = 25,
+        c1: float = 1e-4,
+        c2: float = 0.9,
+    ) -> None:
+        if memory < 1 or max_evaluations < 1:
+            raise ValueError(
+                "BatchedLBFGS: memory and max_evaluations must be at least 1, got "
+                f"{memory} and {max_evaluations}"
+            )
+        if not (tolerance_grad >= 0 and tolerance_change >= 0):
+            raise ValueError(
+                "BatchedLBFGS: tolerances must not be negative, got "
+                f"{tolerance_grad} and {tolerance_change}"
+            )
+        if not 0 < c1 < c2 < 1:
+            raise ValueError(f"BatchedLBFGS: 0 < c1 < c2 < 1 must hold, got {c1} and {c2}")
+        defaults = {
+            "memory": memory,
+            "tolerance_grad": tolerance_grad,
+            "tolerance_change": tolerance_change,
+            "max_evaluations": max_evaluations,
+            "c1": c1,
+            "c2": c2,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Accept the one parameter; refuse any other."""
+        super().add_param_group(param_group)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if len(parameters) != 1:
+            raise ValueError(f"BatchedLBFGS: one parameter expected, got {len(parameters)}")
+        shape, dtype = parameters[0].shape, parameters[0].dtype
+        if dtype not in (torch.float32, torch.float64) or not shape or 0 in shape:
+            raise ValueError(
+                "BatchedLBFGS: the parameter must be (B, ...), not empty, float32 or float64, got "
+                f"{dtype} {tuple(shape)}"
+            )
+
+    @property
+    def status(self) -> Tensor:
+        """`RowStatus` of each row, (B,) int64."""
+        return self._rows["status"].clone()
+
+    @property
+    def active(self) -> Tensor:
+        """Which rows still move, (B,) bool."""
+        return self._rows["status"] == RowStatus.ACTIVE
+
+    @property
+    def losses(self) -> Tensor:
+        """Loss of each row where it stands, (B,) float64; NaN before the first step."""
+        return self._rows["losses"].clone()
+
+    @property
+    def evaluations(self) -> Tensor:
+        """How often each row needed its loss and gradient, (B,) int64."""
+        return self._rows["evaluations"].clone()
+
+    @property
+    def iterations(self) -> Tensor:
+        """How many steps each row has made, (B,) int64."""
+        return self._rows["iterations"].clone()
+
+    @torch.no_grad()
+    def step(self, closure: Closure) -> Tensor:
+        """One iteration of every active row; returns the losses, (B,) float64."""
+        if closure is None:
+            raise ValueError("BatchedLBFGS.step: a closure is needed")
+        state = self._rows
+        if state["steps"] == 0:
+            self._start(closure)
+        state["steps"] += 1
+        rows = self.active.nonzero()[:, 0]
+        if len(rows):
+            self._iterate(closure, rows)
+        return self.losses
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict()` was taken."""
+        super().load_state_dict(state_dict)
+        for saved in state_dict["state"].values():
+            shape = saved["gradients"].shape
+            if shape != self._flat.shape:
+                raise ValueError(
+                    "BatchedLBFGS: the saved state is of a parameter with rows × entries = "
+                    f"{tuple(shape)}, this one has {tuple(self._flat.shape)}"
+                )
+            # The base class casts everything to the dtype of the parameter and copies nothing.
+            self.state[self._parameter] = {
+                name: value.to(self._parameter.device, copy=True)
+                if torch.is_tensor(value)
+                else value
+                for name, value in saved.items()
+            }
+
+    @property
+    def _parameter(self) -> Tensor:
+        return self.param_groups[0]["params"][0]
+
+    @property
+    def _flat(self) -> Tensor:
+        """The parameter as (B, n)."""
+        return self._parameter.detach().reshape(len(self._parameter), -1)
+
+    @property
+    def _rows(self) -> dict[str, Any]:
+        """The state; history s, y is (m, B, n), a ring for each row, ρ (m, B)."""
+        state = self.state[self._parameter]
+        if not state:
+            x, memory = self._flat, self.param_groups[0]["memory"]
+            scalar = x.new_zeros(len(x))
+            state |= {"steps": 0, "resolution": 0.0, "losses": (scalar * torch.nan).double()}
+            for name in ("status", "evaluations", "iterations", "pairs"):
+                state[name] = scalar.long()
+            state |= {"gradients": torch.zeros_like(x), "gamma": scalar}
+            state |= {name: x.new_zeros(memory, *x.shape) for name in ("s", "y")}
+            state["rho"] = x.new_zeros(memory, len(x))
+        return state
+
+    def _move(self, rows: Tensor, values: Tensor) -> None:
+        self._parameter[rows] = values.view(-1, *self._parameter.shape[1:])
+
+    def _start(self, closure: Closure) -> None:
+        state = self._rows
+        rows = torch.arange(len(self._flat), device=self._flat.device)
+        state["losses"], state["gradients"] = self._evaluate(closure, rows)
+        flat = self._is_flat(state["gradients"], state["losses"])
+        state["status"] = torch.where(flat, RowStatus.CONVERGED, RowStatus.ACTIVE)
+        state["status"][state["losses"].isinf()] = RowStatus.NONFINITE
+
+    def _evaluate(self, closure: Closure, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses, float64 and +∞ where anything is not finite, and gradients, (len(rows), n)."""
+        parameter, state = self._parameter, self._rows
+        subset = "rows" in inspect.signature(closure).parameters
+        parameter.grad = None
+        with torch.enable_grad():
+            losses = closure(rows=rows) if subset else closure()
+        _check_losses(losses, len(rows) if subset else len(parameter))
+        if parameter.grad is None:
+            raise ValueError("BatchedLBFGS: the closure must back-propagate the sum of its losses")
+        state["resolution"] = torch.finfo(losses.dtype).eps
+        state["evaluations"][rows] += 1
+        gradients = parameter.grad.reshape(len(parameter), -1)[rows]
+        losses = losses.detach().double() if subset else losses.detach().double()[rows]
+        finite = losses.isfinite() & gradients.isfinite().all(1)
+        return torch.where(finite, losses, torch.inf), gradients
+
+    def _iterate(self, closure: Closure, rows: Tensor) -> None:
+        state, x = self._rows, self._flat[rows]
+        gradient = state["gradients"][rows]
+        direction, slope = self._direction(rows, gradient)
+        try:
+            search, new_gradient = self._search(closure, rows, x, gradient, direction, slope)
+        except BaseException:
+            self._move(rows, x)
+            raise
+        new_x = x + search.low.step[:, None].to(x) * direction
+        self._move(rows, new_x)
+        self._update_status(rows, search, new_gradient)
+        self._remember(rows, new_x - x, new_gradient - gradient)
+        state["iterations"][rows] += search.low.step > 0
+        state["losses"][rows] = search.low.loss
+        state["gradients"][rows] = new_gradient
+
+    def _direction(self, rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """−H∇f, (k, n), and its slope, (k,) float64; −γ∇f where H is not positive."""
+        direction = -self._two_loop(rows, gradient)
+        slope = _dot(gradient, direction)
+        descent = slope < 0
+        state = self._rows
+        state["pairs"][rows] = torch.where(descent, state["pairs"][rows], 0)
+        steepest = -_first_scale(gradient)[:, None] * gradient
+        direction = torch.where(descent[:, None], direction, steepest)
+        return direction, _dot(gradient, direction).double()
+
+    def _two_loop(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """H∇f, (k, n): algorithm 7.4, with γ of eq. 7.20 or, without pairs, min(1, 1/‖∇f‖)."""
+        state = self._rows
+        pairs = state["pairs"][rows]
+        # No row has more pairs than there were steps.
+        ages = range(min(state["steps"] - 1, len(state["s"])))
+        slots = [(pairs - 1 - age) % len(state["s"]) for age in ages]
+        rhos = [torch.where(age < pairs, state["rho"][slots[age], rows], 0) for age in ages]
+        alphas, q = [], gradient
+        for slot, rho in zip(slots, rhos, strict=True):
+            alphas.append(rho * _dot(state["s"][slot, rows], q))
+            q = q - alphas[-1][:, None] * state["y"][slot, rows]
+        gamma = torch.where(pairs > 0, state["gamma"][rows], _first_scale(gradient))
+        r = gamma[:, None] * q
+        for slot, rho, alpha in reversed(list(zip(slots, rhos, alphas, strict=True))):
+            beta = rho * _dot(state["y"][slot, rows], r)
+            r = r + (alpha - beta)[:, None] * state["s"][slot, rows]
+        return r
+
+    def _search(
+        self,
+        closure: Closure,
+        rows: Tensor,
+        x: Tensor,
+        gradient: Tensor,
+        direction: Tensor,
+        slope: Tensor,
+    ) -> tuple[StrongWolfe, Tensor]:
+        """Line searches of k rows, and the gradients where they ended, (k, n)."""
+        state, group = self._rows, self.param_groups[0]
+        losses = state["losses"][rows]
+        search = StrongWolfe(losses, slope, _shortest_step(x, direction), group["c1"], group["c2"])
+        # The quadratic model promises -slope / 2; only curvature pairs make it credible.
+        promises = -slope > state["resolution"] * losses.abs()
+        search.pending = promises | (state["pairs"][rows] == 0)
+        for _ in range(group["max_evaluations"]):
+            pending = search.pending.nonzero()[:, 0]
+            if not len(pending):
+                break
+            self._move(rows, x + search.position[:, None].to(x) * direction)
+            loss, trial_gradient = self._evaluate(closure, rows[pending])
+            trial_slope = _dot(trial_gradient, direction[pending]).double()
+            lower = search.advance(
+                losses.index_copy(0, pending, loss), slope.index_copy(0, pending, trial_slope)
+            )[pending]
+            kept = gradient[pending]
+            gradient = gradient.index_copy(
+                0, pending, torch.where(lower[:, None], trial_gradient, kept)
+            )
+        return search, gradient
+
+    def _update_status(self, rows: Tensor, search: StrongWolfe, gradient: Tensor) -> None:
+        state, loss = self._rows, search.low.loss
+        decrease = state["losses"][rows] - loss
+        small = decrease <= self.param_groups[0]["tolerance_change"] * loss.abs().clamp_min(1)
+        tried, moved = search.trials > 0, search.low.step > 0
+        failed = tried & ~moved
+        converged = ~tried | (moved & (small | self._is_flat(gradient, loss)))
+        given_up = torch.where(search.seen_finite, RowStatus.FAILED, RowStatus.NONFINITE)
+        given_up = torch.where(state["pairs"][rows] == 0, given_up, RowStatus.ACTIVE)
+        status = torch.where(failed, given_up, RowStatus.ACTIVE)
+        state["status"][rows] = torch.where(converged, RowStatus.CONVERGED, status)
+        state["pairs"][rows] = torch.where(failed, 0, state["pairs"][rows])
+
+    def _is_flat(self, gradient: Tensor, loss: Tensor) -> Tensor:
+        scale = loss.abs().clamp_min(1)
+        return gradient.abs().amax(1) <= self.param_groups[0]["tolerance_grad"] * scale
+
+    def _remember(self, rows: Tensor, s: Tensor, y: Tensor) -> None:
+        """Store the pairs of enough curvature, cos(s, y) > ε, which no scale of f or x changes."""
+        state, sy, yy = self._rows, _dot(s, y), _dot(y, y)
+        norms = _dot(s, s).sqrt() * yy.sqrt()
+        curved = (sy > torch.finfo(s.dtype).eps * norms) & (1 / sy).isfinite()
+        slot = state["pairs"][rows] % len(state["s"])
+        for name, new in (("s", s), ("y", y), ("rho", 1 / sy)):
+            old = state[name][slot, rows]
+            keep = curved.view(-1, *[1] * (new.ndim - 1))
+            state[name][slot, rows] = torch.where(keep, new, old)
+        state["gamma"][rows] = torch.where(curved, sy / yy, state["gamma"][rows])
+        state["pairs"][rows] += curved
+
+
+def _check_losses(losses: Any, count: int) -> None:
+    shape = tuple(losses.shape) if torch.is_tensor(losses) else type(losses).__name__
+    if shape != (count,) or not losses.is_floating_point():
+        raise ValueError(
+            f"BatchedLBFGS: the closure must return floating point losses of shape ({count},), "
+            f"got {shape} {losses.dtype if torch.is_tensor(losses) else ''}".rstrip()
+        )
+
+
+def _shortest_step(x: Tensor, direction: Tensor) -> Tensor:
+    """Steps below this are rounding errors of x, (k,) float64."""
+    shortest = torch.finfo(x.dtype).eps * x.abs().amax(1) / direction.abs().amax(1)
+    return shortest.double().nan_to_num(0, 0)
+
+
+def _first_scale(gradient: Tensor) -> Tensor:
+    return 1 / gradient.norm(dim=1).clamp_min(1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1)

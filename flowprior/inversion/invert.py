@@ -1,0 +1,96 @@
+"""Recover images from data in plain PyTorch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowprior.flows import Flow
+from flowprior.gaussianization import Reparameterization
+from flowprior.inversion.objective import Objective
+from flowprior.inversion.problem import InverseProblem
+from flowprior.inversion.solvers import CURVES, Method, make_solver
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What `invert` found, one row per image.
+
+    x is (B, C, H, W) in [0, 1] up to overshoot (clamp it for metrics), z and v are (B, ...).
+    `history` has loss, misfit and log_prior (see `Terms`), each (iterations + 1, B); row k is after
+    k iterations. A row that became non-finite keeps its last finite latent; `finite` (B,) tells.
+    """
+
+    x: Tensor
+    z: Tensor
+    v: Tensor
+    history: dict[str, Tensor]
+    finite: Tensor
+
+
+def invert(
+    prior: Flow,
+    physics: object,
+    y: Tensor,
+    *,
+    reparameterization: Reparameterization | None = None,
+    objective: Objective | None = None,
+    iterations: int = 100,
+    method: Method = "lbfgs",
+    learning_rate: float = 0.05,
+    start: Tensor | None = None,
+    seed: int = 0,
+    on_iteration: Callable[[int, Tensor], None] | None = None,
+) -> Inversion:
+    """Minimise the objective over the latents of all images at once, each by itself.
+
+    Args:
+        prior: frozen flow.
+        physics: deepinv `Physics`, or a function, of images (B, C, H, W) in [0, 1].
+        y: data (B, ...).
+        reparameterization: h in z = h(v), for example `Gaussianization.robust()`.
+        objective: `Objective()` by default.
+        iterations: at most so many.
+        method: "lbfgs", every image with its own history and line search, or "adam".
+        learning_rate: of Adam.
+        start: latents v (B, ...); by default one draw of N(0, I) from `seed` for all images.
+        seed: of the start.
+        on_iteration: called after every iteration with its number, from 1, and the latents v.
+
+    Raises:
+        ValueError: as `InverseProblem`, or an option is wrong.
+    """
+    problem = InverseProblem(prior, physics, y, reparameterization, objective)
+    if iterations < 0:
+        raise ValueError(f"iterations must be at least 0, got {iterations}")
+    start = starting_latents(prior, len(y), seed) if start is None else start
+    v = torch.nn.Parameter(checked_start(prior, len(y), start).clone())
+    solver = make_solver(problem, v, method, learning_rate)
+    history = [solver.values.clone()]
+    for iteration in range(1, iterations + 1):
+        if solver.active.any():
+            solver.step()
+        history.append(solver.values.clone())
+        if on_iteration is not None:
+            on_iteration(iteration, solver.v.detach())
+    v = v.detach()
+    x, z = problem.images(v)
+    curves = dict(zip(CURVES, torch.stack(history, 1), strict=True))
+    return Inversion(x, z, v, curves, solver.finite)
+
+
+def starting_latents(prior: Flow, count: int, seed: int = 0) -> Tensor:
+    """One draw of N(0, I) for all images, (count, ...), the same on every device."""
+    like = next(prior.parameters())
+    generator = torch.Generator().manual_seed(seed)
+    one = torch.randn(1, *prior.latent_shape, generator=generator, dtype=like.dtype)
+    return one.to(like.device).repeat(count, *[1] * len(prior.latent_shape))
+
+
+def checked_start(prior: Flow, count: int, start: Tensor) -> Tensor:
+    """The latents to start from, in the prior's precision; ValueError if they do not fit."""
+    shape = (count, *prior.latent_shape)
+    if start.shape != shape or not start.isfinite().all():
+        raise ValueError(f"start must be finite, of shape {shape}, got {tuple(start.shape)}")
+    return start.detach().to(next(prior.parameters()))

@@ -1,0 +1,81 @@
+"""How close an image is to the truth, per image. Images are in [0, 1] and clamped to it."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def psnr(x: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, (B,): −10 log10 of the mean squared error; peak 1.
+
+    >>> import torch
+    >>> psnr(torch.full((1, 1, 4, 4), 0.75), torch.full((1, 1, 4, 4), 0.25)).round(decimals=2)
+    tensor([6.0200])
+    """
+    _check(x, truth)
+    error = (x.clamp(0, 1) - truth.clamp(0, 1)).square().flatten(1).mean(1)
+    return -10 * error.log10()
+
+
+def ssim(x: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity (Wang et al., 2004), (B,): 11×11 Gaussian window of σ = 1.5, peak 1.
+
+    The mean over all windows within the image: equals scikit-image with ``gaussian_weights=True,
+    sigma=1.5, use_sample_covariance=False``.
+    Raises ValueError for images smaller than the window.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _check(x, truth)
+    if min(x.shape[2:]) < 11:
+        raise ValueError(f"ssim needs images of at least 11x11 pixels, got {tuple(x.shape)}")
+    x, truth = (image.clamp(0, 1).double() for image in (x, truth))
+    _, similarity = structural_similarity_index_measure(
+        x, truth, data_range=1.0, reduction="none", return_full_image=True
+    )
+    # Where the window does not lie within the image, it would see mirrored pixels.
+    return similarity[..., 5:-5, 5:-5].flatten(1).mean(1).float()
+
+
+def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
+    """Learned perceptual distance of AlexNet (Zhang et al., 2018), (B,).
+
+    None where the network's weights are neither on disk nor to be had. Grey images are repeated to
+    three channels; images below 64 pixels are enlarged to it, as the network needs.
+    """
+    _check(x, truth)
+    network = _lpips_network(x.device)
+    if network is None:
+        return None
+    with torch.no_grad():
+        first, second = (_for_lpips(image) for image in (x, truth))
+        return network(first, second).view(len(x))
+
+
+@lru_cache(maxsize=4)
+def _lpips_network(device: torch.device) -> torch.nn.Module | None:
+    import lpips as package
+
+    try:
+        network = package.LPIPS(net="alex", verbose=False)
+    except OSError:  # no network and no cached weights
+        return None
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _for_lpips(image: Tensor) -> Tensor:
+    image = image.clamp(0, 1).float() * 2 - 1
+    image = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
+    if min(image.shape[2:]) < 64:
+        scale = 64 / min(image.shape[2:])
+        image = torch.nn.functional.interpolate(image, scale_factor=scale, mode="bilinear")
+    return image
+
+
+def _check(x: Tensor, truth: Tensor) -> None:
+    if x.shape != truth.shape or x.ndim != 4:
+        raise ValueError(
+            "images to compare must have equal shapes (B, C, H, W), got "
+            f"{tuple(x.shape)} and {tuple(truth.shape)}"
+        )

@@ -1,0 +1,124 @@
+"""Linear operators that deepinv lacks, or whose adjoint, prox or precision it gets wrong."""
+
+from typing import Any
+
+import torch
+from deepinv.physics import MRI, LinearPhysics, Tomography, adjoint_function
+from torch import Tensor
+from torch.nn import functional
+
+
+class TightFrame(LinearPhysics):
+    """A with A Aᵀ = s I, hence closed forms of the pseudo-inverse and the proximal map.
+
+    `Decolorize.prox_l2` of deepinv takes V for a square matrix and is wrong.
+    """
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def A_dagger(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """Aᵀ y/s, the solution of least norm."""
+        return self.A_adjoint(y) / self.gain
+
+    def prox_l2(self, z: Tensor | float | None, y: Tensor, gamma: Any, **kwargs: Any) -> Tensor:
+        """Minimise γ/2 ‖A x − y‖² + ½‖x − z‖² over x."""
+        w = gamma * self.A_adjoint(y) + (0 if z is None else z)
+        return w - self.A_adjoint(self.A(w)) * gamma / (1 + gamma * self.gain)
+
+
+class BoxDownsampling(TightFrame):
+    """Means of factor×factor blocks: (B, C, H, W) → (B, C, H/factor, W/factor), s = 1/factor²."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__(factor**-2)
+        self.factor = factor
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """The means of the blocks."""
+        return functional.avg_pool2d(x, self.factor)
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """Every entry spread over its block, divided by factor²."""
+        rows = y.repeat_interleave(self.factor, -2)
+        return rows.repeat_interleave(self.factor, -1) * self.gain
+
+
+class ChannelMean(TightFrame):
+    """Mean of the channels: (B, C, H, W) → (B, 1, H, W), s = 1/C."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1 / channels)
+        self.channels = channels
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """The mean of the channels."""
+        if x.shape[1] != self.channels:
+            raise ValueError(f"ChannelMean takes {self.channels} channels, got {tuple(x.shape)}")
+        return x.mean(1, keepdim=True)
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """The grey image in every channel, divided by C."""
+        return y.expand(-1, self.channels, -1, -1) * self.gain
+
+
+class GaussianMeasurements(LinearPhysics):
+    """Product with a stored matrix: (B, C, H, W) → (B, m).
+
+    `CompressedSensing` of deepinv stores the matrix twice and its pseudo-inverse besides, draws
+    another one on another device, and cannot change its precision.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], matrix: Tensor) -> None:
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        self.register_buffer("matrix", matrix)
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """The m measurements of every image."""
+        if x.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"GaussianMeasurements takes (B, {', '.join(map(str, self.image_shape))}), got "
+                f"{tuple(x.shape)}"
+            )
+        return x.flatten(1) @ self.matrix.mT
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """Back to images (B, C, H, W)."""
+        return (y @ self.matrix).unflatten(1, self.image_shape)
+
+
+class RealMRI(LinearPhysics):
+    """`deepinv.physics.MRI` of real images: (B, 1, H, W) → (B, 2, H, W), real and imaginary."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.complex = MRI(mask=mask)
+
+    @property
+    def mask(self) -> Tensor:
+        """1 where k-space is measured, (1, 2, H, W)."""
+        return self.complex.mask
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """The measured part of k-space."""
+        if x.shape[1] != 1:
+            raise ValueError(f"RealMRI takes one channel, got {tuple(x.shape)}")
+        return self.complex.A(torch.cat([x, torch.zeros_like(x)], 1))
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """Real part of the zero-filled inverse DFT."""
+        return self.complex.A_adjoint(y)[:, :1]
+
+
+class ParallelBeam(Tomography):
+    """`deepinv.physics.Tomography` that can change device and precision after its first adjoint.
+
+    deepinv keeps the adjoint of the first call, by shape only, and returns float32 ever after.
+    """
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """Exact adjoint, by automatic differentiation; differentiable itself."""
+        shape = (*y.shape[:2], self.img_width, self.img_width)
+        return adjoint_function(self.A, shape, y.device, y.dtype)(y)

@@ -1,0 +1,282 @@
+"""Named constructors of the papers' linear operators, as deepinv physics.
+
+`image_shape` is (C, H, W) everywhere; an operator takes images (B, C, H, W) in any range and adds
+no noise of its own. The same seed gives the same operator on every device. Operators are float32
+and move with `.to(...)`; `.double()` is exact but for stored weights, which `dtype` makes exact.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from deepinv.physics import MRI, Blur, Denoising, Inpainting, LinearPhysics, ZeroNoise
+from torch import Tensor
+
+from flowprior.physics.linear import (
+    BoxDownsampling,
+    ChannelMean,
+    GaussianMeasurements,
+    ParallelBeam,
+    RealMRI,
+)
+
+ImageShape = tuple[int, int, int]
+
+
+def denoising(image_shape: ImageShape) -> Denoising:
+    """A = I. deepinv's class adds noise of σ = 0.1 unless told otherwise; this one adds none."""
+    _check_shape(image_shape)
+    return Denoising(ZeroNoise())
+
+
+def gaussian_blur(
+    image_shape: ImageShape,
+    tau: float = 3.0,
+    kernel_size: int | None = None,
+    padding: str = "reflect",
+    dtype: torch.dtype = torch.float32,
+) -> Blur:
+    r"""Convolution with ∝ exp(−(i² + j²)/(2τ²)), weights of sum 1; y has the shape of x.
+
+    The Gaussianization layers paper: τ = 3, 25×25, reflect.
+
+    Args:
+        image_shape: (C, H, W).
+        tau: τ > 0, in pixels.
+        kernel_size: odd; 2⌈4τ⌉ + 1 if None, 25 for τ = 3.
+        padding: "reflect" about the centre of the border pixels, which SciPy calls "mirror";
+            "replicate", "circular" or "zeros".
+        dtype: of the weights.
+    """
+    if not 0 < tau < float("inf"):
+        raise ValueError(f"tau must be positive and finite, got {tau}")
+    size = 2 * math.ceil(4 * tau) + 1 if kernel_size is None else kernel_size
+    _check_kernel(image_shape, size, padding)
+    offsets = torch.arange(size, dtype=torch.float64) - size // 2
+    profile = torch.exp(-offsets.square() / (2 * tau**2))
+    kernel = torch.outer(profile, profile) / profile.sum() ** 2
+    return Blur(kernel[None, None].to(dtype), padding=padding)
+
+
+def mean_blur(
+    image_shape: ImageShape,
+    size: int = 3,
+    padding: str = "zeros",
+    dtype: torch.dtype = torch.float32,
+) -> Blur:
+    """Mean over size×size pixels, stride 1; y has the shape of x.
+
+    Chavez's deblurring: 3×3 with zeros around the image, so that borders darken. Paddings as for
+    `gaussian_blur`; `size` is odd.
+    """
+    _check_kernel(image_shape, size, padding)
+    return Blur(torch.full((1, 1, size, size), 1 / size**2, dtype=dtype), padding=padding)
+
+
+def box_inpainting(
+    image_shape: ImageShape,
+    box: tuple[int, int] | float = 0.5,
+    centre: tuple[int, int] | None = None,
+) -> Inpainting:
+    """Set a box of pixels to zero; y has the shape of x and `physics.mask` is 0 in the box.
+
+    TRUMPET: (10, 10); Chavez: (13, 13); both in the middle.
+
+    Args:
+        image_shape: (C, H, W).
+        box: (height, width) in pixels, or that fraction of either side, in (0, 1).
+        centre: (row, column); rows from row − height//2 on are hidden. The middle if None.
+    """
+    _check_shape(image_shape)
+    sides = image_shape[1:]
+    if isinstance(box, int | float):
+        _check_fraction("box", box)
+        box = tuple(max(1, round(box * side)) for side in sides)
+    starts = [(side - length) // 2 for side, length in zip(sides, box, strict=True)]
+    if centre is not None:
+        starts = [middle - length // 2 for middle, length in zip(centre, box, strict=True)]
+    spans = list(zip(starts, box, sides, strict=True))
+    if any(length < 1 or start < 0 or start + length > side for start, length, side in spans):
+        raise ValueError(f"a box of {box} pixels, centre {centre}, does not fit in {sides}")
+    mask = torch.ones(1, *sides)
+    mask[:, starts[0] : starts[0] + box[0], starts[1] : starts[1] + box[1]] = 0
+    return _inpainting(image_shape, mask)
+
+
+def random_inpainting(image_shape: ImageShape, kept: float = 0.15, seed: int = 0) -> Inpainting:
+    """Keep round(kept·H·W) random pixels, the same in all channels, and set the others to zero.
+
+    TRUMPET keeps 15 %.
+    """
+    _check_shape(image_shape)
+    _check_fraction("kept", kept)
+    pixels = image_shape[1] * image_shape[2]
+    order = torch.randperm(pixels, generator=_generator(seed))
+    mask = torch.zeros(pixels)
+    mask[order[: max(1, round(kept * pixels))]] = 1
+    return _inpainting(image_shape, mask.view(1, *image_shape[1:]))
+
+
+def super_resolution(image_shape: ImageShape, factor: int = 4) -> BoxDownsampling:
+    """Means of factor×factor blocks that do not overlap; y is (B, C, H/factor, W/factor).
+
+    TRUMPET's code takes an antialiased bilinear filter in its place.
+    """
+    _check_shape(image_shape)
+    if factor < 1 or any(side % factor for side in image_shape[1:]):
+        raise ValueError(f"factor={factor} must divide the sides of {image_shape}")
+    return BoxDownsampling(factor)
+
+
+def colourisation(image_shape: ImageShape) -> ChannelMean:
+    """Mean of the channels, as Chavez has it: y is (B, 1, H, W)."""
+    _check_shape(image_shape)
+    if image_shape[0] < 2:
+        raise ValueError(f"colourisation needs at least two channels, got {image_shape}")
+    return ChannelMean(image_shape[0])
+
+
+def random_gaussian(
+    image_shape: ImageShape,
+    measurements: int = 250,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> GaussianMeasurements:
+    """Measure y = Gx, (B, m), G of m×CHW independent entries ~ N(0, 1/m).
+
+    TRUMPET: m = 250. G is stored: m·CHW numbers.
+    """
+    _check_shape(image_shape)
+    if measurements < 1:
+        raise ValueError(f"measurements must be at least 1, got {measurements}")
+    pixels = image_shape[0] * image_shape[1] * image_shape[2]
+    # Drawn in double precision, so that it is the same matrix in every precision.
+    matrix = torch.randn(measurements, pixels, generator=_generator(seed), dtype=torch.float64)
+    return GaussianMeasurements(image_shape, (matrix / measurements**0.5).to(dtype))
+
+
+def cartesian_mri(
+    image_shape: ImageShape,
+    acceleration: float = 4.0,
+    centre_fraction: float = 0.08,
+    seed: int = 0,
+) -> MRI:
+    """Some columns of the centred orthonormal DFT; y is (B, 2, H, W), zero where not measured.
+
+    round(W/acceleration) columns are kept: the lowest frequencies, round(centre_fraction·W) of
+    them, and a random choice of the others, as in fastMRI. Channel 0 of y is real, 1 imaginary.
+
+    Args:
+        image_shape: (1, H, W) for real images, (2, H, W) for real and imaginary part.
+        acceleration: ≥ 1.
+        centre_fraction: in [0, 1/acceleration].
+        seed: of the random columns.
+    """
+    _check_shape(image_shape)
+    channels, height, width = image_shape
+    if channels > 2:
+        raise ValueError(f"cartesian_mri takes one or two channels, got {image_shape}")
+    if not 1 <= acceleration < float("inf"):
+        raise ValueError(f"acceleration must be at least 1 and finite, got {acceleration}")
+    total, centre = max(1, round(width / acceleration)), round(centre_fraction * width)
+    if not 0 <= centre <= total:
+        raise ValueError(
+            f"centre_fraction={centre_fraction} must be in [0, 1/acceleration]: {centre} central "
+            f"columns of {total} in all"
+        )
+    columns = _mri_columns(width, total, centre, _generator(seed))
+    mask = columns.expand(1, 2, height, width).clone()
+    return (RealMRI if channels == 1 else MRI)(mask=mask)
+
+
+def _mri_columns(width: int, total: int, centre: int, generator: torch.Generator) -> Tensor:
+    start = (width - centre + 1) // 2
+    columns = torch.zeros(width)
+    columns[start : start + centre] = 1
+    others = (columns == 0).nonzero().squeeze(1)
+    order = torch.randperm(len(others), generator=generator)
+    columns[others[order[: total - centre]]] = 1
+    return columns
+
+
+def limited_angle_ct(
+    image_shape: ImageShape,
+    angles: int = 30,
+    first: float = 30.0,
+    last: float = 150.0,
+    dtype: torch.dtype = torch.float32,
+) -> ParallelBeam:
+    """Parallel-beam line integrals in pixels; y is (B, C, ⌈√2·H⌉, angles).
+
+    TRUMPET: 30 angles in 30°…150°. Angles as in `skimage.transform.radon`, which y agrees with.
+
+    Args:
+        image_shape: (C, H, H).
+        angles: how many, equally spaced, both ends included.
+        first: in degrees.
+        last: in degrees, ≥ first.
+        dtype: of the interpolation grid.
+    """
+    _check_shape(image_shape)
+    if image_shape[1] != image_shape[2]:
+        raise ValueError(f"limited_angle_ct needs square images, got {image_shape}")
+    if angles < 1 or not first <= last:
+        raise ValueError(
+            f"limited_angle_ct needs at least one angle and first <= last, got {angles} angles "
+            f"from {first} to {last}"
+        )
+    degrees = torch.linspace(first, last, angles, dtype=torch.float64).to(dtype)
+    return ParallelBeam(degrees, image_shape[1], normalize=False, dtype=dtype)
+
+
+OPERATORS: dict[str, Callable[..., LinearPhysics]] = {
+    "denoising": denoising,
+    "gaussian_blur": gaussian_blur,
+    "mean_blur": mean_blur,
+    "box_inpainting": box_inpainting,
+    "random_inpainting": random_inpainting,
+    "super_resolution": super_resolution,
+    "colourisation": colourisation,
+    "random_gaussian": random_gaussian,
+    "cartesian_mri": cartesian_mri,
+    "limited_angle_ct": limited_angle_ct,
+}
+
+
+def make_operator(name: str, image_shape: ImageShape, **options: object) -> LinearPhysics:
+    """The operator of this name, `OPERATORS[name](image_shape, **options)`."""
+    if name not in OPERATORS:
+        raise ValueError(f"operator must be one of {', '.join(OPERATORS)}; got {name!r}")
+    return OPERATORS[name](tuple(image_shape), **options)
+
+
+def _inpainting(image_shape: ImageShape, mask: Tensor) -> Inpainting:
+    return Inpainting(tuple(image_shape), mask.expand(image_shape).clone())
+
+
+def _generator(seed: int) -> torch.Generator:
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    return torch.Generator().manual_seed(seed)
+
+
+def _check_shape(image_shape: ImageShape) -> None:
+    if len(image_shape) != 3 or any(int(side) != side or side < 1 for side in image_shape):
+        raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be a fraction in (0, 1), got {value}")
+
+
+def _check_kernel(image_shape: ImageShape, size: int, padding: str) -> None:
+    _check_shape(image_shape)
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"a kernel must have an odd size, got {size}")
+    if padding not in ("reflect", "replicate", "circular", "zeros"):
+        raise ValueError(
+            f'padding must be "reflect", "replicate", "circular" or "zeros", got {padding!r}'
+        )
+    if size // 2 >= min(image_shape[1:]):
+        raise ValueError(f"a kernel of {size}×{size} is too large for images {image_shape}")

@@ -1,0 +1,176 @@
+"""Inversion with a flow, in plain PyTorch."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flowprior.flows import standard_normal_log_prob
+from flowprior.gaussianization import Gaussianization
+from flowprior.inversion import InverseProblem, Objective, invert
+from tests.conftest import make_perturbed_glow
+
+SIZE = 16
+NO_PRIOR = Objective(prior="none")
+
+
+def blur(x):
+    return F.avg_pool2d(x, 3, stride=1, padding=1)
+
+
+def mask(x):
+    return x * (torch.arange(SIZE) % 2)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    flow = make_perturbed_glow(1, SIZE, levels=2, steps=2, coupling="affine", scale=0.05)
+    return flow.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def truth(prior):
+    z = torch.randn(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double()
+    return prior.to_unit_range(prior.decode(0.7 * z)[0])
+
+
+def test_noiseless_image_in_the_range_is_recovered(prior, truth):
+    found = invert(prior, lambda x: x, truth, objective=NO_PRIOR, iterations=100)
+    assert (found.x - truth).abs().max() < 1e-3
+    assert found.history["misfit"][-1].max() < 1e-6 * found.history["misfit"][0].min()
+    torch.testing.assert_close(found.x, prior.to_unit_range(prior.decode(found.z)[0]))
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+@pytest.mark.parametrize("gaussianized", [False, True])
+def test_loss_falls_and_history_tells(prior, truth, method, gaussianized):
+    h = Gaussianization(patch_size=4, rotation="none") if gaussianized else None
+    objective = Objective(beta=1e-3)
+    y = blur(truth)
+    options = {"reparameterization": h, "objective": objective, "method": method}
+    found = invert(prior, blur, y, iterations=15, **options)
+    loss, misfit, log_prior = (found.history[name] for name in ("loss", "misfit", "log_prior"))
+    assert loss.shape == (16, 4)
+    assert (loss[-1] < loss[0]).all()
+    if method == "lbfgs":
+        assert (loss.diff(dim=0) <= 1e-12).all()
+    torch.testing.assert_close(loss, misfit - 1e-3 * log_prior)
+    problem = InverseProblem(prior, blur, y, h, objective)
+    terms = problem.terms(found.v)
+    torch.testing.assert_close(terms.loss, loss[-1])
+    expected = prior.log_prob(prior.decode(found.z)[0])
+    torch.testing.assert_close(log_prior[-1], expected, rtol=1e-8, atol=1e-8)
+    if gaussianized:
+        assert (found.z.std((1, 2, 3), correction=0) - 1).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_result_does_not_depend_on_the_batch(prior, truth, method):
+    y = mask(truth)
+    options = {"objective": Objective(beta=1e-3), "iterations": 12, "method": method}
+    together = invert(prior, mask, y, **options)
+    for i in range(len(y)):
+        alone = invert(prior, mask, y[i : i + 1], **options)
+        torch.testing.assert_close(alone.x[0], together.x[i], rtol=0, atol=1e-7)
+
+
+def test_large_weight_of_the_latent_norm_keeps_the_latent_short(prior, truth):
+    norms = [
+        invert(
+            prior, mask, mask(truth), objective=Objective(prior="latent_norm", beta=beta)
+        ).z.norm()
+        for beta in (0.0, 1e-2, 1e2)
+    ]
+    assert norms[0] > norms[1] > norms[2]
+    assert norms[2] < 1e-2 * norms[0]
+
+
+def test_terms_and_units(prior, truth):
+    z = prior.encode(truth - 0.5)[0]
+    y = torch.zeros_like(truth)
+    size = truth[0].numel()
+    plain = InverseProblem(prior, lambda x: x, y, None, Objective(beta=2.0)).terms(z)
+    squared = 0.5 * truth.square().sum((1, 2, 3))
+    torch.testing.assert_close(plain.misfit, squared)
+    torch.testing.assert_close(plain.log_prior, prior.log_prob(truth - 0.5))
+    torch.testing.assert_close(plain.loss, squared - 2 * plain.log_prior)
+    bits = Objective("absolute", "latent_norm", 2.0, "bits_per_dim", data_scale=255.0)
+    terms = InverseProblem(prior, lambda x: x, y, None, bits).terms(z)
+    absolute = 255 * truth.abs().sum((1, 2, 3))
+    torch.testing.assert_close(terms.misfit, absolute)
+    expected = absolute - 2 * standard_normal_log_prob(z) / (size * math.log(2))
+    torch.testing.assert_close(terms.loss, expected)
+
+
+def test_row_that_overflows_is_reported_and_leaves_the_others_alone(prior, truth):
+    y = blur(truth)
+    start = torch.randn(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).double()
+    start = start.repeat(4, 1, 1, 1)
+    options = {"objective": NO_PRIOR, "iterations": 5}
+    for method in ("lbfgs", "adam"):
+        expected = invert(prior, blur, y[1:], start=start[1:], method=method, **options)
+        bad = start.clone()
+        bad[0] *= 1e200
+        found = invert(prior, blur, y, start=bad, method=method, **options)
+        assert found.finite.tolist() == [False, True, True, True]
+        torch.testing.assert_close(found.x[1:], expected.x)
+
+
+def test_images_in_one_draw_start_equal_and_a_seed_repeats_them(prior, truth):
+    y = blur(truth)
+    first, again, other = (invert(prior, blur, y, iterations=0, seed=seed).v for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert (first == first[:1]).all()
+    assert not torch.equal(first, other)
+
+
+def test_iterations_are_told(prior, truth):
+    seen = []
+    invert(prior, blur, blur(truth), iterations=3, on_iteration=lambda k, v: seen.append(k))
+    assert seen == [1, 2, 3]
+
+
+WRONG = {
+    "shape of y": ({"y": torch.zeros(2, 1, 8, 8)}, r"y must have shape \(B, 1, 16, 16\)"),
+    "NaN in y": ({"y": torch.full((2, 1, SIZE, SIZE), torch.nan)}, r"rows \[0, 1\]"),
+    "no gradient": ({"physics": lambda x: x.detach()}, "no gradient"),
+    "no operator": ({"physics": 3}, "Physics or a function"),
+    "operator of other images": ({"physics": lambda x: x.view(-1, 7)}, "does not take images"),
+    "method": ({"method": "newton"}, "method"),
+    "iterations": ({"iterations": -1}, "iterations"),
+    "start": ({"start": torch.zeros(2, 1, 8, 8)}, "start must be finite, of shape"),
+    "learning rate": ({"method": "adam", "learning_rate": 0.0}, "learning_rate"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_use_is_one_clear_line(prior, truth, name):
+    changes, words = WRONG[name]
+    options = {"physics": blur, "y": blur(truth)[:2], **changes}
+    options["y"] = options["y"].double()
+    with pytest.raises(ValueError, match=words) as caught:
+        invert(prior, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_prior_must_be_frozen(truth):
+    flow = make_perturbed_glow(1, SIZE, levels=2, steps=2)
+    with pytest.raises(ValueError, match="frozen"):
+        invert(flow, blur, truth)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"misfit": "huber"}, "misfit"),
+        ({"prior": "l1"}, "prior"),
+        ({"beta_unit": "bits"}, "beta_unit"),
+        ({"beta": -1.0}, "beta"),
+        ({"beta": math.nan}, "beta"),
+        ({"data_scale": 0.0}, "data_scale"),
+    ],
+)
+def test_wrong_objective_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        Objective(**options)

@@ -1,0 +1,85 @@
+"""InversionModule under a Trainer."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from callbacks import Gaussianization
+from flowprior.gaussianization import Gaussianization as Layers
+from flowprior.inversion import Objective, invert
+from lightning_modules import FlowModule, InversionModule
+from tests.conftest import make_perturbed_glow
+from tests.test_inversion import SIZE, blur
+
+
+@pytest.fixture
+def problem():
+    flow = make_perturbed_glow(1, SIZE, levels=2, steps=2, coupling="affine", scale=0.05)
+    flow.eval().requires_grad_(False)
+    z = torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double()
+    return flow, blur(flow.to_unit_range(flow.decode(0.7 * z)[0]))
+
+
+def fit(module, *callbacks):
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **options,
+    )
+    trainer.fit(module)
+    return trainer
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+@pytest.mark.parametrize("gaussianized", [False, True])
+def test_module_does_what_invert_does(problem, method, gaussianized):
+    flow, y = problem
+    objective = Objective(beta=1e-3)
+    module = InversionModule(flow, blur, y, objective, iterations=6, method=method)
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["v"]
+    callbacks = [Gaussianization(patch_size=2, temperature=0.9)] if gaussianized else []
+    trainer = fit(module, *callbacks)
+    h = Layers(patch_size=2, rotation="none", passes=2, temperature=0.9) if gaussianized else None
+    expected = invert(
+        flow,
+        blur,
+        y,
+        objective=objective,
+        iterations=6,
+        method=method,
+        reparameterization=h,
+    )
+    torch.testing.assert_close(module.v.detach(), expected.v)
+    torch.testing.assert_close(module.images, expected.x)
+    logged = trainer.callback_metrics["inversion/misfit"]
+    expected_misfit = expected.history["misfit"][-1].mean()
+    torch.testing.assert_close(logged.double(), expected_misfit, rtol=1e-5, atol=1e-8)
+
+
+def test_start_and_settings(problem):
+    flow, y = problem
+    start = torch.zeros(3, 1, SIZE, SIZE)
+    module = InversionModule(flow, blur, y, start=start, iterations=1)
+    assert torch.equal(module.v.detach(), start.double())
+    settings = Gaussianization("paper", temperature=0.7).layers.settings
+    assert settings == {**Layers.paper().settings, "temperature": 0.7}
+
+
+def test_wrong_use_is_named(problem):
+    flow, y = problem
+    with pytest.raises(ValueError, match="iterations"):
+        InversionModule(flow, blur, y, iterations=0)
+    with pytest.raises(ValueError, match="start must be finite"):
+        InversionModule(flow, blur, y, start=torch.zeros(1))
+    with pytest.raises(ValueError, match="preset"):
+        Gaussianization("best")
+    with pytest.raises(TypeError, match="patchsize"):
+        Gaussianization(patchsize=4)
+    with pytest.raises(ValueError, match="InversionModule"):
+        Gaussianization().setup(None, FlowModule(flow), "fit")
+    with pytest.raises(ValueError, match="y must have shape"):
+        fit(InversionModule(flow, blur, y[..., :8], iterations=1))

@@ -1,0 +1,82 @@
+"""Image metrics against scikit-image."""
+
+import numpy as np
+import pytest
+import skimage.data
+import skimage.metrics
+import torch
+
+from flowprior.metrics import lpips, psnr, ssim
+from flowprior.metrics.images import _for_lpips, _lpips_network
+
+
+@pytest.fixture(scope="module")
+def images():
+    """(x, truth), (3, 3, 48, 40)."""
+    picture = torch.from_numpy(skimage.data.astronaut()[:144, 100:140] / 255).permute(2, 0, 1)
+    truth = torch.stack(picture.split(48, 1)).float()
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    strength = torch.tensor([0.01, 0.05, 0.3]).view(-1, 1, 1, 1)
+    return truth + strength * noise, truth
+
+
+def test_psnr_equals_scikit_image(images):
+    x, truth = images
+    for found, one, other in zip(psnr(x, truth), x.clamp(0, 1), truth, strict=True):
+        one, other = one.numpy(), other.numpy()
+        expected = skimage.metrics.peak_signal_noise_ratio(other, one, data_range=1)
+        assert found.item() == pytest.approx(expected, abs=1e-4)
+    assert psnr(truth, truth).isinf().all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ssim_equals_scikit_image(images, channels):
+    x, truth = (image[:, :channels] for image in images)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for found, one, other in zip(ssim(x, truth), x.clamp(0, 1), truth, strict=True):
+        expected = skimage.metrics.structural_similarity(
+            np.asarray(other, dtype=float),
+            np.asarray(one, dtype=float),
+            data_range=1,
+            channel_axis=0,
+            **options,
+        )
+        assert found.item() == pytest.approx(expected, abs=1e-5)
+    torch.testing.assert_close(ssim(truth, truth), torch.ones(3))
+
+
+def test_single_image_keeps_its_row(images):
+    x, truth = (image[:1] for image in images)
+    assert ssim(x, truth).shape == psnr(x, truth).shape == (1,)
+
+
+def test_values_beyond_the_range_are_clamped(images):
+    _, truth = images
+    white = torch.ones_like(truth)
+    torch.testing.assert_close(psnr(white + 3, truth), psnr(white, truth))
+    torch.testing.assert_close(ssim(white + 3, truth), ssim(white, truth))
+
+
+def test_lpips_is_a_distance_or_none(images):
+    x, truth = images
+    found = lpips(x, truth)
+    if _lpips_network(x.device) is None:
+        assert found is None
+    else:
+        assert found[0] < found[1] < found[2]
+
+
+def test_lpips_input_is_what_the_network_needs(images):
+    grey = images[0][:, :1]
+    prepared = _for_lpips(grey)
+    assert prepared.shape[1] == 3
+    assert min(prepared.shape[2:]) >= 64
+    assert prepared.abs().max() <= 1
+
+
+def test_wrong_shapes_are_named(images):
+    x, truth = images
+    with pytest.raises(ValueError, match="equal shapes"):
+        psnr(x, truth[:2])
+    with pytest.raises(ValueError, match="11x11"):
+        ssim(x[..., :8, :8], truth[..., :8, :8])
