@@ -118,9 +118,8 @@ def _draw(shape: torch.Size, seed: int, index: int | Tensor) -> Tensor:
     key = (int(seed), int(index))
     if key != (seed, index) or min(key) < 0:
         raise ValueError(f"seed and index must be integers of at least 0, got {seed} and {index}")
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0]))
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    # NumPy's generator, because torch's keeps 32 bits of its seed and images would share noise.
+    return torch.from_numpy(np.random.default_rng(key).standard_normal(tuple(shape)))
 
 
 def _sigma(row: Tensor, seen: Tensor, snr_db: float) -> Tensor:
