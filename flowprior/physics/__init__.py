@@ -5,6 +5,7 @@ from typing import Any
 
 # deepinv takes seconds to import: a name is looked up when it is first asked for.
 _MODULES = {
+    "EikonalTomography": "eikonal",
     "OPERATORS": "operators",
     "box_inpainting": "operators",
     "cartesian_mri": "operators",

@@ -1,0 +1,94 @@
+"""Travel times against scikit-fmm: `python -m benchmarks.eikonal`."""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import skfmm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.measure import alternate, medians, wall_clock
+from flowprior.physics import EikonalTomography
+
+SPACING = 10.0
+HEADINGS = (
+    "size",
+    "dtype",
+    "scikit-fmm",
+    "forward",
+    "forward + gradient",
+    "fmm / forward",
+    "both / forward",
+)
+
+
+def layers(models: int, size: int) -> Tensor:
+    """Models (models, 1, size, size) of horizontal layers and a smooth dip, in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(models, 1, size // 8, 1, generator=generator)
+    tilt = torch.linspace(0, 0.2, size)
+    return 0.8 * values.repeat_interleave(8, 2) + tilt
+
+
+def velocity(m: Tensor) -> Tensor:
+    """1500 to 2500 m/s."""
+    return 1500 + 1000 * m
+
+
+def fast_marching(c: np.ndarray, row: int) -> np.ndarray:
+    """Travel times of one model (H, W) and one source on the left edge."""
+    phi = np.ones_like(c)
+    phi[row, 0] = -1
+    return skfmm.travel_time(phi, c, dx=SPACING, order=1)
+
+
+def measure(arguments: argparse.Namespace, size: int, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds per solve, one (model, source), of each candidate."""
+    rows = torch.linspace(0, size - 1, arguments.sources).long().tolist()
+    receivers = [(i, size - 1) for i in range(0, size, 4)]
+    physics = EikonalTomography([(row, 0) for row in rows], receivers, SPACING, velocity)
+    m = layers(arguments.models, size).to(arguments.device, dtype)
+    c = velocity(m)[:, 0].double().cpu().numpy()
+    physics = physics.to(arguments.device)
+    x = m.clone().requires_grad_()
+    calls: dict[str, Callable[[], object]] = {
+        "forward": torch.no_grad()(lambda: physics.A(m)),
+        "both": lambda: torch.autograd.grad(physics.A(x).sum(), x),
+        # One solve per model is enough to time it.
+        "fmm": lambda: [fast_marching(model, rows[k % len(rows)]) for k, model in enumerate(c)],
+    }
+    found = medians(alternate(calls, arguments.repeats, wall_clock(arguments.device)))
+    solves = {"fmm": len(c)}
+    return {k: v / solves.get(k, len(c) * len(rows)) for k, v in found.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=int, default=16)
+    parser.add_argument("--sources", type=int, default=8)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    title = f"{arguments.models} models x {arguments.sources} sources, ms per solve"
+    table = Table(title=f"{title}, {arguments.device}")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right")
+    start = time.perf_counter()
+    for size in arguments.sizes:
+        for dtype in arguments.dtypes:
+            t = measure(arguments, size, getattr(torch, dtype))
+            ms = [f"{1e3 * t[name]:.2f}" for name in ("fmm", "forward", "both")]
+            ratios = [f"{t['fmm'] / t['forward']:.2f}", f"{t['both'] / t['forward']:.2f}"]
+            table.add_row(str(size), dtype, *ms, *ratios)
+    Console().print(table, f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

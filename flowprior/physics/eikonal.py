@@ -1,0 +1,90 @@
+"""Travel-time tomography: first arrivals between sources and receivers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from deepinv.physics import Physics
+from torch import Tensor
+
+from flowprior.physics.travel_times import travel_times
+
+Positions = Sequence[Sequence[int]] | Tensor
+
+
+def linear_velocity(x: Tensor) -> Tensor:
+    """1500 + 100 x, in m/s."""
+    return 1500 + 100 * x
+
+
+class EikonalTomography(Physics):
+    r"""First-arrival travel times from every source to every receiver, in seconds.
+
+    .. math:: |\nabla T| = 1 / c(x), \qquad T(x_s) = 0
+
+    Differentiable once with respect to x. A model with a velocity that is not finite and positive
+    gets NaN travel times and a zero gradient; the others of the batch are unaffected.
+
+    Args:
+        sources, receivers: (row, column) of every source or receiver, whole numbers, (n, 2).
+        spacing: Metres between neighbouring grid points.
+        velocity: From models (B, 1, H, W) to velocities (B, 1, H, W) in m/s.
+        kwargs: Of `deepinv.physics.Physics`, such as `noise_model`.
+    """
+
+    def __init__(
+        self,
+        sources: Positions,
+        receivers: Positions,
+        spacing: float,
+        velocity: Callable[[Tensor], Tensor] = linear_velocity,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not (spacing > 0 and spacing < float("inf")):
+            raise ValueError(f"spacing is {spacing}, expected a positive number of metres")
+        self.register_buffer("sources", _positions("sources", sources))
+        self.register_buffer("receivers", _positions("receivers", receivers))
+        self.spacing = float(spacing)
+        self.velocity = velocity
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Travel times (B, n_sources, n_receivers) of models (B, 1, H, W)."""
+        times = self.travel_time_maps(x)
+        rows, columns = self.receivers.to(x.device).unbind(1)
+        return times[:, :, rows, columns]
+
+    def travel_time_maps(self, x: Tensor) -> Tensor:
+        """Travel times (B, n_sources, H, W) to every grid point."""
+        if x.ndim != 4 or x.shape[1] != 1:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, 1, H, W)")
+        _check_inside("sources", self.sources, x.shape[2:])
+        _check_inside("receivers", self.receivers, x.shape[2:])
+        c = self.velocity(x)
+        if c.shape != x.shape:
+            raise ValueError(f"velocity(x) has shape {tuple(c.shape)}, expected {tuple(x.shape)}")
+        if c.dtype not in (torch.float32, torch.float64):
+            c = c.float()
+        valid = (c.isfinite() & (c > 0)).flatten(1).all(1).view(-1, 1, 1, 1)
+        slowness = self.spacing / torch.where(valid, c, 1.0)
+        slowness = slowness.squeeze(1).permute(1, 2, 0).contiguous()
+        times = travel_times(slowness, self.sources.to(x.device)).permute(2, 3, 0, 1)
+        return torch.where(valid, times, torch.nan)
+
+
+def _positions(name: str, positions: Positions) -> Tensor:
+    found = torch.as_tensor(positions)
+    if found.ndim != 2 or found.shape[1] != 2 or len(found) == 0:
+        raise ValueError(f"{name} has shape {tuple(found.shape)}, expected (n, 2): (row, column)")
+    if found.is_complex() or not torch.equal(found.long().to(found.dtype), found):
+        raise ValueError(f"{name} must be whole numbers (row, column) on the grid")
+    if int(found.min()) < 0:
+        raise ValueError(f"{name} holds {int(found.min())}, expected no negative index")
+    return found.long()
+
+
+def _check_inside(name: str, positions: Tensor, shape: torch.Size) -> None:
+    outside = (positions >= positions.new_tensor(shape)).any(1)
+    if outside.any():
+        where = tuple(positions[outside][0].tolist())
+        raise ValueError(f"{name} holds {where}, outside of the grid of {tuple(shape)} points")

@@ -1,0 +1,159 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import skfmm
+import torch
+
+from flowprior.physics import EikonalTomography
+
+
+def grid_points(size, step=1):
+    return [(i, j) for i in range(0, size, step) for j in range(0, size, step)]
+
+
+def layered(batch, size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    layers = torch.rand(batch, 1, size // 4, 1, generator=generator, dtype=torch.float64)
+    return layers.repeat_interleave(4, 2).expand(-1, -1, -1, size).contiguous()
+
+
+def smooth(batch, height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    phase = 6 * torch.rand(batch, 1, 2, generator=generator, dtype=torch.float64)
+    y = torch.linspace(0, 4, height, dtype=torch.float64).view(1, 1, -1, 1)
+    x = torch.linspace(0, 3, width, dtype=torch.float64).view(1, 1, 1, -1)
+    return torch.sin(y + phase[..., :1, None]) * torch.cos(x + phase[..., 1:, None]) + 0.3 * y
+
+
+def gradient_medium_error(size, source, c0=1500.0, g=1.0, extent=1000.0):
+    """Largest relative error beyond 3 cells from the source for c = c0 + g z."""
+    spacing = extent / (size - 1)
+    c = (c0 + g * spacing * torch.arange(size, dtype=torch.float64)).view(1, 1, -1, 1)
+    c = c.expand(-1, -1, -1, size)
+    found = EikonalTomography([source], grid_points(size), spacing, lambda m: m).A(c)
+    found = found.view(size, size)
+    ticks = torch.arange(size, dtype=torch.float64)
+    cells = torch.hypot(ticks[:, None] - source[0], ticks - source[1])
+    c = c[0, 0]
+    exact = torch.acosh(1 + (g * cells * spacing) ** 2 / (2 * c * c[source])) / g
+    far = cells > 3
+    return ((found - exact).abs() / exact)[far].max().item()
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0), (0.5, 0.3)])
+def test_gradient_medium_converges_to_closed_form(place):
+    errors = [gradient_medium_error(n, (int(n * place[0]), int(n * place[1]))) for n in (32, 64)]
+    assert errors[1] <= 5e-3
+    assert errors[1] < 0.65 * errors[0]
+
+
+def test_homogeneous_medium_is_exact():
+    physics = EikonalTomography([(3, 4), (0, 11)], grid_points(12), 10.0, lambda m: m)
+    found = physics.A(torch.full((1, 1, 12, 12), 2000.0, dtype=torch.float64))[0]
+    sources, points = physics.sources.double(), physics.receivers.double()
+    torch.testing.assert_close(found, torch.cdist(sources, points) * 10 / 2000)
+
+
+def test_reciprocity():
+    points = [(2, 0), (17, 0), (30, 31), (9, 31), (16, 15)]
+    times = EikonalTomography(points, points, 10.0, lambda m: 2000 + 200 * m).A(smooth(2, 32, 32))
+    assert ((times - times.mT).abs().amax() / times.amax()) < 1e-2
+
+
+@pytest.mark.parametrize("source", [(5, 0), (40, 0)])
+def test_agrees_with_fast_marching(source):
+    size, spacing = 64, 10.0
+    m = layered(2, size)
+    velocity = 1500 + 1000 * m[:, 0]
+    physics = EikonalTomography([source], grid_points(size), spacing, lambda m: 1500 + 1000 * m)
+    times = physics.A(m).view(2, size, size)
+    ticks = np.arange(size)
+    distance = np.hypot(ticks[:, None] - source[0], ticks - source[1])
+    far = distance > 12
+    for c, found in zip(velocity.numpy(), times.numpy(), strict=True):
+        # An exact disc around the source, in whose layers the velocity is the source's.
+        expected = skfmm.travel_time(distance - 0.5, c, dx=spacing, order=2)
+        expected = expected + 0.5 * spacing / c[source]
+        assert (np.abs(found - expected) / expected)[far].max() < 4e-2
+        assert (np.abs(found - expected) / expected)[far].mean() < 1.5e-2
+
+
+def test_taylor_remainder_is_second_order():
+    physics = EikonalTomography([(2, 0), (12, 0)], [(i, 19) for i in range(0, 16, 3)], 10.0)
+    x, direction = smooth(1, 16, 20).requires_grad_(), smooth(1, 16, 20, seed=1)
+    weights = torch.rand(2, 6, generator=torch.Generator().manual_seed(3)).double()
+
+    def value(x):
+        return (physics.A(x) * weights).sum()
+
+    start = value(x)
+    (slope,) = torch.autograd.grad(start, x)
+    rest = [
+        abs(value(x + e * direction) - start - e * (slope * direction).sum()).item()
+        for e in (1e-1, 1e-2, 1e-3, 1e-4)
+    ]
+    for coarse, fine in pairwise(rest):
+        assert 80 < coarse / fine < 120
+
+
+def test_gradcheck_and_vjp():
+    physics = EikonalTomography([(1, 0), (5, 6)], [(0, 6), (4, 6), (4, 3), (4, 3)], 10.0)
+    generator = torch.Generator().manual_seed(0)
+    x = 5 * torch.rand(2, 1, 6, 7, generator=generator, dtype=torch.float64)
+    x.requires_grad_()
+    torch.autograd.gradcheck(lambda x: 1e3 * physics.A(x), x, eps=1e-5, atol=1e-7, rtol=1e-5)
+    v = torch.rand(2, 2, 4, generator=generator, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(physics.A(x), x, v)
+    torch.testing.assert_close(physics.A_vjp(x.detach(), v), expected)
+
+
+def test_batch_equals_singles():
+    physics = EikonalTomography([(0, 0), (9, 3)], [(15, 15), (3, 12)], 10.0)
+    x = torch.cat([smooth(2, 16, 16), layered(2, 16), 30 * layered(1, 16, 1)])
+    times = physics.A(x)
+    for row, single in zip(times, x, strict=True):
+        torch.testing.assert_close(row, physics.A(single[None])[0], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_contrast_is_finite_and_positive(dtype):
+    generator = torch.Generator().manual_seed(0)
+    exponent = 8 * torch.rand(3, 1, 12, 14, generator=generator, dtype=dtype) - 2
+    exponent.requires_grad_()
+    receivers = [(i, j) for i in range(12) for j in range(14) if (i, j) != (4, 5)]
+    times = EikonalTomography([(4, 5)], receivers, 10.0, lambda m: 10**m).A(exponent)
+    assert times.isfinite().all()
+    assert (times > 0).all()
+    (gradient,) = torch.autograd.grad(times.log().sum(), exponent)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -16.0])
+def test_bad_velocity_gives_nan_in_its_row_only(bad):
+    physics = EikonalTomography([(0, 0)], [(7, 7)], 10.0)
+    x = layered(3, 8)
+    expected = physics.A(x)
+    x[1, 0, 2, 2] = bad
+    x.requires_grad_()
+    found = physics.A(x)
+    assert found[1].isnan().all()
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(found[[0, 2]].sum(), x)
+    assert gradient[[0, 2]].isfinite().all()
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"sources has shape \(2,\), expected \(n, 2\)"):
+        EikonalTomography([0, 1], [(0, 0)], 1.0)
+    with pytest.raises(ValueError, match="receivers must be whole numbers"):
+        EikonalTomography([(0, 1)], [(0.5, 0)], 1.0)
+    with pytest.raises(ValueError, match="sources holds -1"):
+        EikonalTomography([(0, -1)], [(0, 0)], 1.0)
+    with pytest.raises(ValueError, match="spacing is 0"):
+        EikonalTomography([(0, 1)], [(0, 0)], 0)
+    physics = EikonalTomography([(0, 1)], [(8, 0)], 1.0)
+    with pytest.raises(ValueError, match=r"receivers holds \(8, 0\), outside of the grid"):
+        physics.A(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"x has shape \(1, 3, 8, 8\), expected \(B, 1, H, W\)"):
+        physics.A(torch.zeros(1, 3, 8, 8))
