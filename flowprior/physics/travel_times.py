@@ -114,6 +114,8 @@ class _Sweeper:
         start = _ghosted(start).flatten(2).flatten(0, 1)
         self.stored = [start[order.cells] for order in self.orders]
         self.latest = 0
+        self._views: dict[tuple[int, int], list[tuple[Tensor, ...]]] = {}
+        self.scratch = _scratch(self.stored[0], min(self.height, self.width))
         self.coefficients = [
             _coefficients(slowness, sources, order, pair)
             for order, pair in zip(self.orders, PAIRS, strict=True)
@@ -123,12 +125,25 @@ class _Sweeper:
         """Latest travel times ((H + 2) (W + 2), lanes)."""
         return self.stored[self.latest][self.orders[self.latest].rank]
 
+    def _diagonals(self, pair: int, sign: int) -> list[tuple[Tensor, ...]]:
+        """Views of every diagonal in the order of a sweep; making them costs as much as a sweep."""
+        if (pair, sign) not in self._views:
+            times, known = self.stored[pair], self.coefficients[pair]
+            known = known[:4] if sign == 1 else known[:2] + known[4:]
+            where = steps(self.height, self.width)
+            own = [views(t, where.start, where.count) for t in (times, *known)]
+            found = list(zip(*own, *neighbours(times, where, sign), strict=True))
+            self._views[pair, sign] = found[::sign]
+        return self._views[pair, sign]
+
     def keep(self, lanes: Tensor) -> None:
         """Go on with some of the lanes only."""
+        self._views.clear()
         self.stored = [t.index_select(1, lanes) for t in self.stored]
         self.coefficients = [
             _Coefficients(*(t.index_select(1, lanes) for t in c)) for c in self.coefficients
         ]
+        self.scratch = _scratch(self.stored[0], min(self.height, self.width))
 
     def sweep_pair(self, pair: int) -> Tensor:
         """Sweep forwards and backwards through one storage order; which lanes changed (lanes,)."""
@@ -138,10 +153,8 @@ class _Sweeper:
             torch.index_select(self.stored[self.latest], 0, latest.rank[order.cells], out=times)
             self.latest = pair
         before = times.clone()
-        where = steps(self.height, self.width)
-        known = self.coefficients[pair]
-        _sweep(times, known[:4], where, 1)
-        _sweep(times, known[:2] + known[4:], where, -1)
+        for sign in (1, -1):
+            _sweep(self._diagonals(pair, sign), self.scratch)
         tolerance = 4 * torch.finfo(times.dtype).eps
         return (before.sub_(times) > tolerance * times).any(0)
 
@@ -204,14 +217,16 @@ def _coefficients(
     return _Coefficients(s, 2 * s * s, *corrections)
 
 
-def _sweep(times: Tensor, known: tuple[Tensor, ...], where: Steps, sign: int) -> None:
+def _scratch(times: Tensor, longest: int) -> dict[int, tuple[Tensor, ...]]:
+    """Room for four numbers per cell of a diagonal of every length."""
+    room = times.new_empty(4, longest, times.shape[1])
+    return {n: room[:, :n].unbind(0) for n in range(1, longest + 1)}
+
+
+def _sweep(diagonals: list[tuple[Tensor, ...]], scratch: dict[int, tuple[Tensor, ...]]) -> None:
     """One Gauss-Seidel sweep of the Godunov update, in place."""
-    scratch = times.new_empty(4, max(where.count), times.shape[1])
-    work = {n: scratch[:, :n].unbind(0) for n in set(where.count)}
-    own = [views(t, where.start, where.count) for t in (times, *known)]
-    diagonals = list(zip(*own, *neighbours(times, where, sign), strict=True))
-    for t, s, twice_square, row_correction, column_correction, row, column in diagonals[::sign]:
-        a, b, d, inverse = work[len(t)]
+    for t, s, twice_square, row_correction, column_correction, row, column in diagonals:
+        a, b, d, inverse = scratch[len(t)]
         torch.add(row, row_correction, out=a)
         torch.add(column, column_correction, out=b)
         torch.sub(a, b, out=d).abs_()
