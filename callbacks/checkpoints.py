@@ -64,19 +64,19 @@ class Checkpoints(Checkpoint):
         accumulating = trainer.fit_loop._should_accumulate()
         if accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return False
-        trainer.save_checkpoint(self.last, weights_only=False)
+        _save(trainer, self.last)
         return True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after the epoch and its validation."""
-        trainer.save_checkpoint(self.last, weights_only=False)
+        _save(trainer, self.last)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the best model so far."""
         score = _score(trainer, self.monitor)
         if not trainer.sanity_checking and score < self.best_score:
             self.best_score = score
-            trainer.save_checkpoint(self.best, weights_only=False)
+            _save(trainer, self.best)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must remember."""
@@ -109,7 +109,7 @@ class WeightExport(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export if the validation metric improved."""
         score = _score(trainer, self.monitor)
-        if trainer.sanity_checking or not score < self.best_score:
+        if trainer.sanity_checking or trainer.fast_dev_run or not score < self.best_score:
             return
         self.best_score = score
         if trainer.is_global_zero:
@@ -128,6 +128,11 @@ class WeightExport(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.best_score = state_dict["best_score"]
+
+
+def _save(trainer: pl.Trainer, path: Path) -> None:
+    if not trainer.fast_dev_run:  # a trial of the code, perhaps in the folder of a real run
+        trainer.save_checkpoint(path, weights_only=False)
 
 
 def _score(trainer: pl.Trainer, monitor: str) -> float:

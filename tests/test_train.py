@@ -174,6 +174,11 @@ def test_other_architecture_does_not_overwrite(
     assert (reference / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+def test_fast_dev_run_writes_nothing(folder: Path) -> None:
+    finish(folder, "train.py", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true")
+    assert not (folder / "runs").exists()
+
+
 def test_divergence_stops_with_the_last_good_checkpoint(folder: Path) -> None:
     process = start(folder, "train.py", "--config", "tiny.yaml", "--model.optimizer.lr", "1e20")
     output = process.communicate(timeout=120)[0]
