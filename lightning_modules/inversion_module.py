@@ -73,10 +73,6 @@ class InversionModule(pl.LightningModule):
         self.solver = make_solver(problem, self.v, self.method, self.learning_rate)
         return self.solver.optimizer
 
-    def on_train_epoch_start(self) -> None:
-        """Keep the prior in evaluation mode."""
-        self.prior.eval()
-
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make one iteration of all images that are not done."""
         if self.solver.active.any():

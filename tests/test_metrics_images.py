@@ -1,5 +1,8 @@
 """Image metrics against scikit-image."""
 
+from urllib.error import URLError
+
+import lpips as lpips_package
 import numpy as np
 import pytest
 import skimage.data
@@ -57,13 +60,25 @@ def test_values_beyond_the_range_are_clamped(images):
     torch.testing.assert_close(ssim(white + 3, truth), ssim(white, truth))
 
 
-def test_lpips_is_a_distance_or_none(images):
+def test_lpips_grows_with_the_noise(images, monkeypatch):
+    # Random features stand in for AlexNet's, which cannot be had everywhere.
+    network = lpips_package.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    monkeypatch.setattr("flowprior.metrics.images._lpips_network", lambda device: network)
     x, truth = images
     found = lpips(x, truth)
-    if _lpips_network(x.device) is None:
-        assert found is None
-    else:
-        assert found[0] < found[1] < found[2]
+    assert found.shape == (3,)
+    assert found[0] < found[1] < found[2]
+    assert lpips(truth, truth).abs().max() == 0
+
+
+def test_lpips_is_none_without_its_network(images, monkeypatch):
+    def unreachable(**_):
+        raise URLError("no network")
+
+    monkeypatch.setattr(lpips_package, "LPIPS", unreachable)
+    _lpips_network.cache_clear()
+    assert lpips(*images) is None
+    _lpips_network.cache_clear()
 
 
 def test_lpips_input_is_what_the_network_needs(images):

@@ -1,7 +1,7 @@
 """The Yeo–Johnson power transformation, which takes out skewness."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,13 +82,6 @@ class _Transform(torch.autograd.Function):
         return grad * _slope(log, sign, power[:, None]), (grad * by_power).sum(1)
 
 
-class Bracket(NamedTuple):
-    """Bounds of λ, (B,) each."""
-
-    low: Tensor
-    high: Tensor
-
-
 @torch.no_grad()
 def _solve(x: Tensor) -> tuple[Tensor, Tensor]:
     """λ, and whether it is a maximum, by Newton's method; first on a part of a long row."""
@@ -108,20 +101,20 @@ def _solve(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _newton(log: Tensor, sign: Tensor, power: Tensor, reach: Tensor, iterations: int) -> Tensor:
-    bracket = Bracket(1 - reach, 1 + reach)
+    low, high = 1 - reach, 1 + reach
     for _ in range(iterations):
         y, first, second = _derivatives(log, sign, power[:, None])
         y -= y.mean(1, keepdim=True)
         score, curvature = _score(log, sign, y, first, second)
         usable = _usable(curvature)
-        low = torch.where(score > 0, power, bracket.low)
-        high = torch.where(score > 0, bracket.high, power)
-        bracket = Bracket(torch.where(usable, low, power), torch.where(usable, high, power))
+        # Where the likelihood is not concave to rounding, the row stays as it is.
+        low = torch.where(usable & (score <= 0), low, power)
+        high = torch.where(usable & (score > 0), high, power)
         step = power - score / curvature
-        inside = (step > bracket.low) & (step < bracket.high)
+        inside = (step > low) & (step < high)
         # At the root the step is 0 and leaves the open bracket by a rounding error.
         close = (step - power).abs() <= 4 * torch.finfo(power.dtype).eps * (1 + power.abs())
-        middle = (bracket.low + bracket.high) / 2
+        middle = (low + high) / 2
         proposed = torch.where(inside, step, torch.where(close, power, middle))
         change = torch.where(usable, proposed - power, 0)
         power = power + change

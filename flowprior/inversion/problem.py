@@ -43,14 +43,11 @@ class InverseProblem:
         y = self.y if rows is None else self.y[rows]
         return self.objective.terms(self.prior, self.reparameterization(v), self.forward, y)
 
-    def images(self, v: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+    def images(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """(x, z) of latents v, without gradients; x is not clamped."""
-        found = []
         with torch.no_grad():
-            for part in v.split(batch_size or len(v)):
-                z = self.reparameterization(part)
-                found.append((self.prior.to_unit_range(self.prior.decode(z)[0]), z))
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+            z = self.reparameterization(v)
+            return self.prior.to_unit_range(self.prior.decode(z)[0]), z
 
     def _check(self) -> None:
         if any(p.requires_grad for p in self.prior.parameters()):

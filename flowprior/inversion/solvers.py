@@ -80,9 +80,7 @@ class LBFGSSolver:
 class AdamSolver:
     """Adam, whose steps depend on no other image because it works entry by entry."""
 
-    def __init__(
-        self, problem: InverseProblem, v: nn.Parameter, learning_rate: float = 0.05
-    ) -> None:
+    def __init__(self, problem: InverseProblem, v: nn.Parameter, learning_rate: float) -> None:
         self.problem = problem
         self.v = v
         self.optimizer = torch.optim.Adam([v], learning_rate)
