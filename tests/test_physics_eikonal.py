@@ -58,7 +58,7 @@ def test_homogeneous_medium_is_exact():
 def test_reciprocity():
     points = [(2, 0), (17, 0), (30, 31), (9, 31), (16, 15)]
     times = EikonalTomography(points, points, 10.0, lambda m: 2000 + 200 * m).A(smooth(2, 32, 32))
-    assert ((times - times.mT).abs().amax() / times.amax()) < 1e-2
+    assert ((times - times.mT).abs().amax() / times.amax()) < 4e-3
 
 
 @pytest.mark.parametrize("source", [(5, 0), (40, 0)])
@@ -75,8 +75,8 @@ def test_agrees_with_fast_marching(source):
         # An exact disc around the source, in whose layers the velocity is the source's.
         expected = skfmm.travel_time(distance - 0.5, c, dx=spacing, order=2)
         expected = expected + 0.5 * spacing / c[source]
-        assert (np.abs(found - expected) / expected)[far].max() < 4e-2
-        assert (np.abs(found - expected) / expected)[far].mean() < 1.5e-2
+        assert (np.abs(found - expected) / expected)[far].max() < 3e-2
+        assert (np.abs(found - expected) / expected)[far].mean() < 8e-3
 
 
 def test_taylor_remainder_is_second_order():
