@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from flowprior.gaussianization import solving
 from flowprior.gaussianization.lambert_w import solve_lambert_w
-from flowprior.gaussianization.solving import START_SAMPLES, settled, subsample
+from flowprior.gaussianization.solving import START_SAMPLES, all_done, settled, subsample
 from flowprior.gaussianization.standardization import moments
 
 
@@ -105,17 +105,19 @@ def _solve(u: Tensor) -> tuple[Tensor, Tensor]:
 def _newton(
     u: Tensor, mu: Tensor, tail: Tensor, heavy: Tensor, iterations: int
 ) -> tuple[Tensor, Tensor]:
+    moving = heavy
     for _ in range(iterations):
         w = _squashed(u - mu[:, None], tail)
         mean, kurtosis, _, jacobian = _equations(w, *_slopes(w, tail))
         change_tail = _solve_2x2(jacobian, -mean, 3 - kurtosis)[1]
         # Far from the root the equations are strongly curved in a, and a must stay positive.
         proposed = torch.minimum(torch.maximum(tail + change_tail, tail / 4), 4 * tail)
-        change_tail = torch.where(heavy, proposed - tail, 0).nan_to_num(0)
+        change_tail = torch.where(moving, proposed - tail, 0).nan_to_num(0)
         change_mu = -(mean + jacobian[:, 0, 1] * change_tail) / jacobian[:, 0, 0]
-        change_mu = torch.where(heavy, change_mu, 0).nan_to_num(0).clamp(-0.5, 0.5)
+        change_mu = torch.where(moving, change_mu, 0).nan_to_num(0).clamp(-0.5, 0.5)
         mu, tail = mu + change_mu, tail + change_tail
-        if settled(torch.maximum(change_mu.abs(), change_tail.abs()), tail):
+        moving = moving & ~settled(torch.maximum(change_mu.abs(), change_tail.abs()), tail)
+        if all_done(moving):
             break
     return mu, tail
 

@@ -14,13 +14,21 @@ def subsample(x: Tensor) -> Tensor:
     return x[:, :: x.shape[1] // START_SAMPLES].contiguous()
 
 
-def settled(change: Tensor, value: Tensor) -> bool:
-    """Whether Newton's last steps were so small that quadratic convergence is at its end.
+def settled(change: Tensor, value: Tensor) -> Tensor:
+    """Which rows' last Newton steps were so small that quadratic convergence is at its end, (B,).
 
-    Looks only where it costs nothing: a GPU would have to be waited for, and a compiler cannot
-    know. There the solvers make all their iterations, the last of which change nothing.
+    They move no further, whatever the other rows of the batch still need.
     """
-    if torch.compiler.is_compiling() or change.device.type != "cpu":
-        return False
     tolerance = torch.finfo(value.dtype).eps ** 0.6
-    return bool((change.abs() <= tolerance * (1 + value.abs())).all())
+    return change.abs() <= tolerance * (1 + value.abs())
+
+
+def all_done(moving: Tensor) -> bool:
+    """Whether no row moves, looked at only where that costs nothing.
+
+    A GPU would have to be waited for, and a compiler cannot know: there the solvers make all their
+    iterations, the last of which change nothing.
+    """
+    if torch.compiler.is_compiling() or moving.device.type != "cpu":
+        return False
+    return not bool(moving.any())

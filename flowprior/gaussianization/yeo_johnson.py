@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowprior.gaussianization import solving
-from flowprior.gaussianization.solving import START_SAMPLES, settled, subsample
+from flowprior.gaussianization.solving import START_SAMPLES, all_done, settled, subsample
 from flowprior.gaussianization.standardization import scale_and_constancy
 
 
@@ -102,6 +102,7 @@ def _solve(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _newton(log: Tensor, sign: Tensor, power: Tensor, reach: Tensor, iterations: int) -> Tensor:
     low, high = 1 - reach, 1 + reach
+    moving = torch.ones_like(power, dtype=torch.bool)
     for _ in range(iterations):
         y, first, second = _derivatives(log, sign, power[:, None])
         y -= y.mean(1, keepdim=True)
@@ -116,9 +117,10 @@ def _newton(log: Tensor, sign: Tensor, power: Tensor, reach: Tensor, iterations:
         close = (step - power).abs() <= 4 * torch.finfo(power.dtype).eps * (1 + power.abs())
         middle = (low + high) / 2
         proposed = torch.where(inside, step, torch.where(close, power, middle))
-        change = torch.where(usable, proposed - power, 0)
+        change = torch.where(usable & moving, proposed - power, 0)
         power = power + change
-        if settled(change, power):
+        moving = moving & ~settled(change, power)
+        if all_done(moving):
             break
     return power
 

@@ -80,19 +80,23 @@ def solve(slowness: Tensor, sources: Tensor) -> Tensor:
     for count in range(2 * (height + width)):
         changed = sweeper.sweep_pair(count % 2)
         unchanged = torch.where(changed, 0, unchanged + 1)
+        # Written down at once: whether a lane is swept on depends on the others.
+        done = (unchanged == 2).nonzero().squeeze(1)
+        if len(done):
+            result[:, running[done]] = sweeper.row_major(done)
         going = unchanged < 2
         remaining = int(going.sum())
         if remaining == 0:
             break
         if remaining <= len(running) // 2:
-            result[:, running] = sweeper.row_major()
             running, unchanged = running[going], unchanged[going]
             sweeper.keep(going.nonzero().squeeze(1))
     else:
+        left = (unchanged < 2).nonzero().squeeze(1)
+        result[:, running[left]] = sweeper.row_major(left)
         warnings.warn(
-            f"fast sweeping of {len(running)} travel-time maps has not settled", stacklevel=2
+            f"fast sweeping of {len(left)} travel-time maps has not settled", stacklevel=2
         )
-    result[:, running] = sweeper.row_major()
     result = result.view(height + 2, width + 2, batch, len(sources))
     return result[1:-1, 1:-1].contiguous()
 
@@ -126,9 +130,11 @@ class _Sweeper:
             for order, pair in zip(self.orders, PAIRS, strict=True)
         ]
 
-    def row_major(self) -> Tensor:
-        """Latest travel times ((H + 2) (W + 2), lanes)."""
-        return self.stored[self.latest][self.orders[self.latest].rank]
+    def row_major(self, lanes: Tensor) -> Tensor:
+        """Latest travel times of some lanes, ((H + 2) (W + 2), len(lanes))."""
+        times = self.stored[self.latest]
+        chosen = times if len(lanes) == times.shape[1] else times.index_select(1, lanes)
+        return chosen.index_select(0, self.orders[self.latest].rank)
 
     def _diagonals(self, pair: int, sign: int) -> list[tuple[Tensor, ...]]:
         """Views of every diagonal in the order of a sweep; making them costs as much as a sweep."""
@@ -322,8 +328,10 @@ def _propagate_back(stencil: _Stencil, gradient: Tensor) -> Tensor:
             waiting.addcmul_(waiting, mask, value=-1)
         waiting = waiting.index_select(0, order.rank)
         passed += handled.index_select(0, order.rank)
-        if not (waiting.abs() > tolerance).any():
+        going = (waiting.abs() > tolerance).any(0)
+        if not going.any():
             break
+        waiting *= going  # a lane that is done is so whatever the others do
     return passed.view(height + 2, width + 2, *gradient.shape[2:])[1:-1, 1:-1]
 
 
