@@ -1,9 +1,10 @@
-"""Lightning callbacks: checkpoints, guards, pictures, progress, Gaussianization."""
+"""Lightning callbacks: checkpoints, guards, pictures, progress, inversions."""
 
 from callbacks.averaging import EMA
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, WeightExport
 from callbacks.gaussianization import Gaussianization
 from callbacks.guards import Interrupted, StopOnNonFinite, StopOnSignal, TrainingStopped
+from callbacks.inversion_curves import InversionCurves
 from callbacks.progress import TrainingProgress
 from callbacks.samples import LatentTypicality, SampleGrid
 
@@ -13,6 +14,7 @@ __all__ = [
     "Checkpoints",
     "Gaussianization",
     "Interrupted",
+    "InversionCurves",
     "LatentTypicality",
     "SampleGrid",
     "StopOnNonFinite",

@@ -67,6 +67,11 @@ class InversionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Set up the problem, on the device by now, and its solver."""
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"an InversionModule runs in one process, got {self.trainer.world_size}: averaged "
+                "gradients would mix the images; share them out with evaluate.py --processes"
+            )
         problem = InverseProblem(
             self.prior, self.physics, self.y, self.reparameterization, self.objective
         )
@@ -85,4 +90,4 @@ class InversionModule(pl.LightningModule):
     @property
     def images(self) -> Tensor:
         """The images at the latents as they are, (B, C, H, W), in [0, 1] up to overshoot."""
-        return self.solver.problem.images(self.v.detach())[0]
+        return self.solver.x

@@ -127,8 +127,8 @@ def test_images_in_one_draw_start_equal_and_a_seed_repeats_them(prior, truth):
 
 def test_iterations_are_told(prior, truth):
     seen = []
-    invert(prior, blur, blur(truth), iterations=3, on_iteration=lambda k, v: seen.append(k))
-    assert seen == [1, 2, 3]
+    invert(prior, blur, blur(truth), iterations=3, on_iteration=lambda k, _: seen.append(k))
+    assert seen == [0, 1, 2, 3]
 
 
 WRONG = {

@@ -9,21 +9,24 @@ from torch import Tensor
 from flowprior.flows import Flow
 from flowprior.gaussianization import Reparameterization
 from flowprior.inversion.objective import Objective
-from flowprior.inversion.problem import InverseProblem
-from flowprior.inversion.solvers import CURVES, Method, make_solver
+from flowprior.inversion.problem import InverseProblem, Problem
+from flowprior.inversion.solvers import CURVES, Method, Solver, make_solver
+
+OnIteration = Callable[[int, Solver], None]
 
 
 @dataclass(frozen=True)
 class Inversion:
     """What `invert` found, one row per image.
 
-    x is (B, C, H, W) in [0, 1] up to overshoot (clamp it for metrics), z and v are (B, ...).
+    x is (B, C, H, W) in [0, 1] up to overshoot (clamp it for metrics), z and v are (B, ...); z is
+    None where no flow is involved.
     `history` has loss, misfit and log_prior (see `Terms`), each (iterations + 1, B); row k is after
     k iterations. A row that became non-finite keeps its last finite latent; `finite` (B,) tells.
     """
 
     x: Tensor
-    z: Tensor
+    z: Tensor | None
     v: Tensor
     history: dict[str, Tensor]
     finite: Tensor
@@ -41,7 +44,7 @@ def invert(
     learning_rate: float = 0.05,
     start: Tensor | None = None,
     seed: int = 0,
-    on_iteration: Callable[[int, Tensor], None] | None = None,
+    on_iteration: OnIteration | None = None,
 ) -> Inversion:
     """Minimise the objective over the latents of all images at once, each by itself.
 
@@ -56,28 +59,49 @@ def invert(
         learning_rate: of Adam.
         start: latents v (B, ...); by default one draw of N(0, I) from `seed` for all images.
         seed: of the start.
-        on_iteration: called after every iteration with its number, from 1, and the latents v.
+        on_iteration: called at the start with 0 and after every iteration with its number, and
+            with the solver (see `flowprior.inversion.solvers.Solver`).
 
     Raises:
         ValueError: as `InverseProblem`, or an option is wrong.
     """
     problem = InverseProblem(prior, physics, y, reparameterization, objective)
+    start = starting_latents(prior, len(y), seed) if start is None else start
+    start = checked_start(prior, len(y), start)
+    return minimise(
+        problem,
+        start,
+        iterations=iterations,
+        method=method,
+        learning_rate=learning_rate,
+        on_iteration=on_iteration,
+    )
+
+
+def minimise(
+    problem: Problem,
+    start: Tensor,
+    *,
+    iterations: int = 100,
+    method: Method = "lbfgs",
+    learning_rate: float = 0.05,
+    on_iteration: OnIteration | None = None,
+) -> Inversion:
+    """Minimise the objective of any problem from unknowns `start` (B, ...); options as `invert`."""
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
-    start = starting_latents(prior, len(y), seed) if start is None else start
-    v = torch.nn.Parameter(checked_start(prior, len(y), start).clone())
+    v = torch.nn.Parameter(start.detach().clone())
     solver = make_solver(problem, v, method, learning_rate)
-    history = [solver.values.clone()]
-    for iteration in range(1, iterations + 1):
-        if solver.active.any():
+    history = []
+    for iteration in range(iterations + 1):
+        if iteration > 0 and solver.active.any():
             solver.step()
         history.append(solver.values.clone())
         if on_iteration is not None:
-            on_iteration(iteration, solver.v.detach())
+            on_iteration(iteration, solver)
     v = v.detach()
-    x, z = problem.images(v)
     curves = dict(zip(CURVES, torch.stack(history, 1), strict=True))
-    return Inversion(x, z, v, curves, solver.finite)
+    return Inversion(solver.x, problem.latents(v), v, curves, solver.finite)
 
 
 def starting_latents(prior: Flow, count: int, seed: int = 0) -> Tensor:

@@ -1,11 +1,23 @@
 """One batch of inverse problems with a flow as the prior."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from flowprior.flows import Flow
 from flowprior.gaussianization import Identity, Reparameterization
 from flowprior.inversion.objective import Forward, Objective, Terms
+
+
+class Problem(Protocol):
+    """What a solver minimises: an objective of unknowns v (B, ...), each row by itself."""
+
+    def terms(self, v: Tensor, rows: Tensor | None = None) -> Terms:
+        """Terms of the objective for the unknowns of all images, or of `rows` of them."""
+
+    def latents(self, v: Tensor) -> Tensor | None:
+        """Standardised latents z of the unknowns (B, ...), where there are any."""
 
 
 class InverseProblem:
@@ -36,47 +48,47 @@ class InverseProblem:
         self.y = y
         self.reparameterization = reparameterization or Identity()
         self.objective = objective or Objective()
-        self._check()
+        if any(p.requires_grad for p in self.prior.parameters()):
+            raise ValueError("prior must be frozen: call prior.eval().requires_grad_(False)")
+        like = next(self.prior.parameters())
+        if y.device != like.device:
+            raise ValueError(f"y is on {y.device} but the prior is on {like.device}")
+        check_observations(self.forward, y, torch.zeros(prior.image_shape).to(like))
 
     def terms(self, v: Tensor, rows: Tensor | None = None) -> Terms:
         """Terms of the objective for latents v of all images, or of `rows` of them."""
         y = self.y if rows is None else self.y[rows]
         return self.objective.terms(self.prior, self.reparameterization(v), self.forward, y)
 
-    def images(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, z) of latents v, without gradients; x is not clamped."""
+    def latents(self, v: Tensor) -> Tensor:
+        """Z = h(v), without gradients."""
         with torch.no_grad():
-            z = self.reparameterization(v)
-            return self.prior.to_unit_range(self.prior.decode(z)[0]), z
+            return self.reparameterization(v)
 
-    def _check(self) -> None:
-        if any(p.requires_grad for p in self.prior.parameters()):
-            raise ValueError("prior must be frozen: call prior.eval().requires_grad_(False)")
-        like = next(self.prior.parameters())
-        if self.y.device != like.device:
-            raise ValueError(f"y is on {self.y.device} but the prior is on {like.device}")
-        finite = self.y.isfinite().flatten(1).all(1)
-        if not finite.all():
-            bad = (~finite).nonzero()[:, 0].tolist()
-            raise ValueError(f"y must be finite; rows {bad[:10]} have NaN or infinite entries")
-        self._check_operator(like)
 
-    def _check_operator(self, like: Tensor) -> None:
-        x = torch.full((1, *self.prior.image_shape), 0.5, dtype=like.dtype, device=like.device)
-        with torch.enable_grad():
-            try:
-                predicted = self.forward(x.requires_grad_())
-            except (RuntimeError, ValueError, IndexError) as error:
-                reason = " ".join(str(error).split())
-                raise ValueError(
-                    f"{self.forward.name} does not take images of shape "
-                    f"{self.prior.image_shape}: {reason}"
-                ) from error
-        if predicted.shape[1:] != self.y.shape[1:]:
+def check_observations(forward: Forward, y: Tensor, like: Tensor) -> None:
+    """Raise ValueError unless A takes an image like this one (C, H, W) and gives data like y.
+
+    y must also be finite and A differentiable.
+    """
+    finite = y.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = (~finite).nonzero()[:, 0].tolist()
+        raise ValueError(f"y must be finite; rows {bad[:10]} have NaN or infinite entries")
+    shape = tuple(like.shape)
+    x = torch.full_like(like, 0.5)[None].requires_grad_()
+    with torch.enable_grad():
+        try:
+            predicted = forward(x)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"y must have shape (B, {', '.join(map(str, predicted.shape[1:]))}), which "
-                f"{self.forward.name} makes of images of shape {self.prior.image_shape}, got "
-                f"{tuple(self.y.shape)}"
-            )
-        if not predicted.requires_grad:
-            raise ValueError(f"{self.forward.name} has no gradient: A(x) does not require grad")
+                f"{forward.name} does not take images of shape {shape}: {reason}"
+            ) from error
+    if predicted.shape[1:] != y.shape[1:]:
+        raise ValueError(
+            f"y must have shape (B, {', '.join(map(str, predicted.shape[1:]))}), which "
+            f"{forward.name} makes of images of shape {shape}, got {tuple(y.shape)}"
+        )
+    if not predicted.requires_grad:
+        raise ValueError(f"{forward.name} has no gradient: A(x) does not require grad")

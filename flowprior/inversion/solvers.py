@@ -7,20 +7,23 @@ from torch import Tensor, nn
 
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS, RowStatus
 from flowprior.inversion.objective import Terms
-from flowprior.inversion.problem import InverseProblem
+from flowprior.inversion.problem import Problem
 
 CURVES = ("loss", "misfit", "log_prior")
 Method = Literal["lbfgs", "adam"]
 
 
 class Solver(Protocol):
-    """Moves latents `v` (B, ...) downhill; `values` (3, B) are loss, misfit and log prior there.
+    """Moves unknowns `v` (B, ...) downhill, latents of a flow for example.
 
+    `values` (3, B) are loss, misfit and log prior at v, and `x` (B, C, H, W) are the images there.
     `active` (B,) are the rows that still move. `finite` (B,) are those that have stayed finite; the
-    others keep their last finite latents and values, or those of the start.
+    others keep their last finite unknowns and values, or those of the start.
     """
 
+    problem: Problem
     v: nn.Parameter
+    x: Tensor
     optimizer: torch.optim.Optimizer
     values: Tensor
     active: Tensor
@@ -31,7 +34,7 @@ class Solver(Protocol):
 
 
 def make_solver(
-    problem: InverseProblem, v: nn.Parameter, method: Method, learning_rate: float
+    problem: Problem, v: nn.Parameter, method: Method, learning_rate: float
 ) -> Solver:
     """The solver of a name, at v; raises ValueError for a wrong name or learning rate."""
     if method == "lbfgs":
@@ -46,12 +49,13 @@ def make_solver(
 class LBFGSSolver:
     """L-BFGS with a history and a strong-Wolfe line search for every image."""
 
-    def __init__(self, problem: InverseProblem, v: nn.Parameter, memory: int = 30) -> None:
+    def __init__(self, problem: Problem, v: nn.Parameter, memory: int = 30) -> None:
         self.problem = problem
         self.v = v
         self.optimizer = BatchedLBFGS([self.v], memory=memory)
         with torch.no_grad():
-            self.values = _values(problem.terms(self.v))
+            terms = problem.terms(self.v)
+        self.x, self.values = terms.x, _values(terms)
         self.finite = self.values.isfinite().all(0)
 
     @property
@@ -61,32 +65,35 @@ class LBFGSSolver:
 
     def step(self) -> None:
         """Make one outer iteration of every active row."""
-        seen: list[tuple[Tensor, Tensor]] = []
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def closure(rows: Tensor) -> Tensor:
             terms = self.problem.terms(self.v[rows], rows)
             terms.loss.sum().backward()
-            seen.append((rows, _values(terms)))
+            seen.append((rows, _values(terms), terms.x.detach()))
             return terms.loss.detach()
 
         self.optimizer.step(closure)
         # Of the points tried, a row is at the one whose loss is its own.
-        for rows, values in seen:
+        for rows, values, x in seen:
             accepted = values[0] == self.optimizer.losses[rows]
             self.values[:, rows] = torch.where(accepted, values, self.values[:, rows])
+            self.x[rows] = torch.where(accepted.view(-1, 1, 1, 1), x, self.x[rows])
         self.finite = self.optimizer.status != RowStatus.NONFINITE
 
 
 class AdamSolver:
     """Adam, whose steps depend on no other image because it works entry by entry."""
 
-    def __init__(self, problem: InverseProblem, v: nn.Parameter, learning_rate: float) -> None:
+    def __init__(self, problem: Problem, v: nn.Parameter, learning_rate: float) -> None:
         self.problem = problem
         self.v = v
         self.optimizer = torch.optim.Adam([v], learning_rate)
         self.finite = torch.ones(len(v), dtype=torch.bool, device=v.device)
         self.values = torch.full((3, len(v)), torch.nan, dtype=torch.float64, device=v.device)
         self._kept = v.detach().clone()
+        with torch.no_grad():
+            self.x = problem.terms(v).x
         self._evaluate()
 
     @property
@@ -115,6 +122,7 @@ class AdamSolver:
         self._gradient = torch.where(finite, self.v.grad, 0)
         self._kept = self.v.detach().clone()
         self.values = torch.where(self.finite | self.values.isnan(), values, self.values)
+        self.x = torch.where(self.finite.view(-1, 1, 1, 1), terms.x.detach(), self.x)
 
 
 def _values(terms: Terms) -> Tensor:

@@ -10,6 +10,7 @@ _MODULES = {
     "box_inpainting": "operators",
     "cartesian_mri": "operators",
     "colourisation": "operators",
+    "crosshole": "eikonal",
     "denoising": "operators",
     "gaussian_blur": "operators",
     "gaussian_noise": "noise",

@@ -72,6 +72,42 @@ class EikonalTomography(Physics):
         return torch.where(valid, times, torch.nan)
 
 
+def crosshole(
+    image_shape: tuple[int, int, int],
+    sources: int = 8,
+    receivers: int | None = None,
+    extent: float = 1280.0,
+) -> EikonalTomography:
+    """Sources in the left column of the grid and receivers in the right one, evenly spread.
+
+    c = 1500 + 100 x m/s, as in Li & Denli, Gaussianization layers, section 4.2. The paper states
+    neither the numbers nor the extent.
+
+    Args:
+        image_shape: (1, H, W).
+        sources: their number, at most H.
+        receivers: their number, at most H; H if None.
+        extent: metres between the two columns.
+    """
+    channels, height, width = image_shape
+    if channels != 1 or width < 2:
+        raise ValueError(f"crosshole tomography needs models (1, H, W > 1), got {image_shape}")
+    spots = {"sources": sources, "receivers": height if receivers is None else receivers}
+    for name, count in spots.items():
+        if not 1 <= count <= height:
+            raise ValueError(f"{name} must be 1 to {height} in a grid of that height, got {count}")
+    first, second = (
+        [(row, column) for row in _spread(count, height)]
+        for count, column in zip(spots.values(), (0, width - 1), strict=True)
+    )
+    return EikonalTomography(first, second, extent / (width - 1))
+
+
+def _spread(count: int, length: int) -> list[int]:
+    """Middles of equal parts of 0..length − 1."""
+    return [int((i + 0.5) * length / count) for i in range(count)]
+
+
 def _positions(name: str, positions: Positions) -> Tensor:
     found = torch.as_tensor(positions)
     if found.ndim != 2 or found.shape[1] != 2 or len(found) == 0:

@@ -1,17 +1,19 @@
-"""Named constructors of the papers' linear operators, as deepinv physics.
+"""Named constructors of the papers' operators, as deepinv physics.
 
 `image_shape` is (C, H, W) everywhere; an operator takes images (B, C, H, W) in any range and adds
 no noise of its own. The same seed gives the same operator on every device. Operators are float32
 and move with `.to(...)`; `.double()` is exact but for stored weights, which `dtype` makes exact.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 
 import torch
-from deepinv.physics import MRI, Blur, Denoising, Inpainting, LinearPhysics, ZeroNoise
+from deepinv.physics import MRI, Blur, Denoising, Inpainting, LinearPhysics, Physics, ZeroNoise
 from torch import Tensor
 
+from flowprior.physics.eikonal import crosshole
 from flowprior.physics.linear import (
     BoxDownsampling,
     ChannelMean,
@@ -243,11 +245,25 @@ OPERATORS: dict[str, Callable[..., LinearPhysics]] = {
 }
 
 
-def make_operator(name: str, image_shape: ImageShape, **options: object) -> LinearPhysics:
-    """The operator of this name, `OPERATORS[name](image_shape, **options)`."""
-    if name not in OPERATORS:
-        raise ValueError(f"operator must be one of {', '.join(OPERATORS)}; got {name!r}")
-    return OPERATORS[name](tuple(image_shape), **options)
+NONLINEAR_OPERATORS: dict[str, Callable[..., Physics]] = {"crosshole_tomography": crosshole}
+
+
+def make_operator(name: str, image_shape: ImageShape, **options: object) -> Physics:
+    """The operator of this name for images of this shape.
+
+    Raises ValueError if there is none or the options are not its own.
+    """
+    known = OPERATORS | NONLINEAR_OPERATORS
+    if name not in known:
+        raise ValueError(f"operator must be one of {', '.join(known)}; got {name!r}")
+    try:
+        inspect.signature(known[name]).bind(image_shape, **options)
+    except TypeError as error:
+        expected = list(inspect.signature(known[name]).parameters)[1:]
+        raise ValueError(
+            f"{name}: {error}; its options are {', '.join(expected) or 'none'}"
+        ) from None
+    return known[name](tuple(image_shape), **options)
 
 
 def _inpainting(image_shape: ImageShape, mask: Tensor) -> Inpainting:

@@ -1,0 +1,122 @@
+"""What TensorBoard shows of an inversion."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from callbacks.samples import writer_of
+from flowprior.figures import image_grid, qq_plot
+from flowprior.inversion import Recording
+from flowprior.inversion.recording import is_milestone
+from lightning_modules import InversionModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class InversionCurves(Callback):
+    """Curves, pictures and the typicality of the latents of an `InversionModule`.
+
+    At each iteration the mean over the images that are finite, and mean ± standard deviation, of
+    loss, misfit, log prior and, with the truth, PSNR, SSIM and LPIPS; at iterations 0, 1, 2, 5,
+    10, ... and the last the pictures and the mean of each diagnostic of
+    `flowprior.metrics.typicality`; at the end a QQ plot of all latents.
+
+    Args:
+        truth: images (B, C, H, W) in [0, 1], if they are known.
+        images: number of images shown.
+        patch_size: of the typicality.
+    """
+
+    def __init__(self, truth: Tensor | None = None, images: int = 8, patch_size: int = 8) -> None:
+        self.truth = truth
+        self.images = images
+        self.patch_size = patch_size
+        self.recording = Recording()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the start."""
+        truth = None if self.truth is None else self.truth.to(pl_module.v.device)
+        self.recording = Recording(truth, self.images, self.patch_size)
+        self._note(writer_of(trainer), pl_module, 0)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
+        """Note an iteration."""
+        self._note(writer_of(trainer), pl_module, i + 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show where it ended."""
+        solver, last = pl_module.solver, self.recording.iterations[-1]
+        self.recording.keep(last, solver)
+        writer = writer_of(trainer)
+        if writer is not None:
+            self._show(writer, pl_module, last)
+            writer.add_custom_scalars(margins(self.recording.latest))
+            z = solver.problem.latents(pl_module.v.detach())
+            if z.isfinite().any():
+                writer.add_figure("inversion/latent_qq", qq_plot({"latents": z}), last)
+
+    def _note(self, writer: SummaryWriter | None, module: InversionModule, iteration: int) -> None:
+        self.recording(iteration, module.solver)
+        if writer is None:
+            return
+        for name, values in self.recording.latest.items():
+            write_margin(writer, name, values[module.solver.finite], iteration)
+        if is_milestone(iteration):
+            self._show(writer, module, iteration)
+
+    def _show(self, writer: SummaryWriter, module: InversionModule, iteration: int) -> None:
+        """Write pictures and typicality at an iteration of which they were kept."""
+        pictures = self.recording.snapshots
+        shown = slice(self.images)
+        rows = {"observation": module.y[shown], "start": pictures[0]}
+        if self.truth is not None:
+            rows = {"truth": self.truth[shown], **rows}
+        figure = progress_grid({**rows, "current": pictures[iteration]})
+        writer.add_figure("inversion/images", figure, iteration)
+        for name, values in self.recording.typicality.get(iteration, {}).items():
+            writer.add_scalar(f"latent/{name}", values[module.solver.finite].mean(), iteration)
+
+
+def write_margin(writer: SummaryWriter, name: str, values: Tensor, step: int) -> None:
+    """Mean, and mean ± standard deviation, of the values of all images; none for no image."""
+    if len(values):
+        mean, deviation = values.double().mean(), values.double().std(correction=0)
+        writer.add_scalar(f"inversion/{name}", mean, step)
+        writer.add_scalar(f"inversion_spread/{name}_low", mean - deviation, step)
+        writer.add_scalar(f"inversion_spread/{name}_high", mean + deviation, step)
+
+
+def margins(names: Mapping[str, Any]) -> dict[str, dict[str, list]]:
+    """Layout of TensorBoard's custom scalars: each mean with its band."""
+    charts = {
+        name: [
+            "Margin",
+            [f"inversion/{name}", *(f"inversion_spread/{name}_{end}" for end in ("low", "high"))],
+        ]
+        for name in names
+    }
+    return {"mean ± standard deviation over the images": charts}
+
+
+def progress_grid(rows: Mapping[str, Tensor]) -> "Figure":
+    """Rows of images (n, C, H, W) in [0, 1], "truth" and "current" among them, and their error.
+
+    Data that are no images of the same size are left out.
+    """
+    rows = {name: images.detach().cpu().float() for name, images in rows.items()}
+    shape = rows["current"].shape
+    shown = {name: images for name, images in rows.items() if images.shape == shape}
+    if "truth" in shown:
+        shown["absolute error"] = (shown["current"] - shown["truth"]).abs()
+    images = torch.cat(list(shown.values()))
+    return image_grid(
+        images, columns=shape[0], row_titles=list(shown), value_range=(0, 1), label="value"
+    )
