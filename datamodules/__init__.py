@@ -1,6 +1,7 @@
-"""Image data sets as Lightning data modules."""
+"""Image data sets as Lightning data modules, and measured data."""
 
 from datamodules.base import ImageDataModule
 from datamodules.layer_models import LayerModels
+from datamodules.observations import Observations
 
-__all__ = ["ImageDataModule", "LayerModels"]
+__all__ = ["ImageDataModule", "LayerModels", "Observations"]

@@ -230,13 +230,7 @@ def curves(
         log_y: logarithmic y axis.
     """
     figure, axis = _axes(6.4, 4.2, title)
-    for i, (name, (x, y, *band)) in enumerate(series.items()):
-        x, y, *band = (to_numpy(values) for values in (x, y, *band))
-        colour, style = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
-        marker = _MARKERS[i % len(_MARKERS)] if len(x) <= 20 else ""
-        axis.plot(x, y, marker=marker, color=colour, ls=style, lw=1.6, ms=5, label=name)
-        if band:
-            axis.fill_between(x, y - band[0], y + band[0], color=colour, alpha=0.15, lw=0)
+    _draw_series(axis, series)
     axis.set(xlabel=x_label, ylabel=y_label)
     axis.set_xscale("log" if log_x else "linear")
     axis.set_yscale("log" if log_y else "linear")
@@ -244,16 +238,83 @@ def curves(
     return figure
 
 
+def curve_panels(
+    panels: Mapping[str, Mapping[str, Sequence[Any]]],
+    x_label: str = "",
+    y_label: str = "",
+    columns: int = 3,
+    log_y: bool = False,
+) -> Figure:
+    """Panels of lines with a common scale and legend; a name has one colour in all of them.
+
+    Args:
+        panels: title of each panel to its series, as in `curves`.
+        x_label: what x is.
+        y_label: what y is.
+        columns: panels in a row.
+        log_y: logarithmic y axis.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    width = max(3.6 * columns, 6.0)
+    per_line = max(1, int(width / (0.6 + 0.08 * max(map(len, names)))))
+    legend = 0.24 * -(-len(names) // per_line)
+    figure = Figure(figsize=(width, 2.9 * rows + legend), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    drawn = {}
+    for axis, (title, series) in zip(axes, panels.items(), strict=False):
+        _style(axis, title)
+        drawn |= _draw_series(axis, series, names)
+        axis.set_yscale("log" if log_y else "linear")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis in axes[::columns][:rows]:
+        axis.set_ylabel(y_label)
+    for axis in axes[max(0, len(panels) - columns) : len(panels)]:
+        axis.set_xlabel(x_label)
+        axis.tick_params(labelbottom=True)
+    lines = [drawn[name] for name in names]
+    place = {"loc": "outside lower left", "ncols": per_line, "frameon": False, "fontsize": 9}
+    figure.legend(lines, names, **place)
+    return figure
+
+
+def _draw_series(
+    axis: Axes, series: Mapping[str, Sequence[Any]], names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Lines by name, with a band where one is given; colours by the place in `names`."""
+    order, lines = list(names or series), {}
+    for name, (x, y, *band) in series.items():
+        i = order.index(name)
+        x, y, *band = (to_numpy(values) for values in (x, y, *band))
+        colour, style = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
+        marker = _MARKERS[i % len(_MARKERS)] if len(x) <= 20 else ""
+        (lines[name],) = axis.plot(
+            x, y, marker=marker, color=colour, ls=style, lw=1.6, ms=5, label=name
+        )
+        if band:
+            alpha = 0.15 if len(series) <= 3 else 0.07
+            axis.fill_between(x, y - band[0], y + band[0], color=colour, alpha=alpha, lw=0)
+    return lines
+
+
 def _axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axis = figure.add_subplot()
+    _style(axis, title)
+    return figure, axis
+
+
+def _style(axis: Axes, title: str) -> None:
     axis.set_title(title, fontsize=11, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="0.9", lw=0.8)
     axis.set_axisbelow(True)
-    return figure, axis
 
 
 def _finite(name: str, sample: Any) -> np.ndarray:
