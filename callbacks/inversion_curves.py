@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.samples import writer_of
-from flowprior.figures import image_grid, qq_plot
+from flowprior.figures import image_rows, qq_plot
 from flowprior.inversion import Recording
 from lightning_modules import InversionModule
 
@@ -118,8 +117,5 @@ def progress_grid(rows: Mapping[str, Tensor]) -> "Figure":
     shape = rows["current"].shape
     shown = {name: images for name, images in rows.items() if images.shape == shape}
     if "truth" in shown:
-        shown["absolute error"] = (shown["current"] - shown["truth"]).abs()
-    images = torch.cat(list(shown.values()))
-    return image_grid(
-        images, columns=shape[0], row_titles=list(shown), value_range=(0, 1), label="value"
-    )
+        shown["|error|"] = (shown["current"] - shown["truth"]).abs()
+    return image_rows(shown, label="value")

@@ -318,9 +318,11 @@ class InversionEvaluation(Evaluation):
     def _keep(
         self, cell: Cell, images: Sequence[int], task: Task, outcome: Outcome, arrays: ArrayStore
     ) -> None:
-        recording, curves = outcome.recording, outcome.recording.curves
+        recording = outcome.recording
+        curves = {**recording.curves, **recording.diagnostics}
         for row, image in enumerate(images):
             kept = {name: curve[:, row] for name, curve in curves.items()}
+            kept["milestones"] = torch.tensor(list(recording.snapshots))
             if row < self.shown and image < self.shown:
                 kept |= _pictures(task, outcome, row)
                 for iteration, pictures in recording.snapshots.items():

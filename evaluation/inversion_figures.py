@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MEASURES = {"ssim": "SSIM", "lpips": "LPIPS", "psnr": "PSNR (dB)", "misfit": "Data misfit"}
 CURVES = ("loss", "misfit", "log_prior", "psnr", "ssim", "lpips")
+DIAGNOSTICS = ("radius", "skewness", "kurtosis", "patch_energy_spread")
 Kept = Mapping[str, np.ndarray]
 
 
@@ -77,34 +78,37 @@ def write_boards(records: Sequence[Record], arrays: ArrayStore, folder: Path, sh
         )
 
 
-def _write_board(kept: Sequence[Kept], folder: Path) -> None:
+def _write_board(kept: Sequence[Kept], folder: Path, shown: int) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     earlier = list(folder.glob("events.out.tfevents.*"))
     names = [name for name in CURVES if name in kept[0]]
+    pictured = [item for item in kept if "x_0" in item][:shown]
     with SummaryWriter(str(folder)) as writer:
         for name in names:
             values = torch.from_numpy(np.stack([item[name] for item in kept]))
             for iteration, column in enumerate(values.T):
                 write_margin(writer, name, column, iteration)
         writer.add_custom_scalars(margins(names))
-        pictured = [item for item in kept if "x_0" in item]
-        for name in sorted((n for n in (pictured or [{}])[0] if n.startswith("x_")), key=_number):
-            rows = {"start": "x_0", "current": name, "truth": "truth", "observation": "y"}
-            images = {
-                row: torch.from_numpy(np.stack([item[key] for item in pictured]))
-                for row, key in rows.items()
-                if key in pictured[0]
-            }
-            order = [row for row in ("truth", "observation", "start", "current") if row in images]
-            figure = progress_grid({row: images[row] for row in order})
-            writer.add_figure("inversion/images", figure, _number(name))
+        for place, iteration in enumerate(kept[0]["milestones"].tolist()):
+            for name in (name for name in DIAGNOSTICS if name in kept[0]):
+                mean = np.mean([item[name][place] for item in kept])
+                writer.add_scalar(f"latent/{name}", mean, iteration)
+            if pictured:
+                grid = progress_grid(_grid_rows(pictured, iteration))
+                writer.add_figure("inversion/images", grid, iteration)
     for path in earlier:
         path.unlink()
 
 
-def _number(name: str) -> int:
-    return int(name.removeprefix("x_"))
+def _grid_rows(pictured: Sequence[Kept], iteration: int) -> dict[str, torch.Tensor]:
+    """Images of what there is, by name."""
+    keys = {"truth": "truth", "observation": "y", "start": "x_0", "current": f"x_{iteration}"}
+    return {
+        name: torch.from_numpy(np.stack([item[key] for item in pictured]))
+        for name, key in keys.items()
+        if key in pictured[0]
+    }
 
 
 def method_name(labels: Labels) -> str:

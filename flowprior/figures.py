@@ -88,6 +88,59 @@ def image_grid(
     return figure
 
 
+def image_rows(
+    rows: Mapping[str, Any],
+    value_range: tuple[float, float] = (0.0, 1.0),
+    colour_map: str = "gray",
+    label: str = "",
+) -> Figure:
+    """Named rows of images of one shape, drawn as one picture: quicker than `image_grid`.
+
+    Args:
+        rows: name to images as in `image_grid`, equally many in each row.
+        value_range: values shown as the ends of the colours.
+        colour_map: of matplotlib, for one channel.
+        label: beside the colour bar, which images with one channel get.
+    """
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    pixels = np.stack([_pixels(images) for images in rows.values()])
+    count, columns, height, width, channels = pixels.shape
+    gap = max(1, width // 24)
+    room = ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0))
+    colours = colormaps[colour_map].with_extremes(bad="magenta")
+    scaled = np.clip((pixels - value_range[0]) / (value_range[1] - value_range[0]), 0, 1)
+    shown = colours(scaled[..., 0])[..., :3] if channels == 1 else scaled
+    mosaic = np.pad(shown, room, constant_values=1.0).transpose(0, 2, 1, 3, 4)
+    mosaic = mosaic.reshape(count * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
+    size = min(1.4, 11 / columns)
+    shape = size * columns + 1.9, size * height / width * count
+    figure = Figure(figsize=shape, layout="compressed")
+    axis = figure.add_subplot()
+    axis.imshow(mosaic, interpolation="nearest")
+    ticks = [row * (height + gap) + height / 2 for row in range(count)]
+    axis.set_yticks(ticks, list(rows), fontsize=9)
+    axis.set(xticks=[], frame_on=False)
+    axis.tick_params(length=0)
+    if channels == 1:
+        _colour_bar(figure, axis, colours, value_range, label)
+    return figure
+
+
+def _colour_bar(
+    figure: Figure, axis: Axes, colours: Any, value_range: tuple[float, float], label: str
+) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scale = ScalarMappable(Normalize(*value_range), colours)
+    bar = figure.colorbar(scale, ax=axis, fraction=0.04, pad=0.02)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+
+
 def _pixels(images: Any) -> np.ndarray:
     pixels = to_numpy(images)
     if pixels.ndim == 3:

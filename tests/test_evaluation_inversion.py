@@ -21,10 +21,14 @@ from tests.entry_points import finish, start
 
 FLOW = """
           - class_path: evaluation.methods.FlowInversion
-            init_args: {labels: {method: flow}, objective: {beta: 1.0, data_scale: 255.0}}
+            init_args:
+              labels: {method: flow}
+              objective: {beta: 1.0, data_scale: 255.0}
+              projection_iterations: 5
           - class_path: evaluation.methods.FlowInversion
             init_args:
               labels: {method: flow + layers}
+              projection_iterations: 5
               objective: {beta: 1.0, data_scale: 255.0}
               callbacks:
                 - {class_path: callbacks.Gaussianization, init_args: {patch_size: 4, passes: 1}}

@@ -61,6 +61,13 @@ class Recording:
             for name in self._rows[0]
         }
 
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Typicality of the latents where pictures were kept, (pictures, B) each, on the CPU."""
+        kept = list(self.typicality.values())
+        names = kept[0] if kept else {}
+        return {name: torch.stack([row[name] for row in kept]).double().cpu() for name in names}
+
     def _keep(self, iteration: int, solver: Solver) -> None:
         self.snapshots[iteration] = solver.x[: self.pictures].detach().cpu().clone()
         z = solver.problem.latents(solver.v.detach())
