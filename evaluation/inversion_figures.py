@@ -73,9 +73,8 @@ def write_boards(records: Sequence[Record], arrays: ArrayStore, folder: Path, sh
         if is_finite(record):
             rows.setdefault(labels_text(record.labels), []).append(record)
     for name, group in rows.items():
-        _write_board(
-            [arrays.load(array_name(record)) for record in group], folder / file_name(name)
-        )
+        kept = [arrays.load(array_name(record)) for record in group]
+        _write_board(kept, folder / file_name(name), shown)
 
 
 def _write_board(kept: Sequence[Kept], folder: Path, shown: int) -> None:

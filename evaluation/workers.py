@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,8 +109,9 @@ def _measure_in_processes(
             "--processes or a smaller batch_size. What is measured is kept"
         ) from error
     finally:
+        started = list(pool._processes.values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):
+        for process in started:  # it may be in the middle of a batch
             process.terminate()
 
 
@@ -126,6 +128,7 @@ class _Worker:
         """Take a number, a GPU if there are some and a share of the cores; end with the parent."""
         import torch
 
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
         threading.Thread(target=_end_with_parent, daemon=True).start()
         with counter.get_lock():
             cls.number = counter.value

@@ -128,25 +128,31 @@ def test_another_number_of_processes_or_batch_size_gives_the_same_bits(folder, w
     assert records(folder / "shared") == whole
 
 
-def test_killed_evaluation_continues_and_leaves_no_process(folder, whole):
-    arguments = ("--config", "simulated.yaml", "--output", "killed", "--processes", "2")
+def stopped(folder: Path, sent: signal.Signals, count: int, *arguments: str) -> tuple[str, int]:
+    """Send a signal to a running evaluation with some records; its output and their number."""
     process = start(folder, "evaluate.py", *arguments, process_group=0)
     path = folder / "killed" / "records.jsonl"
-    while not path.exists() or len(path.read_text().splitlines()) < 6:
+    while not path.exists() or len(path.read_text().splitlines()) <= count:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = len(path.read_text().splitlines()) - 1
-    assert done < len(whole)
+    process.send_signal(sent)
+    output = process.communicate(timeout=60)[0]
     for _ in range(100):
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
-            break
+            return output, len(path.read_text().splitlines()) - 1
         time.sleep(0.1)
-    else:
-        raise AssertionError("a process outlived the evaluation")
+    raise AssertionError("a process outlived the evaluation")
+
+
+def test_killed_evaluation_continues_and_leaves_no_process(folder, whole):
+    arguments = ("--config", "simulated.yaml", "--output", "killed", "--processes", "2")
+    output, done = stopped(folder, signal.SIGINT, 3, *arguments)
+    assert output.strip().splitlines()[-1] == "stopped"
+    assert "Traceback" not in output
+    output, done = stopped(folder, signal.SIGKILL, done + 3, *arguments)
+    assert done < len(whole)
     output = finish(folder, "evaluate.py", *arguments)
     assert f"Continuing: {done} of {len(whole)}" in output
     assert records(folder / "killed") == whole
