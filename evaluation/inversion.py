@@ -1,6 +1,6 @@
 """How well images are recovered: any operators × any methods, on a data set or on measured data."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import flowprior
-from datamodules import ImageDataModule, Observations
+from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation
 from evaluation.device import checked_device
@@ -22,8 +22,9 @@ from evaluation.inversion_figures import (
     write_boards,
 )
 from evaluation.layout import labels_text
-from evaluation.methods import Method, Outcome, Task, batch_invariant
+from evaluation.methods import Keep, Method, Outcome, Task, batch_invariant
 from evaluation.records import Labels, Record, file_digest
+from evaluation.sources import Measured, Simulated, rms
 from evaluation.table import Metric, Table
 from flowprior.command_line import ROOT, UsageError
 from flowprior.flows import Flow
@@ -109,9 +110,7 @@ class InversionEvaluation(Evaluation):
             raise ValueError("either data or observations must be given, and not both")
         self.weights = _found(weights)
         self.experiments = experiments
-        self.data = data
-        self.observations = None if observations is None else Observations.load(observations)
-        self.images = images
+        self.source = Simulated(data, images) if observations is None else Measured(observations)
         self.seeds = seeds
         self.iterations = iterations
         self.start = start
@@ -131,7 +130,7 @@ class InversionEvaluation(Evaluation):
             "weights": file_digest(self.weights / "model.safetensors"),
             "iterations": self.iterations,
             "start": [self.start, self.start_deviation],
-            "data": self._data_fingerprint(),
+            "data": self.source.fingerprint(),
             **cells,
         }
 
@@ -140,7 +139,7 @@ class InversionEvaluation(Evaluation):
         return [
             Cell(
                 {**experiment.labels, **method.labels},
-                range(self._count()),
+                range(self.source.count),
                 self.batch_size,
                 part=f"seed {seed}",
             )
@@ -188,13 +187,13 @@ class InversionEvaluation(Evaluation):
     def write(self, records: Sequence[Record], arrays: ArrayStore, output: Path) -> None:
         """TensorBoard curves of each row of the table; recovered images of measured data."""
         write_boards(records, arrays, output / "tensorboard", self.shown)
-        if self.observations is not None:
+        if isinstance(self.source, Measured):
             self._write_recovered(records, arrays, output / "recovered")
 
     def notes(self) -> Sequence[str]:
         """How to get LPIPS where it is missing."""
         probe = torch.zeros(1, 1, 16, 16)
-        if self._truth_is_known() and lpips(probe, probe) is None:
+        if self.source.truth([0]) is not None and lpips(probe, probe) is None:
             return [
                 "LPIPS is n/a: its network is not on this machine. With access to the network, "
                 "python -c \"import lpips; lpips.LPIPS(net='alex')\" downloads it once; then "
@@ -218,10 +217,11 @@ class InversionEvaluation(Evaluation):
     def flow(self) -> Flow:
         """The prior, frozen."""
         flow = flowprior.load(self.weights, self.device).eval().requires_grad_(False)
-        if self.data is not None and flow.image_shape != self.data.image_shape:
+        truth = self.source.truth([0])
+        if truth is not None and flow.image_shape != truth.shape[1:]:
             raise UsageError(
-                f"evaluation.weights models images of shape {flow.image_shape}, evaluation.data "
-                f"gives {self.data.image_shape}"
+                f"evaluation.weights models images of shape {flow.image_shape}, those to be "
+                f"recovered have {tuple(truth.shape[1:])}"
             )
         return flow
 
@@ -230,34 +230,12 @@ class InversionEvaluation(Evaluation):
         return {name: value for name, value in vars(self).items() if name != "flow"}
 
     def _check(self) -> None:
-        if self.start != "latent" and not self._has_start():
-            needed = "start" if self.start == "file" else "truth"
-            raise ValueError(f"start={self.start} needs a {needed}, which observations lacks")
-        if self.observations is None:
-            return
         for experiment in self.experiments:
-            if experiment.sigma or experiment.assumed:
-                raise ValueError("sigma and assumed are for simulated data, not for observations")
-
-    def _has_start(self) -> bool:
-        if self.start == "file":
-            return self.observations is not None and self.observations.start is not None
-        return self._truth_is_known()
-
-    def _truth_is_known(self) -> bool:
-        return self.observations is None or self.observations.truth is not None
-
-    def _count(self) -> int:
-        if self.observations is not None:
-            return len(self.observations.y)
-        total = len(self.data.images("test"))
-        return min(self.images or total, total)
-
-    def _data_fingerprint(self) -> Any:
-        if self.observations is not None:
-            return [float(self.observations.y.abs().double().sum()), len(self.observations.y)]
-        first = next(self.data.batches("test", 1, dequantized=False))[1]
-        return [type(self.data).__name__, float(first.mean()), float(first.std())]
+            self.source.check(experiment)
+        if self.start == "smoothed_truth" and self.source.truth([0]) is None:
+            raise ValueError("start=smoothed_truth needs the truth, which observations lacks")
+        if self.start == "file" and self.source.start([0]) is None:
+            raise ValueError("start=file needs observations with a start")
 
     def _settings(self, cell: Cell) -> dict[str, Any]:
         experiment, method, _ = self._at(cell)
@@ -274,46 +252,29 @@ class InversionEvaluation(Evaluation):
     def _task(
         self, experiment: Experiment, images: list[int], seed: int, arrays: ArrayStore
     ) -> tuple[Task, Tensor | None]:
-        """What a method gets to see, and rms of the noise, (B,), where there is some."""
-        shape, device = self.flow.image_shape, self.device
-        assumed = experiment.physics(shape, assumed=True).to(device)
-        truth, y, noise = self._truth(images), None, None
-        if self.observations is not None:
-            y = self.observations.y[images]
-        else:
-            physics = experiment.physics(shape)
-            clean = physics.A(truth)
-            y = experiment.noisy(clean, physics, seed, images)
-            noise = _rms(y - clean).to(device)
-        truth = None if truth is None else truth.to(device)
+        """What a method gets to see, and the rms of the noise, (B,), if it is known."""
+        y, noise = self.source.observed(experiment, images, seed)
+        truth = self.source.truth(images)
         task = Task(
             prior=self.flow,
-            physics=assumed,
-            y=y.to(device),
-            truth=truth,
-            start=self._starting_images(images, truth),
+            physics=experiment.physics(self.flow.image_shape, assumed=True).to(self.device),
+            y=y.to(self.device),
+            truth=None if truth is None else truth.to(self.device),
+            start=self._starting_images(images),
             iterations=self.iterations,
             seed=seed,
             pictures=self.shown,
-            keep=_Keep(arrays, images, device),
+            keep=Keep(arrays, images, self.device),
             progress=self.progress,
         )
         return task, noise
 
-    def _truth(self, images: list[int]) -> Tensor | None:
-        if self.observations is not None:
-            truth = self.observations.truth
-            return None if truth is None else truth[images]
-        x = next(self.data.batches("test", len(images), images, dequantized=False))[1]
-        low, high = self.data.data_range
-        return (x - low) / (high - low)
-
-    def _starting_images(self, images: list[int], truth: Tensor | None) -> Tensor | None:
+    def _starting_images(self, images: list[int]) -> Tensor | None:
         if self.start == "latent":
             return None
         if self.start == "file":
-            return self.observations.start[images].to(self.device)
-        return smoothed(truth, self.start_deviation)
+            return self.source.start(images).to(self.device)
+        return smoothed(self.source.truth(images), self.start_deviation).to(self.device)
 
     def _keep(
         self, cell: Cell, images: Sequence[int], task: Task, outcome: Outcome, arrays: ArrayStore
@@ -327,7 +288,7 @@ class InversionEvaluation(Evaluation):
                 kept |= _pictures(task, outcome, row)
                 for iteration, pictures in recording.snapshots.items():
                     kept[f"x_{iteration}"] = pictures[row]
-            if self.observations is not None:
+            if isinstance(self.source, Measured):
                 kept["x"] = outcome.x[row]
             arrays.save(array_name(Record(cell.labels, image, {}, cell.part)), kept)
 
@@ -342,33 +303,15 @@ class InversionEvaluation(Evaluation):
             recovered.save(name, {"x": torch.stack(images)})
 
 
-class _Keep:
-    """Looks tensors of these images up in an `ArrayStore`, or computes and keeps them."""
-
-    def __init__(self, arrays: ArrayStore, images: Sequence[int], device: str) -> None:
-        self.arrays, self.images, self.device = arrays, images, device
-
-    def __call__(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        import hashlib
-
-        key = hashlib.sha256(name.encode()).hexdigest()[:16]
-        names = [f"start-{key}-{image}" for image in self.images]
-        if not all(name in self.arrays for name in names):
-            for name, row in zip(names, compute(), strict=True):
-                self.arrays.save(name, {"v": row})
-        rows = [torch.from_numpy(self.arrays.load(name)["v"]) for name in names]
-        return torch.stack(rows).to(self.device)
-
-
 def _measured(task: Task, outcome: Outcome, noise: Tensor | None) -> list[dict[str, float]]:
     latest = outcome.recording.latest
     columns = {name: latest[name] for name in SIMILARITY if name in latest}
     with torch.no_grad():
-        residual = _rms(task.physics.A(outcome.x) - task.y)
+        residual = rms(task.physics.A(outcome.x) - task.y)
     if noise is None:
         columns["residual_rms"] = residual
     elif (noise > 0).all():
-        columns["residual"] = residual / noise
+        columns["residual"] = residual / noise.to(residual)
     if outcome.z is not None and outcome.z.ndim == 4:
         found = typicality(outcome.z)
         columns |= {name: found[name] for name in ("radius", "kurtosis", "patch_energy_spread")}
@@ -388,10 +331,6 @@ def _pictures(task: Task, outcome: Outcome, row: int) -> dict[str, Tensor]:
     if outcome.z is not None:
         kept["z"] = outcome.z[row]
     return kept
-
-
-def _rms(residual: Tensor) -> Tensor:
-    return residual.abs().flatten(1).square().mean(1).sqrt()
 
 
 def _found(weights: Path) -> Path:

@@ -1,5 +1,6 @@
 """Ways to recover images from data, as an evaluation compares them."""
 
+import hashlib
 import logging
 import warnings
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from callbacks import Gaussianization, InversionCurves
+from evaluation.arrays import ArrayStore
 from evaluation.records import Label
 from flowprior.flows import Flow
 from flowprior.inversion import (
@@ -25,6 +27,26 @@ from flowprior.inversion import (
 )
 from flowprior.inversion.solvers import Method as SolverName
 from lightning_modules import InversionModule
+
+
+class Keep:
+    """Tensors of these images by name, looked up or else computed and kept in an `ArrayStore`.
+
+    What does not depend on the data need not be computed for each noise level.
+    """
+
+    def __init__(self, arrays: ArrayStore, images: Sequence[int], device: str) -> None:
+        self.arrays, self.images, self.device = arrays, images, device
+
+    def __call__(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Tensor (B, ...) of the images."""
+        key = hashlib.sha256(name.encode()).hexdigest()[:16]
+        names = [f"kept-{key}-{image}" for image in self.images]
+        if not all(name in self.arrays for name in names):
+            for name, row in zip(names, compute(), strict=True):
+                self.arrays.save(name, {"row": row})
+        rows = [torch.from_numpy(self.arrays.load(name)["row"]) for name in names]
+        return torch.stack(rows).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -40,8 +62,7 @@ class Task:
         iterations: at most so many.
         seed: of the draw.
         pictures: how many images to keep pictures of.
-        keep: looks a tensor (B, ...) up by name, or computes and keeps it: what does not depend
-            on the data need not be computed for each noise level.
+        keep: for what other tasks with these images need too.
         progress: called with the share of the work that is done.
     """
 
@@ -53,7 +74,7 @@ class Task:
     iterations: int
     seed: int
     pictures: int
-    keep: Callable[[str, Callable[[], Tensor]], Tensor]
+    keep: Keep
     progress: Callable[[float], None]
 
 

@@ -225,7 +225,7 @@ MISTAKES = {
     "shape": (["--evaluation.observations", "small.npz"], "y must have shape (B, 1, 16, 16)"),
     "unknown array": (["--evaluation.observations", "other.npz"], "expected y"),
     "weights": (["--evaluation.weights", "nowhere"], "no exported flow in nowhere"),
-    "start": (["--evaluation.start", "file"], "needs a start"),
+    "start": (["--evaluation.start", "file"], "needs observations with a start"),
     "iterations": (["--evaluation.iterations", "0"], "iterations must be at least 1"),
     "data too": (["--evaluation.data", "datamodules.LayerModels"], "not both"),
 }
