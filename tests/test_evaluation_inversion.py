@@ -231,6 +231,33 @@ MISTAKES = {
 }
 
 
+WRONG_CONFIGS = {
+    "negative weight": ("beta: 1.0", "beta: -1.0", "objective.beta must be finite and at least 0"),
+    "operator": ("operator: gaussian_blur", "operator: gauss", "operator must be one of denoising"),
+    "option": ("{tau: 1.0}", "{tua: 1.0}", "its options are tau"),
+    "shapes": (
+        "operator: gaussian_blur\n        options: {tau: 1.0}",
+        "operator: colourisation",
+        "colourisation",
+    ),
+    "layers": ("passes: 1}", "passes: 0}", "passes must be at least 1"),
+    "method": ("FlowInversion", "FlowInvasion", "FlowInvasion"),
+    "simulation": ("{tau: 1.0}", "{tau: 1.0}\n        sigma: 1.0", "for simulated data"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CONFIGS)
+def test_mistake_in_a_config_is_one_line(folder, capsys, name):
+    old, new, message = WRONG_CONFIGS[name]
+    assert old in MEASURED
+    (folder / "wrong.yaml").write_text(MEASURED.replace(old, new))
+    output = f"wrong-{name.replace(' ', '-')}"
+    assert run_here(folder, "--config", "wrong.yaml", "--output", output) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert len(line) < 500
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_one_line(folder, capsys, name):
     y = np.zeros((2, 1, 16, 16))
