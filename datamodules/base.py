@@ -47,7 +47,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         data_range: (lower, upper) of the batches.
         num_workers: loading processes per process.
         pin_memory: page-locked batches; ignored where there is no CUDA.
-        seed: of order and noise.
+        seed: of order, noise and flips.
+        horizontal_flips: mirror half of the training images, others in each epoch.
 
     Raises:
         ValueError: an option is out of its range.
@@ -64,6 +65,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: int = 0,
         pin_memory: bool = True,
         seed: int = 0,
+        horizontal_flips: bool = False,
     ) -> None:
         super().__init__()
         _require(image_size >= 1, f"data.image_size={image_size}: expected at least 1")
@@ -85,6 +87,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.seed = seed
+        self.horizontal_flips = horizontal_flips
 
     @abstractmethod
     def images(self, split: str) -> ImageSource:
@@ -103,8 +106,18 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             dequantized: False for the images as they are, only mapped to ``data_range``.
         """
         check_split(split)
-        n_bits = self.n_bits if dequantized else None
-        return DequantizedImages(self.images(split), split, n_bits, self.data_range, self.seed)
+        return DequantizedImages(
+            self.images(split),
+            split,
+            self.n_bits if dequantized else None,
+            self.data_range,
+            self.seed,
+            self.horizontal_flips and dequantized and split == "train",
+        )
+
+    def check(self, world_size: int) -> None:
+        """Raise a ValueError unless the images are there and fill a batch of all processes."""
+        GlobalBatchSampler(len(self.images("train")), self.batch_size, world_size=world_size)
 
     def batches(
         self,

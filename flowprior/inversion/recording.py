@@ -21,9 +21,7 @@ class Recording:
         typicality: diagnostics of the latents z, (B,) each, by iteration, the same ones.
     """
 
-    def __init__(
-        self, truth: Tensor | None = None, pictures: int = 0, patch_size: int = 8
-    ) -> None:
+    def __init__(self, truth: Tensor | None = None, pictures: int = 0, patch_size: int = 8) -> None:
         self.truth = truth
         self.pictures = pictures
         self.patch_size = patch_size

@@ -33,9 +33,7 @@ class Solver(Protocol):
         """Make one iteration."""
 
 
-def make_solver(
-    problem: Problem, v: nn.Parameter, method: Method, learning_rate: float
-) -> Solver:
+def make_solver(problem: Problem, v: nn.Parameter, method: Method, learning_rate: float) -> Solver:
     """The solver of a name, at v; raises ValueError for a wrong name or learning rate."""
     if method == "lbfgs":
         return LBFGSSolver(problem, v)

@@ -1,0 +1,181 @@
+"""Pictures where they are: files of a folder, or rows of parquet files here or on a hub."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.decoding import read_square
+from datamodules.dequantize import DataError, ImageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HUB = "hub:"
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_HUB_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+
+
+class Pictures(Protocol):
+    """Encoded images of one split, in a fixed order."""
+
+    names: Sequence[str]
+
+    def data(self, index: int) -> Path | bytes:
+        """A file, or the bytes of one."""
+
+
+class Files:
+    """Image files of a folder.
+
+    Args:
+        folder: where they are.
+        names: paths relative to it.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = folder
+        self.names = names
+
+    def data(self, index: int) -> Path:
+        """The file of a name."""
+        return self.folder / self.names[index]
+
+
+class Rows:
+    """Image files in rows of a ``datasets.Dataset``.
+
+    Args:
+        table: with one column, of {"bytes", "path"}.
+        rows: which of its rows.
+    """
+
+    def __init__(self, table: "Dataset", rows: Sequence[int]) -> None:
+        self.table = table
+        self.rows = rows
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Paths, with the digest of the bytes where a row has none."""
+        names = row_names(self.table)
+        return [names[row] for row in self.rows]
+
+    def data(self, index: int) -> bytes | Path:
+        """The bytes of a row, or the file that it names."""
+        return cell_data(self.table[self.rows[index]][self.table.column_names[0]])
+
+
+class DecodedPictures:
+    """Pictures as float32 (C, image_size, image_size) in [0, 1], decoded when asked for."""
+
+    def __init__(self, pictures: Pictures, image_size: int, channels: int) -> None:
+        self.pictures = pictures
+        self.image_size = image_size
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.pictures.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(C, image_size, image_size)."""
+        return torch.from_numpy(self.pixels([index])[0]).float().div_(255)
+
+    def pixels(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Arrays (C, image_size, image_size), uint8.
+
+        Raises:
+            ImageError: one cannot be used; the message names it and says how to skip such images.
+        """
+        return [self._pixels(index) for index in indices]
+
+    def _pixels(self, index: int) -> np.ndarray:
+        try:
+            return read_square(self.pictures.data(index), self.image_size, self.channels)
+        except ImageError as error:
+            raise ImageError(
+                f"image {self.pictures.names[index]} {error}; python -m datamodules.prepare makes "
+                "a set without such images (docs/data.md)"
+            ) from error
+
+
+def image_names(folder: Path) -> list[str]:
+    """Image files of a folder and its subfolders, sorted, as paths relative to it."""
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(
+        path.relative_to(folder).as_posix() for path in files if not path.name.startswith(".")
+    )
+
+
+def split_of(name: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of a name, by its hash: other names that come or go do not change it."""
+    position = int(digest(name.encode()), 16) / 2**64
+    if position < test_fraction:
+        return "test"
+    return "val" if position < test_fraction + val_fraction else "train"
+
+
+def digest(data: bytes) -> str:
+    """16 hexadecimal digits."""
+    return blake2b(data, digest_size=8).hexdigest()
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is a hub set or a folder with parquet files."""
+    return source.startswith(HUB) or next(Path(source).rglob("*.parquet"), None) is not None
+
+
+def load_tables(source: str) -> dict[str, "Dataset"]:
+    """Splits ("train", "val", "test") that a set in parquet files has, each with one column.
+
+    Args:
+        source: a folder, or ``hub:owner/name``.
+
+    Raises:
+        DataError: there is no such set, or it has no training images.
+    """
+    import datasets
+
+    try:
+        tables = datasets.load_dataset(source.removeprefix(HUB))
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.source={source}: {str(error).splitlines()[0]}") from error
+    found = {_HUB_SPLITS[name]: t for name, t in tables.items() if name in _HUB_SPLITS}
+    if "train" not in found:
+        raise DataError(f"data.source={source}: expected a split train, found {', '.join(tables)}")
+    return {split: undecoded(table, source) for split, table in found.items()}
+
+
+def undecoded(table: Any, source: str) -> Any:
+    """The column with images alone, as {"bytes", "path"}, of a (streamed) data set."""
+    import datasets
+
+    for name, feature in table.features.items():
+        encoded = isinstance(feature, dict) and "bytes" in feature
+        if encoded or isinstance(feature, datasets.Image):
+            column = table.select_columns([name])
+            return column if encoded else column.cast_column(name, datasets.Image(decode=False))
+    raise DataError(f"data.source={source}: no column of images among {', '.join(table.features)}")
+
+
+def cell_data(cell: dict[str, Any]) -> bytes | Path:
+    """What {"bytes", "path"} holds, or points to."""
+    return Path(cell["path"]) if cell["bytes"] is None else cell["bytes"]
+
+
+def cell_name(cell: dict[str, Any]) -> str:
+    """The path of {"bytes", "path"}, or the digest of the bytes where it is not known."""
+    return cell["path"] or digest(cell["bytes"])
+
+
+def row_names(table: "Dataset") -> list[str]:
+    """Names of all rows; reads bytes only of those that have no path."""
+    import pyarrow.compute as pc
+
+    column = table.column_names[0]
+    paths = pc.struct_field(table.data.column(column), "path").to_pylist()
+    return [path or digest(table[row][column]["bytes"]) for row, path in enumerate(paths)]
