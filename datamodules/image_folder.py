@@ -1,10 +1,27 @@
 """Any folder of images, parquet files or hub set."""
 
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from datamodules.base import check_split
+from datamodules.dequantize import DataError, DequantizedImages, ImageSource
+from datamodules.loading import ResumableLoader
 from datamodules.pictures import TableModule
-from datamodules.sources import Files, image_names, split_of
+from datamodules.sources import (
+    ArrayImages,
+    Files,
+    image_names,
+    is_table,
+    split_of,
+    table_files,
+)
+from datamodules.streaming import START, Stream, StreamingLoader
+
+_HELD = 1024
 
 
 class ImageFolder(TableModule):
@@ -19,6 +36,10 @@ class ImageFolder(TableModule):
         channels: 1 for grey, 3 for RGB.
         val_fraction: about this part of the images is for validation.
         test_fraction: about this part is for testing.
+        streaming: read parquet files from start to end instead of copying them to the disk;
+            validation and test are then the first 1024 images of their splits.
+        lanes: parts of a stream that are read side by side, a multiple of the number of processes
+            times workers; with the seed it determines the order of the images.
         **options: of ``ImageDataModule``.
     """
 
@@ -32,6 +53,8 @@ class ImageFolder(TableModule):
         channels: int = 3,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        streaming: bool = False,
+        lanes: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(source, image_size, **options)
@@ -45,6 +68,11 @@ class ImageFolder(TableModule):
         self.channels = channels
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        if lanes < 1:
+            raise ValueError(f"data.lanes={lanes}: expected at least 1")
+        self.streaming = streaming
+        self.lanes = lanes
+        self._held: dict[str, ArrayImages] = {}
 
     def files(self, split: str) -> Files:
         """Image files of a split, sorted by name."""
@@ -52,3 +80,54 @@ class ImageFolder(TableModule):
         fractions = self.val_fraction, self.test_fraction
         names = [name for name in image_names(folder) if split_of(name, *fractions) == split]
         return Files(folder, names)
+
+    def images(self, split: str) -> ImageSource:
+        """Images of "train", "val" or "test", unquantised; of a stream, the first 1024."""
+        if not self.streaming:
+            return super().images(split)
+        check_split(split)
+        if split not in self._held:
+            squares = (pixels for pixels, _ in self._stream(split, lanes=1).lane(0, 0, dict(START)))
+            self._held[split] = ArrayImages(np.stack(list(islice(squares, _HELD))))
+        return self._held[split]
+
+    def check(self, world_size: int) -> None:
+        """Raise a ValueError unless the images are there and can be shared out."""
+        if not self.streaming:
+            return super().check(world_size)
+        StreamingLoader(self._stream("train", self.lanes), 0, world_size, self.num_workers)
+
+    def resumable_loader(self) -> ResumableLoader | StreamingLoader:
+        """Training batches, from the first epoch."""
+        if not self.streaming:
+            return super().resumable_loader()
+        stream = self._stream("train", self.lanes)
+        pin_memory = self._loader_options()["pin_memory"]
+        return StreamingLoader(stream, *self._process(), self.num_workers, pin_memory=pin_memory)
+
+    def _stream(self, split: str, lanes: int) -> Stream:
+        self.check_source()
+        if not is_table(self.source):
+            raise DataError(
+                f"data.streaming: {self.source} has no parquet files; expected them, or hub:..."
+            )
+        files = table_files(self.source)
+        val = 0 if "val" in files else self.val_fraction
+        test = 0 if "test" in files else self.test_fraction
+        own = split if split in files else "train"
+        return Stream(
+            self.source,
+            files[own],
+            partial(_belongs, split, val, test) if own == "train" else bool,
+            DequantizedImages(
+                (), "train", self.n_bits, self.data_range, self.seed, self.horizontal_flips
+            ),
+            self.image_size,
+            self.channels,
+            self.batch_size,
+            lanes,
+        )
+
+
+def _belongs(split: str, val_fraction: float, test_fraction: float, name: str) -> bool:
+    return split_of(name, val_fraction, test_fraction) == split

@@ -1,38 +1,14 @@
 """MNIST and CIFAR-10, in the files that torchvision downloads."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 from torchvision import datasets
 
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import DataError
-
-
-class ArrayImages:
-    """Images in memory as float32 (C, H, W) in [0, 1].
-
-    Args:
-        arrays: (N, C, H, W), uint8.
-    """
-
-    def __init__(self, arrays: np.ndarray) -> None:
-        self.arrays = arrays
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def __getitem__(self, index: int) -> Tensor:
-        """(C, H, W)."""
-        return torch.from_numpy(self.arrays[index]).float().div_(255)
-
-    def pixels(self, indices: Sequence[int]) -> np.ndarray:
-        """(B, C, H, W), uint8."""
-        return self.arrays[list(indices)]
+from datamodules.sources import ArrayImages
 
 
 class TorchvisionModule(ImageDataModule):

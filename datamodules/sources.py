@@ -1,6 +1,7 @@
 """Pictures where they are: files of a folder, or rows of parquet files here or on a hub."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +15,7 @@ from datamodules.decoding import read_square
 from datamodules.dequantize import DataError, ImageError
 
 if TYPE_CHECKING:
+    import datasets
     from datasets import Dataset
 
 HUB = "hub:"
@@ -103,6 +105,28 @@ class DecodedPictures:
             ) from error
 
 
+class ArrayImages:
+    """Images in memory as float32 (C, H, W) in [0, 1].
+
+    Args:
+        arrays: (N, C, H, W), uint8.
+    """
+
+    def __init__(self, arrays: np.ndarray) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(C, H, W)."""
+        return torch.from_numpy(self.arrays[index]).float().div_(255)
+
+    def pixels(self, indices: Sequence[int]) -> np.ndarray:
+        """(B, C, H, W), uint8."""
+        return self.arrays[list(indices)]
+
+
 def image_names(folder: Path) -> list[str]:
     """Image files of a folder and its subfolders, sorted, as paths relative to it."""
     files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -140,14 +164,33 @@ def load_tables(source: str) -> dict[str, "Dataset"]:
     """
     import datasets
 
-    try:
+    with _named(source):
         tables = datasets.load_dataset(source.removeprefix(HUB))
-    except (OSError, ValueError) as error:
-        raise DataError(f"data.source={source}: {str(error).splitlines()[0]}") from error
-    found = {_HUB_SPLITS[name]: t for name, t in tables.items() if name in _HUB_SPLITS}
-    if "train" not in found:
-        raise DataError(f"data.source={source}: expected a split train, found {', '.join(tables)}")
+    found = _known_splits(source, tables)
     return {split: undecoded(table, source) for split, table in found.items()}
+
+
+def table_files(source: str) -> dict[str, list[str]]:
+    """Parquet files, by split ("train", "val", "test"), to be read from start to end.
+
+    Raises:
+        DataError: as for ``load_tables``.
+    """
+    import datasets
+
+    with _named(source):
+        files = datasets.load_dataset_builder(source.removeprefix(HUB)).config.data_files or {}
+    return _known_splits(source, {str(split): list(names) for split, names in files.items()})
+
+
+def open_stream(source: str, files: Sequence[str]) -> "datasets.IterableDataset":
+    """Rows of parquet files in their order, with one column of {"bytes", "path"}."""
+    import datasets
+
+    stream = datasets.load_dataset(
+        "parquet", data_files={"train": list(files)}, split="train", streaming=True
+    )
+    return undecoded(stream, source)
 
 
 def undecoded(table: Any, source: str) -> Any:
@@ -172,6 +215,11 @@ def cell_name(cell: dict[str, Any]) -> str:
     return cell["path"] or digest(cell["bytes"])
 
 
+def content(data: bytes | Path) -> bytes:
+    """The bytes themselves."""
+    return data.read_bytes() if isinstance(data, Path) else data
+
+
 def row_names(table: "Dataset") -> list[str]:
     """Names of all rows; reads bytes only of those that have no path."""
     import pyarrow.compute as pc
@@ -179,3 +227,18 @@ def row_names(table: "Dataset") -> list[str]:
     column = table.column_names[0]
     paths = pc.struct_field(table.data.column(column), "path").to_pylist()
     return [path or digest(table[row][column]["bytes"]) for row, path in enumerate(paths)]
+
+
+def _known_splits(source: str, splits: Mapping[str, Any]) -> dict[str, Any]:
+    found = {_HUB_SPLITS[name]: item for name, item in splits.items() if name in _HUB_SPLITS}
+    if "train" not in found:
+        raise DataError(f"data.source={source}: expected a split train, found {', '.join(splits)}")
+    return found
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.source={source}: {str(error).splitlines()[0]}") from error
