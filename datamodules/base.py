@@ -122,8 +122,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         )
 
     def check(self, world_size: int) -> None:
-        """Raise a ValueError unless the images are there and fill a batch of all processes."""
+        """Raise a ValueError unless there are images, and enough for a batch of all processes."""
         GlobalBatchSampler(len(self.images("train")), self.batch_size, world_size=world_size)
+        if not len(self.images("val")):
+            raise ValueError("data: there are no validation images, expected at least 1")
 
     def batches(
         self,

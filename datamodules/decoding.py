@@ -64,4 +64,4 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
         raise ImageError(f"has {width}x{height} pixels, expected at least {size}x{size}")
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+    return np.array(image.resize((size, size), Image.Resampling.LANCZOS, box=box))

@@ -8,7 +8,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 Key = tuple[int, int]
 """(epoch, index): names one noisy version of one image."""
@@ -179,12 +179,12 @@ class DequantizedImages(Dataset):
         """
         if self.n_bits is None or self.n_bits > 8:
             return self._finish(torch.from_numpy(np.stack(pixels)).float().div_(255), keys)
-        result = np.empty((len(keys), *pixels[0].shape), np.float32)
-        for image, key, row in zip(pixels, keys, result, strict=True):
+        result = _empty((len(keys), *pixels[0].shape))
+        for image, key, row in zip(pixels, keys, result.numpy(), strict=True):
             turned = image[..., ::-1] if self._flips(key) else image
             noise = self._noise(key, image.shape)
             dequantize_bytes(turned, self.n_bits, noise, self.data_range, row)
-        return torch.from_numpy(result)
+        return result
 
     def _finish(self, images: Tensor, keys: Sequence[Key]) -> Tensor:
         flips = torch.tensor([self._flips(key) for key in keys])
@@ -230,3 +230,11 @@ class DequantizedImages(Dataset):
 
     def _stream(self, purpose: str, key: Key) -> np.random.Generator:
         return random_stream(self.seed, f"{purpose}/{self.name}", *key)
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """In a loading process in memory shared with the main one, as torch's own collation does."""
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    storage = torch.UntypedStorage._new_shared(torch.float32.itemsize * prod(shape))
+    return torch.empty(0).set_(storage, 0, shape)

@@ -87,8 +87,10 @@ class ImageFolder(TableModule):
             return super().images(split)
         check_split(split)
         if split not in self._held:
-            squares = (pixels for pixels, _ in self._stream(split, lanes=1).lane(0, 0, dict(START)))
-            self._held[split] = ArrayImages(np.stack(list(islice(squares, _HELD))))
+            lane = self._stream(split, lanes=1).lane(0, 0, dict(START))
+            squares = [np.empty((0, *self.image_shape), np.uint8)]
+            squares += [pixels[None] for pixels, _ in islice(lane, _HELD)]
+            self._held[split] = ArrayImages(np.concatenate(squares))
         return self._held[split]
 
     def check(self, world_size: int) -> None:
@@ -96,6 +98,8 @@ class ImageFolder(TableModule):
         if not self.streaming:
             return super().check(world_size)
         StreamingLoader(self._stream("train", self.lanes), 0, world_size, self.num_workers)
+        if not len(self.images("val")):
+            raise ValueError("data: there are no validation images, expected at least 1")
 
     def resumable_loader(self) -> ResumableLoader | StreamingLoader:
         """Training batches, from the first epoch."""
