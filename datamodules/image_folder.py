@@ -1,7 +1,6 @@
 """Any folder of images, parquet files or hub set."""
 
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from datamodules.sources import (
     split_of,
     table_files,
 )
-from datamodules.streaming import START, Stream, StreamingLoader
+from datamodules.streaming import Stream, StreamingLoader
 
 _HELD = 1024
 
@@ -87,17 +86,15 @@ class ImageFolder(TableModule):
             return super().images(split)
         check_split(split)
         if split not in self._held:
-            lane = self._stream(split, lanes=1).lane(0, 0, dict(START))
-            squares = [np.empty((0, *self.image_shape), np.uint8)]
-            squares += [pixels[None] for pixels, _ in islice(lane, _HELD)]
-            self._held[split] = ArrayImages(np.concatenate(squares))
+            squares = self._stream(split).first(_HELD)
+            self._held[split] = ArrayImages(np.array(squares, np.uint8))
         return self._held[split]
 
     def check(self, world_size: int) -> None:
         """Raise a ValueError unless the images are there and can be shared out."""
         if not self.streaming:
             return super().check(world_size)
-        StreamingLoader(self._stream("train", self.lanes), 0, world_size, self.num_workers)
+        StreamingLoader(self._stream("train"), 0, world_size, self.num_workers)
         if not len(self.images("val")):
             raise ValueError("data: there are no validation images, expected at least 1")
 
@@ -105,11 +102,11 @@ class ImageFolder(TableModule):
         """Training batches, from the first epoch."""
         if not self.streaming:
             return super().resumable_loader()
-        stream = self._stream("train", self.lanes)
+        stream = self._stream("train")
         pin_memory = self._loader_options()["pin_memory"]
         return StreamingLoader(stream, *self._process(), self.num_workers, pin_memory=pin_memory)
 
-    def _stream(self, split: str, lanes: int) -> Stream:
+    def _stream(self, split: str) -> Stream:
         self.check_source()
         if not is_table(self.source):
             raise DataError(
@@ -129,7 +126,7 @@ class ImageFolder(TableModule):
             self.image_size,
             self.channels,
             self.batch_size,
-            lanes,
+            self.lanes,
         )
 
 

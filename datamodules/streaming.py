@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -52,7 +53,7 @@ class Stream:
     batch_size: int
     lanes: int
 
-    def lane(self, number: int, epoch: int, state: State) -> Iterator[tuple[Any, int]]:
+    def lane(self, number: int, epoch: int, state: State) -> Iterator[tuple[np.ndarray, int]]:
         """(pixels (C, H, W), digest of the file) of a lane, from where a state stands.
 
         Args:
@@ -60,7 +61,16 @@ class Stream:
             epoch: 0 or more.
             state: of an earlier iterator, or a copy of ``START``; it is kept up to date.
         """
-        for cell in self._cells(number, epoch, state):
+        return self._decoded(self._cells(number, epoch, state))
+
+    def first(self, number: int) -> list[np.ndarray]:
+        """The first images in the order of the files, (C, H, W) each."""
+        rows = open_stream(self.source, self.files)
+        cells = (cell for row in rows for cell in row.values() if self.accept(cell_name(cell)))
+        return [pixels for pixels, _ in islice(self._decoded(cells), number)]
+
+    def _decoded(self, cells: Iterator[dict[str, Any]]) -> Iterator[tuple[np.ndarray, int]]:
+        for cell in cells:
             data = content(cell_data(cell))
             try:
                 yield read_square(data, self.image_size, self.channels), int(digest(data), 16)
