@@ -13,7 +13,7 @@ from threading import Thread
 import numpy as np
 
 from datamodules.decoding import read_square
-from datamodules.dequantize import DataError, ImageError
+from datamodules.dequantize import ImageError
 
 _CHUNK = 16
 _CHUNKS_PER_WORKER = 4
@@ -33,7 +33,7 @@ def decode_all(
         workers: processes; 0 for this one alone.
 
     Raises:
-        DataError: a process died.
+        ImageError: a process died.
     """
     if not workers:
         yield from (outcome(item, image_size, channels) for item in data)
@@ -53,7 +53,7 @@ def decode_all(
                 yield from waiting.popleft().result()
                 waiting.extend(submit(1))
         except BrokenProcessPool as error:
-            raise DataError(
+            raise ImageError(
                 "a decoding process died, perhaps for want of memory: run the same command again "
                 "to continue, with fewer --workers"
             ) from error

@@ -113,9 +113,9 @@ def dequantize_bytes(
     np.multiply(pixels >> (8 - n_bits), np.float32(2**_NOISE_BITS), out=out)
     out += noise
     out *= np.float32(2.0 ** -(_NOISE_BITS + n_bits))
-    if (low, high) != (0, 1):
+    if high - low != 1:
         out *= np.float32(high - low)
-        out += np.float32(low)
+    out += np.float32(low)
     np.minimum(out, _below(high, low), out=out)
 
 
@@ -181,7 +181,7 @@ class DequantizedImages(Dataset):
             return self._finish(torch.from_numpy(np.stack(pixels)).float().div_(255), keys)
         result = _empty((len(keys), *pixels[0].shape))
         for image, key, row in zip(pixels, keys, result.numpy(), strict=True):
-            turned = image[..., ::-1] if self._flips(key) else image
+            turned = np.ascontiguousarray(image[..., ::-1]) if self._flips(key) else image
             noise = self._noise(key, image.shape)
             dequantize_bytes(turned, self.n_bits, noise, self.data_range, row)
         return result

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,18 @@ def main() -> None:
         for name in ("image_size", "channels", "val_fraction", "test_fraction")
         if getattr(arguments, name) is not None
     }
-    module_class = MODULES[arguments.name]
     try:
-        module = module_class(arguments.source, **chosen)
+        module = MODULES[arguments.name](arguments.source, **chosen)
     except TypeError as error:
         raise UsageError(f"{arguments.name}: {error}") from error
     except ValueError as error:
         raise UsageError(str(error)) from error
-    prepare(module, arguments.output, arguments.workers, arguments.strict, Console())
+    try:
+        prepare(module, arguments.output, arguments.workers, arguments.strict, Console())
+    except ImageError:
+        raise
+    except DataError as error:
+        raise UsageError(str(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,6 +97,7 @@ def prepare(
 
     Raises:
         DataError: the source lacks something, or ``output`` was begun with another one.
+        ImageError: with ``strict``; or a decoding process died.
     """
     console = console or Console(quiet=True)
     settings = module.settings | {"source": _absolute(module.source)}
@@ -101,7 +107,8 @@ def prepare(
         if before["finished"]:
             console.print(f"{output} is finished already: {_summary(before)}", soft_wrap=True)
             return before
-    module.check_source()
+    if not module.source.startswith(HUB) and not Path(module.source).is_dir():
+        raise DataError(f"--source {module.source}: no such folder (docs/data.md: where to get it)")
     pictures = {split: module.pictures(split) for split in SPLITS}
     settings["listing"] = digest("\n".join(n for p in pictures.values() for n in p.names).encode())
     if before is not None:
@@ -138,6 +145,8 @@ def _write_missing(
     total, left = (sum(len(rows) for _, _, rows in part) for part in (shards, missing))
     data = (pictures[split].data(row) for split, _, rows in missing for row in rows)
     outcomes = decode_all(data, module.image_size, module.channels, workers)
+    # The first one waits for the processes to start: the meter is to measure decoding alone.
+    outcomes = chain(list(islice(outcomes, 1)), outcomes)
     with SweepProgress(Meter(total, total - left), console) as progress:
         for split, number, rows in missing:
             progress.start(split)
@@ -199,4 +208,4 @@ def _absolute(source: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, failures=(DataError,)))
+    sys.exit(run_command(main, failures=(ImageError,)))

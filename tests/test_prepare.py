@@ -56,7 +56,7 @@ def everything(module):
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, arguments)])
-    return run_command(main, failures=(DataError,))
+    return run_command(main, failures=(ImageError,))
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -158,7 +158,7 @@ def test_process_that_dies_is_reported(tmp_path, monkeypatch):
             os.kill(child.pid, signal.SIGKILL)
 
     monkeypatch.setattr("datamodules.prepare.SweepProgress.advance", kill_one)
-    with pytest.raises(DataError, match=r"a decoding process died.*fewer --workers"):
+    with pytest.raises(ImageError, match=r"a decoding process died.*fewer --workers"):
         prepare(data, tmp_path / "made", workers=2)
 
 
@@ -229,7 +229,7 @@ def test_other_settings_do_not_mix(tmp_path, monkeypatch, capsys, change, messag
     source = picture_files.folder(tmp_path / "source")
     arguments = ("folder", "--source", source, "--output", tmp_path / "made", "--workers", 0)
     assert run(monkeypatch, *arguments, "--image-size", 16) == 0
-    assert run(monkeypatch, *arguments, "--image-size", 16, *change) == 1
+    assert run(monkeypatch, *arguments, "--image-size", 16, *change) == 2
     assert message in capsys.readouterr().err
 
 
@@ -248,11 +248,11 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "full/file").write_text("kept")
     made = ("--output", tmp_path / "made", "--workers", 0)
     for arguments, status, message in (
-        (("folder", "--source", tmp_path / "none", *made), 1, "no such folder"),
+        (("folder", "--source", tmp_path / "none", *made), 2, "no such folder"),
         (("folder", "--source", source, *made, "--channels", 2), 2, "expected 1 or 3"),
         (("celeba", "--source", source, *made, "--channels", 3), 2, "celeba: .*'channels'"),
-        (("celeba", "--source", source, *made), 1, "list_eval_partition.txt is missing"),
-        (("folder", "--source", source, "--output", tmp_path / "full"), 1, "is not empty"),
+        (("celeba", "--source", source, *made), 2, "list_eval_partition.txt is missing"),
+        (("folder", "--source", source, "--output", tmp_path / "full"), 2, "is not empty"),
     ):
         assert run(monkeypatch, *arguments) == status
         (line,) = capsys.readouterr().err.splitlines()
