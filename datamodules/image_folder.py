@@ -10,15 +10,9 @@ from datamodules.base import check_split
 from datamodules.dequantize import DataError, DequantizedImages, ImageSource
 from datamodules.loading import ResumableLoader
 from datamodules.pictures import TableModule
-from datamodules.sources import (
-    ArrayImages,
-    Files,
-    image_names,
-    is_table,
-    split_of,
-    table_files,
-)
+from datamodules.sources import ArrayImages, Files, image_names, split_of
 from datamodules.streaming import Stream, StreamingLoader
+from datamodules.tables import is_table, table_files
 
 _HELD = 1024
 

@@ -9,16 +9,8 @@ from typing import Any, ClassVar
 from datamodules.base import SPLITS, ImageDataModule, check_split
 from datamodules.dequantize import DataError, ImageSource
 from datamodules.prepared import PreparedImages, check_info, read_info
-from datamodules.sources import (
-    HUB,
-    DecodedPictures,
-    Pictures,
-    Rows,
-    is_table,
-    load_tables,
-    row_names,
-    split_of,
-)
+from datamodules.sources import DecodedPictures, Pictures, split_of
+from datamodules.tables import HUB, Rows, is_table, load_tables, row_names
 
 
 class PictureModule(ImageDataModule):

@@ -27,7 +27,8 @@ from datamodules.prepared import (
     write_info,
     write_shard,
 )
-from datamodules.sources import HUB, Pictures, digest
+from datamodules.sources import Pictures, digest
+from datamodules.tables import HUB
 from flowprior.command_line import UsageError, run_command
 from flowprior.progress import Meter, SweepProgress
 
@@ -107,21 +108,33 @@ def prepare(
         if before["finished"]:
             console.print(f"{output} is finished already: {_summary(before)}", soft_wrap=True)
             return before
-    if not module.source.startswith(HUB) and not Path(module.source).is_dir():
-        raise DataError(f"--source {module.source}: no such folder (docs/data.md: where to get it)")
-    pictures = {split: module.pictures(split) for split in SPLITS}
-    settings["listing"] = digest("\n".join(n for p in pictures.values() for n in p.names).encode())
-    if before is not None:
-        _check_same(output, before, settings)
-    elif output.exists() and any(output.iterdir()):
-        raise DataError(f"--output {output} is not empty: expected a new folder")
-    write_info(output, settings | {"finished": False})
+    pictures = _begin(module, output, settings, before)
     shards = _shards(pictures, shard_length(module.image_shape))
     _write_missing(module, pictures, shards, output, workers, strict, console)
     info = settings | {"finished": True} | _collected(output, shards)
     write_info(output, info)
     _report(output, info, console)
     return info
+
+
+def _begin(
+    module: PictureModule,
+    output: Path,
+    settings: dict[str, Any],
+    before: Mapping[str, Any] | None,
+) -> dict[str, Pictures]:
+    """The pictures of all splits, once it is sure that they and ``output`` belong together."""
+    if not module.source.startswith(HUB) and not Path(module.source).is_dir():
+        raise DataError(f"--source {module.source}: no such folder (docs/data.md: where to get it)")
+    pictures = {split: module.pictures(split) for split in SPLITS}
+    names = (name for its in pictures.values() for name in its.names)
+    settings["listing"] = digest("\n".join(names).encode())
+    if before is not None:
+        _check_same(output, before, settings)
+    elif output.exists() and any(output.iterdir()):
+        raise DataError(f"--output {output} is not empty: expected a new folder")
+    write_info(output, settings | {"finished": False})
+    return pictures
 
 
 def _shards(pictures: Mapping[str, Pictures], length: int) -> list[_Shard]:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.decoding import read_square
 from datamodules.dequantize import DataError, DequantizedImages, ImageError, random_stream
-from datamodules.sources import cell_data, cell_name, content, digest, open_stream
+from datamodules.sources import digest
+from datamodules.tables import cell_data, cell_name, content, open_stream
 
 BLOCK = 512
 """Encoded images of a lane that are in memory at once, and shuffled."""
