@@ -46,12 +46,20 @@ def write_shard(
 
 
 def read_shard(path: Path) -> tuple[np.ndarray, list[str]]:
-    """(pixels (N, C H W), what was skipped); the pixels are mapped, not loaded."""
+    """(pixels (N, C H W), what was skipped); the pixels are mapped, not loaded.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     import pyarrow as pa
 
-    # NumPy closes the file after mapping it: any number of them can be mapped.
-    reader = pa.ipc.open_file(pa.py_buffer(np.memmap(path, mode="r")))
-    column, skipped = reader.read_all()["pixels"], json.loads(reader.schema.metadata[b"skipped"])
+    try:
+        # NumPy closes the file after mapping it: any number of them can be mapped.
+        reader = pa.ipc.open_file(pa.py_buffer(np.memmap(path, mode="r")))
+        column = reader.read_all()["pixels"]
+    except ValueError as error:  # Arrow's errors are such
+        raise DataError(f"{path} is damaged: remove the folder and prepare it again") from error
+    skipped = json.loads(reader.schema.metadata[b"skipped"])
     if not len(column):
         return np.empty((0, column.type.list_size), np.uint8), skipped
     flat = column.chunk(0).flatten().to_numpy(zero_copy_only=True)

@@ -104,6 +104,15 @@ def test_shards_are_mapped_and_of_bounded_size(tmp_path):
     assert skipped == []
 
 
+@pytest.mark.parametrize("kept", [0, 1000, -8])
+def test_damaged_file_is_named(tmp_path, kept):
+    prepare(ImageFolder(str(picture_files.folder(tmp_path / "source")), 16), tmp_path / "made")
+    path = tmp_path / "made/train/00000.arrow"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DataError, match=r"00000\.arrow is damaged: remove the folder"):
+        ImageFolder(str(tmp_path / "made"), 16).images("train")[0]
+
+
 def test_indices_outside_are_refused(tmp_path):
     prepare(ImageFolder(str(picture_files.folder(tmp_path / "source")), 16), tmp_path / "made")
     images = ImageFolder(str(tmp_path / "made"), 16).images("val")
