@@ -16,6 +16,7 @@ $(STAMP):
 demo: $(STAMP)
 	$(PY) train.py --config glow_layers_demo
 	$(PY) evaluate.py --config density_layers_demo
+	$(PY) evaluate.py --config tomography_layers_demo
 
 test: $(STAMP)
 	$(PY) -m pytest

@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 from evaluation import Evaluation, run
+from evaluation.workers import default_processes
 from flowprior.command_line import (
     ROOT,
     UsageError,
@@ -29,6 +31,12 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_subclass_arguments(Evaluation, "evaluation", required=True)
     parser.add_argument("--output", type=Path | None, default=None, help="default: runs/<config>")
+    parser.add_argument(
+        "--processes",
+        type=PositiveInt | None,
+        default=None,
+        help="that share the images out; default: one for each GPU, or core without one",
+    )
     return parser
 
 
@@ -39,7 +47,9 @@ def main() -> None:
     output = config.output or Path("runs") / (config_name(sys.argv[1:]) or "unnamed")
     settings = parser.dump(config)
     try:
-        run(parser.instantiate(config).evaluation, output, settings)
+        evaluation = parser.instantiate(config).evaluation
+        processes = config.processes or default_processes(evaluation)
+        run(evaluation, output, settings, processes=processes)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 

@@ -70,7 +70,9 @@ class TrainCLI(LightningCLI):
         """Build the trainer with the logger and callbacks of every run."""
         config, output = self.config_init, self.output
         checkpoints = Checkpoints(output / "checkpoints", **config.checkpoints)
-        card = {"config": yaml.safe_load(self.parser.dump(self.config))}
+        settings = yaml.safe_load(self.parser.dump(self.config))
+        settings.pop("output")  # where this machine keeps its runs is nobody's business
+        card = {"config": settings}
         before = [
             TrainingProgress(),
             SampleGrid(**config.samples),

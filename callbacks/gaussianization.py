@@ -1,11 +1,13 @@
 """Gaussianization layers for an inversion."""
 
-from typing import Any, Literal
+import inspect
+from typing import Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from flowprior.gaussianization import Gaussianization as GaussianizationLayers
+from flowprior.gaussianization.gaussianization import Rotation
 from lightning_modules import InversionModule
 
 Preset = Literal["robust", "paper"]
@@ -15,15 +17,31 @@ class Gaussianization(Callback):
     """Puts z = h(v) in place of z = v in an `InversionModule`; without it the latent is free.
 
     Args:
-        preset: where the settings come from.
-        **settings: of `flowprior.gaussianization.Gaussianization`, in place of the preset's.
+        preset: where those of the others come from that are not given; all of them are arguments
+            of `flowprior.gaussianization.Gaussianization`.
     """
 
-    def __init__(self, preset: Preset = "robust", **settings: Any) -> None:
+    def __init__(
+        self,
+        preset: Preset = "robust",
+        patch_size: int | None = None,
+        whiten: bool | None = None,
+        rotation: Rotation | None = None,
+        ica_iterations: int | None = None,
+        yeo_johnson: bool | None = None,
+        lambert_w: bool | None = None,
+        standardize: bool | None = None,
+        temperature: float | None = None,
+        passes: int | None = None,
+        eta: float | None = None,
+        damping: float | None = None,
+    ) -> None:
+        names = inspect.signature(GaussianizationLayers).parameters
+        given = {k: v for k, v in locals().items() if k in names and v is not None}
         if preset not in ("robust", "paper"):
             raise ValueError(f'preset must be "robust" or "paper", got {preset!r}')
-        chosen = getattr(GaussianizationLayers, preset)().settings
-        self.layers = GaussianizationLayers(**{**chosen, **settings})
+        settings = getattr(GaussianizationLayers, preset)().settings
+        self.layers = GaussianizationLayers(**{**settings, **given})
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the layers in place."""

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.samples import writer_of
-from flowprior.figures import image_grid, qq_plot
+from flowprior.figures import image_rows, qq_plot
 from flowprior.inversion import Recording
-from flowprior.inversion.recording import is_milestone
 from lightning_modules import InversionModule
 
 if TYPE_CHECKING:
@@ -31,6 +29,10 @@ class InversionCurves(Callback):
         truth: images (B, C, H, W) in [0, 1], if they are known.
         images: number of images shown.
         patch_size: of the typicality.
+
+    Attributes:
+        recording: the curves and pictures, of all images.
+        latents: z (B, ...) at the end.
     """
 
     def __init__(self, truth: Tensor | None = None, images: int = 8, patch_size: int = 8) -> None:
@@ -38,11 +40,12 @@ class InversionCurves(Callback):
         self.images = images
         self.patch_size = patch_size
         self.recording = Recording()
+        self.latents: Tensor | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the start."""
         truth = None if self.truth is None else self.truth.to(pl_module.v.device)
-        self.recording = Recording(truth, self.images, self.patch_size)
+        self.recording = Recording(truth, self.images, self.patch_size, pl_module.iterations)
         self._note(writer_of(trainer), pl_module, 0)
 
     def on_train_batch_end(
@@ -54,14 +57,13 @@ class InversionCurves(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show where it ended."""
         solver, last = pl_module.solver, self.recording.iterations[-1]
-        self.recording.keep(last, solver)
+        self.latents = solver.problem.latents(pl_module.v.detach())
         writer = writer_of(trainer)
         if writer is not None:
-            self._show(writer, pl_module, last)
             writer.add_custom_scalars(margins(self.recording.latest))
-            z = solver.problem.latents(pl_module.v.detach())
-            if z.isfinite().any():
-                writer.add_figure("inversion/latent_qq", qq_plot({"latents": z}), last)
+            if self.latents.isfinite().any():
+                figure = qq_plot({"latents": self.latents})
+                writer.add_figure("inversion/latent_qq", figure, last)
 
     def _note(self, writer: SummaryWriter | None, module: InversionModule, iteration: int) -> None:
         self.recording(iteration, module.solver)
@@ -69,7 +71,7 @@ class InversionCurves(Callback):
             return
         for name, values in self.recording.latest.items():
             write_margin(writer, name, values[module.solver.finite], iteration)
-        if is_milestone(iteration):
+        if iteration in self.recording.snapshots:
             self._show(writer, module, iteration)
 
     def _show(self, writer: SummaryWriter, module: InversionModule, iteration: int) -> None:
@@ -115,8 +117,5 @@ def progress_grid(rows: Mapping[str, Tensor]) -> "Figure":
     shape = rows["current"].shape
     shown = {name: images for name, images in rows.items() if images.shape == shape}
     if "truth" in shown:
-        shown["absolute error"] = (shown["current"] - shown["truth"]).abs()
-    images = torch.cat(list(shown.values()))
-    return image_grid(
-        images, columns=shape[0], row_titles=list(shown), value_range=(0, 1), label="value"
-    )
+        shown["|error|"] = (shown["current"] - shown["truth"]).abs()
+    return image_rows(shown, label="value")

@@ -1,10 +1,11 @@
-"""Image data sets as Lightning data modules."""
+"""Image data sets as Lightning data modules, and measured data."""
 
 from datamodules.base import ImageDataModule
 from datamodules.chest_xray import ChestXray
 from datamodules.faces import CelebA, CelebAHQ
 from datamodules.image_folder import ImageFolder
 from datamodules.layer_models import LayerModels
+from datamodules.observations import Observations
 from datamodules.small_images import CIFAR10, MNIST
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "ImageDataModule",
     "ImageFolder",
     "LayerModels",
+    "Observations",
 ]

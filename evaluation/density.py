@@ -13,6 +13,7 @@ import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation
+from evaluation.device import checked_device
 from evaluation.records import Record, file_digest
 from evaluation.table import Metric, Table
 from flowprior.command_line import UsageError
@@ -74,7 +75,7 @@ class DensityEvaluation(Evaluation):
         self.batch_size = batch_size
         self.temperatures = temperatures
         self.repeats = repeats
-        self.device = _checked_device(device)
+        self.device = checked_device(device)
         if not (weights / "model.safetensors").is_file():
             raise WeightsError(
                 f"weights: there is no exported flow in {weights}; train one first, "
@@ -104,8 +105,8 @@ class DensityEvaluation(Evaluation):
         count = min(self.images or total, total)
         return [
             Cell(labels, range(count), self.batch_size),
-            Cell(labels, range(min(count, 256)), min(count, 256), part="patches"),
-            Cell(labels, range(self.repeats), part="speed"),
+            Cell(labels, range(min(count, 256)), min(count, 256), part="patches", timed=False),
+            Cell(labels, range(self.repeats), part="speed", timed=False),
         ]
 
     def evaluate(
@@ -206,17 +207,6 @@ def _patch_correlation(z: Tensor, count: int) -> list[dict[str, float]]:
 
 def _samples_name(temperature: float) -> str:
     return f"samples-{str(temperature).replace('.', '_')}"
-
-
-def _checked_device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
-        reason = str(error).splitlines()[0]
-        raise ValueError(f'device={device}: expected "auto", "cpu" or "cuda": {reason}') from None
-    return device
 
 
 def _wait(device: str) -> None:

@@ -128,7 +128,8 @@ def _caption(table: Table) -> str:
 
 
 def _usual_n(row: Row) -> int:
-    return max(Counter(stat.n for stat in row.stats.values()).items(), key=itemgetter(1, 0))[0]
+    counts = Counter(stat.n for stat in row.stats.values() if stat.n or stat.excluded)
+    return max(counts.items(), key=itemgetter(1, 0), default=(0,))[0]
 
 
 def _value(table: Table, row: Row, metric: Metric, usual_n: int | None = None) -> Entry:
@@ -136,6 +137,8 @@ def _value(table: Table, row: Row, metric: Metric, usual_n: int | None = None) -
     stat = row.stats.get(metric.name)
     if stat is None:
         return Entry("–")
+    if metric.missing and not stat.n and not stat.excluded:
+        return Entry(metric.missing)
     own = usual_n is not None and (stat.n != usual_n or stat.excluded)
     note = f"(n={_count(stat)})" if own else ""
     return Entry(format_stat(stat), table.is_best(row, metric), note)

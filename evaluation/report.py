@@ -67,6 +67,7 @@ class Report:
         pictures: figures with their captions.
         config_yaml: the settings.
         facts: versions, hardware, times.
+        notes: sentences below the table.
     """
 
     title: str
@@ -74,13 +75,15 @@ class Report:
     pictures: Sequence[Picture]
     config_yaml: str
     facts: Mapping[str, str]
+    notes: Sequence[str] = ()
 
     def html(self) -> str:
         """The whole page; every text that comes from outside is escaped."""
         title = html.escape(self.title)
         summary = " · ".join(self.facts[key] for key in ("Date", "Hardware") if key in self.facts)
+        notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in self.notes)
         sections = [
-            _section("Results", f'<div class="scroll">{to_html(self.table)}</div>'),
+            _section("Results", f'<div class="scroll">{to_html(self.table)}</div>{notes}'),
             _section("Figures", "".join(_figure(picture) for picture in self.pictures)),
             _section("Settings", f"<pre>{html.escape(self.config_yaml.strip())}</pre>"),
             _section("Environment", _definitions(self.facts)),

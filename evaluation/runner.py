@@ -14,6 +14,7 @@ from evaluation.outputs import write_figures, write_tables, write_tensorboard
 from evaluation.records import Record, RecordStore
 from evaluation.report import Report, environment
 from evaluation.table import SECONDS, Table, aggregate
+from evaluation.workers import Batch, Measured, measure
 from evaluation.writers import print_table
 from flowprior.io import atomic_write
 from flowprior.progress import Meter, SweepProgress
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def run(
-    evaluation: Evaluation, output: str | Path, config_yaml: str, console: Console | None = None
+    evaluation: Evaluation,
+    output: str | Path,
+    config_yaml: str,
+    console: Console | None = None,
+    processes: int = 1,
 ) -> Table:
     """Measure what has no record yet and write every output from the records.
 
@@ -36,6 +41,7 @@ def run(
         output: folder; made if it does not exist.
         config_yaml: the settings, shown in the report.
         console: where to print; standard output by default.
+        processes: that share the batches out.
 
     Raises:
         ValueError: ``output`` holds results of other settings, or a damaged file of records.
@@ -49,18 +55,23 @@ def run(
     cells = _checked(evaluation.cells())
     arrays = ArrayStore(output / "arrays")
     with RecordStore(output / "records.jsonl", evaluation.fingerprint()) as store:
-        _measure(evaluation, cells, store, arrays, console)
-        records = [
-            store.get(cell.labels, image, cell.part) for cell in cells for image in cell.images
-        ]
+        _measure(evaluation, cells, store, arrays, console, processes)
+        records = []
+        for cell in cells:
+            kept = [store.get(cell.labels, image, cell.part) for image in cell.images]
+            records += evaluation.derived(kept, arrays)
         table = aggregate(records, _metrics(evaluation), evaluation.paper, evaluation.compare)
         write_tables(table, output)
         figures = write_figures(evaluation.figures(table, records, arrays), output / "figures")
         write_tensorboard(table, figures, output / "tensorboard")
         facts = environment(time.perf_counter() - start, _measuring_seconds(records))
-        report = Report(evaluation.title, table, figures, config_yaml, facts)
+        evaluation.write(records, arrays, output)
+        notes = evaluation.notes()
+        report = Report(evaluation.title, table, figures, config_yaml, facts, notes)
         atomic_write(output / "report.html", report.html())
     print_table(table, console, evaluation.title)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     path = str((output / "report.html").resolve())
     console.print(path, markup=False, highlight=False, soft_wrap=True)
     return table
@@ -91,6 +102,7 @@ def _measure(
     store: RecordStore,
     arrays: ArrayStore,
     console: Console,
+    processes: int,
 ) -> None:
     total = sum(len(cell.images) for cell in cells)
     done = sum(len(store.done(cell.labels, cell.part).intersection(cell.images)) for cell in cells)
@@ -100,12 +112,18 @@ def _measure(
         return
     if done:
         console.print(f"Continuing: {done} of {total} images are done.", highlight=False)
+    batches = [
+        Batch(cell, images)
+        for cell in cells
+        for images in _batches(cell, store.done(cell.labels, cell.part))
+    ]
     with SweepProgress(Meter(total, done), console) as progress:
-        for cell in cells:
-            progress.start(labels_text(cell.labels))
-            for images in _batches(cell, store.done(cell.labels, cell.part)):
-                store.append(_measured(evaluation, cell, images, arrays))
-                progress.advance(len(images))
+        progress.start(labels_text(batches[0].cell.labels))
+        for result in measure(evaluation, batches, arrays, processes, progress.report):
+            store.append(_records(evaluation, result))
+            progress.start(labels_text(result.batch.cell.labels))
+            progress.report(0.0)
+            progress.advance(len(result.batch.images))
 
 
 def _batches(cell: Cell, done: frozenset[int]) -> list[list[int]]:
@@ -116,22 +134,18 @@ def _batches(cell: Cell, done: frozenset[int]) -> list[list[int]]:
     return [batch for batch in missing if batch]
 
 
-def _measured(
-    evaluation: Evaluation, cell: Cell, images: list[int], arrays: ArrayStore
-) -> list[Record]:
-    start = time.perf_counter()
-    results = evaluation.evaluate(cell, images, arrays)
-    seconds = (time.perf_counter() - start) / len(images)
-    timing = {} if cell.part else {SECONDS.name: seconds}
-    _check_results(evaluation, images, results)
+def _records(evaluation: Evaluation, measured: Measured) -> list[Record]:
+    cell, images = measured.batch.cell, measured.batch.images
+    timing = {SECONDS.name: measured.seconds / len(images)} if cell.timed else {}
+    _check_results(evaluation, images, measured.metrics)
     return [
         Record(cell.labels, image, {**timing, **metrics}, cell.part)
-        for image, metrics in zip(images, results, strict=True)
+        for image, metrics in zip(images, measured.metrics, strict=True)
     ]
 
 
 def _check_results(
-    evaluation: Evaluation, images: list[int], results: Sequence[Mapping[str, float]]
+    evaluation: Evaluation, images: Sequence[int], results: Sequence[Mapping[str, float]]
 ) -> None:
     where = f"{type(evaluation).__name__}.evaluate"
     if len(results) != len(images):

@@ -20,12 +20,14 @@ class Metric:
         title: what a reader sees; the name if empty.
         unit: shown in parentheses after the title.
         higher_is_better: None where neither direction is better.
+        missing: shown in its column if no record has it, such as "n/a"; without it, no column.
     """
 
     name: str
     title: str = ""
     unit: str = ""
     higher_is_better: bool | None = None
+    missing: str = ""
 
     @property
     def heading(self) -> str:
@@ -108,7 +110,7 @@ def aggregate(
 
     Args:
         records: of any number of cells; those that differ only in their part share a row.
-        metrics: those to show; one that no record has is left out.
+        metrics: those to show; one that no record has is left out unless it says what is missing.
         paper: the published number for labels and the name of a metric, or None.
         compare: as in `Table`.
     """
@@ -125,7 +127,7 @@ def _row(records: list[Record], metrics: Sequence[Metric], paper: PaperValue) ->
     stats = {}
     for metric in metrics:
         values = [r.metrics[metric.name] for r in records if metric.name in r.metrics]
-        if values:
+        if values or metric.missing:
             stats[metric.name] = summarise(values, paper(labels, metric.name))
     return Row(labels, stats)
 

@@ -99,6 +99,8 @@ def one_line(error: Exception) -> str:
     told = " ".join(line for line in lines if not _NOISE.match(line))
     told = re.sub(r"\.? (Given|Got) value: ", ", got ", told)
     told = re.sub(r"<class '([\w.]*\.)?(\w+)'>", r"\2", told)
+    # What was given as a whole, around the part that was named already.
+    told = re.sub(r", got \[?{'class_path'.*", "", told) if len(told) > 500 else told
     told = re.sub(r"""Parser key ["']([\w.]+)["']:""", r"\1:", told)
     return re.sub(r"\s+", " ", told).strip()
 

@@ -88,6 +88,59 @@ def image_grid(
     return figure
 
 
+def image_rows(
+    rows: Mapping[str, Any],
+    value_range: tuple[float, float] = (0.0, 1.0),
+    colour_map: str = "gray",
+    label: str = "",
+) -> Figure:
+    """Named rows of images of one shape, drawn as one picture: quicker than `image_grid`.
+
+    Args:
+        rows: name to images as in `image_grid`, equally many in each row.
+        value_range: values shown as the ends of the colours.
+        colour_map: of matplotlib, for one channel.
+        label: beside the colour bar, which images with one channel get.
+    """
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    pixels = np.stack([_pixels(images) for images in rows.values()])
+    count, columns, height, width, channels = pixels.shape
+    gap = max(1, width // 24)
+    room = ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0))
+    colours = colormaps[colour_map].with_extremes(bad="magenta")
+    scaled = np.clip((pixels - value_range[0]) / (value_range[1] - value_range[0]), 0, 1)
+    shown = colours(scaled[..., 0])[..., :3] if channels == 1 else scaled
+    mosaic = np.pad(shown, room, constant_values=1.0).transpose(0, 2, 1, 3, 4)
+    mosaic = mosaic.reshape(count * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
+    size = min(1.4, 11 / columns)
+    shape = size * columns + 1.9, size * height / width * count
+    figure = Figure(figsize=shape, layout="compressed")
+    axis = figure.add_subplot()
+    axis.imshow(mosaic, interpolation="nearest")
+    ticks = [row * (height + gap) + height / 2 for row in range(count)]
+    axis.set_yticks(ticks, list(rows), fontsize=9)
+    axis.set(xticks=[], frame_on=False)
+    axis.tick_params(length=0)
+    if channels == 1:
+        _colour_bar(figure, axis, colours, value_range, label)
+    return figure
+
+
+def _colour_bar(
+    figure: Figure, axis: Axes, colours: Any, value_range: tuple[float, float], label: str
+) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scale = ScalarMappable(Normalize(*value_range), colours)
+    bar = figure.colorbar(scale, ax=axis, fraction=0.04, pad=0.02)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+
+
 def _pixels(images: Any) -> np.ndarray:
     pixels = to_numpy(images)
     if pixels.ndim == 3:
@@ -230,13 +283,7 @@ def curves(
         log_y: logarithmic y axis.
     """
     figure, axis = _axes(6.4, 4.2, title)
-    for i, (name, (x, y, *band)) in enumerate(series.items()):
-        x, y, *band = (to_numpy(values) for values in (x, y, *band))
-        colour, style = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
-        marker = _MARKERS[i % len(_MARKERS)] if len(x) <= 20 else ""
-        axis.plot(x, y, marker=marker, color=colour, ls=style, lw=1.6, ms=5, label=name)
-        if band:
-            axis.fill_between(x, y - band[0], y + band[0], color=colour, alpha=0.15, lw=0)
+    _draw_series(axis, series)
     axis.set(xlabel=x_label, ylabel=y_label)
     axis.set_xscale("log" if log_x else "linear")
     axis.set_yscale("log" if log_y else "linear")
@@ -244,16 +291,83 @@ def curves(
     return figure
 
 
+def curve_panels(
+    panels: Mapping[str, Mapping[str, Sequence[Any]]],
+    x_label: str = "",
+    y_label: str = "",
+    columns: int = 3,
+    log_y: bool = False,
+) -> Figure:
+    """Panels of lines with a common scale and legend; a name has one colour in all of them.
+
+    Args:
+        panels: title of each panel to its series, as in `curves`.
+        x_label: what x is.
+        y_label: what y is.
+        columns: panels in a row.
+        log_y: logarithmic y axis.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    width = max(3.6 * columns, 6.0)
+    per_line = max(1, int(width / (0.6 + 0.08 * max(map(len, names)))))
+    legend = 0.24 * -(-len(names) // per_line)
+    figure = Figure(figsize=(width, 2.9 * rows + legend), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    drawn = {}
+    for axis, (title, series) in zip(axes, panels.items(), strict=False):
+        _style(axis, title)
+        drawn |= _draw_series(axis, series, names)
+        axis.set_yscale("log" if log_y else "linear")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis in axes[::columns][:rows]:
+        axis.set_ylabel(y_label)
+    for axis in axes[max(0, len(panels) - columns) : len(panels)]:
+        axis.set_xlabel(x_label)
+        axis.tick_params(labelbottom=True)
+    lines = [drawn[name] for name in names]
+    place = {"loc": "outside lower left", "ncols": per_line, "frameon": False, "fontsize": 9}
+    figure.legend(lines, names, **place)
+    return figure
+
+
+def _draw_series(
+    axis: Axes, series: Mapping[str, Sequence[Any]], names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Lines by name, with a band where one is given; colours by the place in `names`."""
+    order, lines = list(names or series), {}
+    for name, (x, y, *band) in series.items():
+        i = order.index(name)
+        x, y, *band = (to_numpy(values) for values in (x, y, *band))
+        colour, style = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
+        marker = _MARKERS[i % len(_MARKERS)] if len(x) <= 20 else ""
+        (lines[name],) = axis.plot(
+            x, y, marker=marker, color=colour, ls=style, lw=1.6, ms=5, label=name
+        )
+        if band:
+            alpha = 0.15 if len(series) <= 3 else 0.07
+            axis.fill_between(x, y - band[0], y + band[0], color=colour, alpha=alpha, lw=0)
+    return lines
+
+
 def _axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axis = figure.add_subplot()
+    _style(axis, title)
+    return figure, axis
+
+
+def _style(axis: Axes, title: str) -> None:
     axis.set_title(title, fontsize=11, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="0.9", lw=0.8)
     axis.set_axisbelow(True)
-    return figure, axis
 
 
 def _finite(name: str, sample: Any) -> np.ndarray:

@@ -25,6 +25,7 @@ class Meter:
     def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = total
         self.done = done
+        self.underway = 0.0
         self._before = done
         self._clock = clock
         self._start = self._latest = clock()
@@ -34,14 +35,20 @@ class Meter:
         self.done += images
         self._latest = self._clock()
 
+    def report(self, images: float) -> None:
+        """Say how many images' worth of work is done in those that are not finished."""
+        self.underway = images
+        self._latest = self._clock()
+
     def text(self) -> str:
-        """``12/40 images, 3.1 images/s, 0:00:09 left``; no rate before the first image."""
+        """``12/40 images, 3.1 images/s, 0:00:09 left``; no rate before anything is done."""
         counts = f"{self.done}/{self.total} images"
         elapsed = self._latest - self._start
-        if self.done == self._before or elapsed <= 0:
+        worth = min(self.done + self.underway, self.total)
+        if worth == self._before or elapsed <= 0:
             return counts
-        rate = (self.done - self._before) / elapsed
-        remaining = (self.total - self.done) / rate - (self._clock() - self._latest)
+        rate = (worth - self._before) / elapsed
+        remaining = (self.total - worth) / rate - (self._clock() - self._latest)
         speed = f"{rate:.3g} images/s" if rate >= 1 else f"{1 / rate:.3g} s/image"
         return f"{counts}, {speed}, {timedelta(seconds=round(max(0, remaining)))} left"
 
@@ -78,7 +85,15 @@ class SweepProgress:
     def advance(self, images: int) -> None:
         """Count images that are finished."""
         self.meter.advance(images)
-        self._bar.update(self._task, completed=self.meter.done)
+        self._show()
+
+    def report(self, images: float) -> None:
+        """Say how many images' worth of work is done in those that are not finished."""
+        self.meter.report(images)
+        self._show()
+
+    def _show(self) -> None:
+        self._bar.update(self._task, completed=self.meter.done + self.meter.underway)
         now = time.monotonic()
         if self._bar.disable and now >= self._next_line:
             self._console.print(self.meter.text(), highlight=False)

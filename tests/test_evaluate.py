@@ -88,6 +88,7 @@ MISTAKES = {
     "misspelt option": (["--evaluation.batchsize", "4"], ["batchsize"]),
     "wrong type": (["--evaluation.batch_size", "many"], ["batch_size", "many"]),
     "sizes differ": (["--evaluation.data.image_size", "32"], ["(1, 16, 16)", "(1, 32, 32)"]),
+    "no process": (["--processes", "0"], ["processes"]),
     "unknown device": (["--evaluation.device", "tpu"], ["device", "tpu"]),
 }
 

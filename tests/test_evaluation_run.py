@@ -38,7 +38,7 @@ class Fake(Evaluation):
     def cells(self):
         labels = [{"method": method, "noise": 0.1} for method in ("a", "b")]
         images = [Cell(label, range(10), batch_size=4) for label in labels]
-        return [*images, Cell(labels[0], range(3), part="sampling")]
+        return [*images, Cell(labels[0], range(3), part="sampling", timed=False)]
 
     def evaluate(self, cell, images, arrays):
         with open(self.log, "a") as log:

@@ -1,5 +1,6 @@
 """Inversion with a flow, in plain PyTorch."""
 
+import copy
 import math
 
 import pytest
@@ -73,6 +74,18 @@ def test_result_does_not_depend_on_the_batch(prior, truth, method):
     for i in range(len(y)):
         alone = invert(prior, mask, y[i : i + 1], **options)
         torch.testing.assert_close(alone.x[0], together.x[i], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("layers", [None, Gaussianization(4, passes=2), Gaussianization.paper()])
+def test_without_onednn_the_batch_does_not_change_a_bit(prior, truth, layers):
+    flow = copy.deepcopy(prior).float()
+    y = mask(truth.float())
+    with torch.backends.mkldnn.flags(enabled=False):
+        options = {"objective": Objective(beta=1e-3), "iterations": 12}
+        together = invert(flow, mask, y, reparameterization=layers, **options)
+        for rows in ([0], [1, 2, 3]):
+            apart = invert(flow, mask, y[rows], reparameterization=layers, **options)
+            assert torch.equal(apart.x, together.x[rows])
 
 
 def test_large_weight_of_the_latent_norm_keeps_the_latent_short(prior, truth):

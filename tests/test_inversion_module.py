@@ -1,10 +1,14 @@
 """InversionModule under a Trainer."""
 
+import inspect
+
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import Gaussianization
+from callbacks import Gaussianization, InversionCurves
 from flowprior.gaussianization import Gaussianization as Layers
 from flowprior.inversion import Objective, invert
 from lightning_modules import FlowModule, InversionModule
@@ -20,8 +24,8 @@ def problem():
     return flow, blur(flow.to_unit_range(flow.decode(0.7 * z)[0]))
 
 
-def fit(module, *callbacks):
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+def fit(module, *callbacks, logger=False):
+    options = {"logger": logger, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
@@ -58,6 +62,36 @@ def test_module_does_what_invert_does(problem, method, gaussianized):
     logged = trainer.callback_metrics["inversion/misfit"]
     expected_misfit = expected.history["misfit"][-1].mean()
     torch.testing.assert_close(logged.double(), expected_misfit, rtol=1e-5, atol=1e-8)
+
+
+def test_tensorboard_shows_curves_pictures_and_typicality(problem, tmp_path):
+    flow, y = problem
+    truth = torch.rand(3, 1, SIZE, SIZE, dtype=torch.float64)
+    curves = InversionCurves(truth, images=2)
+    module = InversionModule(flow, blur, y, Objective(beta=1e-3), iterations=6)
+    fit(module, Gaussianization(patch_size=4), curves, logger=TensorBoardLogger(tmp_path))
+    (path,) = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0}).Reload()
+    for name in ("loss", "misfit", "log_prior", "psnr", "ssim"):
+        expected = curves.recording.curves[name].mean(1).tolist()
+        shown = [event.value for event in events.Scalars(f"inversion/{name}")]
+        assert shown == pytest.approx(expected, rel=1e-5)
+        spread = events.Scalars(f"inversion_spread/{name}_high")
+        deviation = curves.recording.curves[name].std(1, correction=0)[-1].item()
+        assert spread[-1].value - shown[-1] == pytest.approx(deviation, rel=1e-3)
+    steps = [event.step for event in events.Images("inversion/images")]
+    assert steps == [event.step for event in events.Scalars("latent/radius")] == [0, 1, 2, 5, 6]
+    assert len(events.Images("inversion/latent_qq")) == 1
+    assert events.Scalars("latent/radius")[-1].value == pytest.approx(1, abs=1e-5)
+    assert torch.equal(curves.latents, module.reparameterization(module.v).detach())
+
+
+def test_all_settings_of_the_layers_can_be_given():
+    names = list(inspect.signature(Gaussianization).parameters)
+    assert names == ["preset", *inspect.signature(Layers).parameters]
+    layers = Gaussianization(rotation="ica", yeo_johnson=False, eta=0.1).layers
+    changed = {"rotation": "ica", "yeo_johnson": False, "eta": 0.1}
+    assert layers.settings == {**Layers.robust().settings, **changed}
 
 
 def test_start_and_settings(problem):

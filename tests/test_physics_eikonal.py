@@ -157,3 +157,19 @@ def test_mistakes_are_named():
         physics.A(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match=r"x has shape \(1, 3, 8, 8\), expected \(B, 1, H, W\)"):
         physics.A(torch.zeros(1, 3, 8, 8))
+
+
+def test_travel_times_and_gradients_do_not_depend_on_the_batch():
+    physics = EikonalTomography([(2, 0), (9, 5)], [(4, 11)], spacing=10.0)
+    models = torch.rand(5, 1, 12, 12, generator=torch.Generator().manual_seed(0)) * 20
+
+    def both(x):
+        x = x.clone().requires_grad_()
+        times = physics.travel_time_maps(x)
+        (gradient,) = torch.autograd.grad(times.square().sum(), x)
+        return times.detach(), gradient
+
+    together = both(models)
+    for rows in ([0], [1, 2], [3, 4]):
+        apart = both(models[rows])
+        assert all(torch.equal(a, b[rows]) for a, b in zip(apart, together, strict=True))

@@ -14,6 +14,7 @@ class Recording:
         truth: images (B, C, H, W) in [0, 1]; without them there is nothing but the objective.
         pictures: how many images to keep pictures of, the first of them.
         patch_size: of the typicality.
+        last: the iteration after which no other comes, when pictures are kept too.
 
     Attributes:
         iterations: those recorded.
@@ -21,7 +22,14 @@ class Recording:
         typicality: diagnostics of the latents z, (B,) each, by iteration, the same ones.
     """
 
-    def __init__(self, truth: Tensor | None = None, pictures: int = 0, patch_size: int = 8) -> None:
+    def __init__(
+        self,
+        truth: Tensor | None = None,
+        pictures: int = 0,
+        patch_size: int = 8,
+        last: int | None = None,
+    ) -> None:
+        self.last = last
         self.truth = truth
         self.pictures = pictures
         self.patch_size = patch_size
@@ -37,15 +45,8 @@ class Recording:
             row |= similarity(solver.x, self.truth)
         self._rows.append(row)
         self.iterations.append(iteration)
-        if is_milestone(iteration):
-            self.keep(iteration, solver)
-
-    def keep(self, iteration: int, solver: Solver) -> None:
-        """Keep pictures and typicality, as is done now and then anyway."""
-        self.snapshots[iteration] = solver.x[: self.pictures].detach().cpu().clone()
-        z = solver.problem.latents(solver.v.detach())
-        if z is not None and z.ndim == 4:
-            self.typicality[iteration] = typicality(z, self.patch_size)
+        if is_milestone(iteration) or iteration == self.last:
+            self._keep(iteration, solver)
 
     @property
     def latest(self) -> dict[str, Tensor]:
@@ -59,6 +60,19 @@ class Recording:
             name: torch.stack([row[name] for row in self._rows]).double().cpu()
             for name in self._rows[0]
         }
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Typicality of the latents where pictures were kept, (pictures, B) each, on the CPU."""
+        kept = list(self.typicality.values())
+        names = kept[0] if kept else {}
+        return {name: torch.stack([row[name] for row in kept]).double().cpu() for name in names}
+
+    def _keep(self, iteration: int, solver: Solver) -> None:
+        self.snapshots[iteration] = solver.x[: self.pictures].detach().cpu().clone()
+        z = solver.problem.latents(solver.v.detach())
+        if z is not None and z.ndim == 4:
+            self.typicality[iteration] = typicality(z, self.patch_size)
 
 
 def similarity(x: Tensor, truth: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,8 @@
 """How close an image is to the truth, per image. Images are in [0, 1] and clamped to it."""
 
+import contextlib
+import io
+import warnings
 from functools import lru_cache
 
 import torch
@@ -57,10 +60,18 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
 def _lpips_network(device: torch.device) -> torch.nn.Module | None:
     import lpips as package
 
-    try:
-        network = package.LPIPS(net="alex", verbose=False)
-    except OSError:  # no network and no cached weights
-        return None
+    # It announces downloads, and uses torchvision in a way that is deprecated.
+    silence = io.StringIO()
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(silence),
+        contextlib.redirect_stderr(silence),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            network = package.LPIPS(net="alex", verbose=False)
+        except OSError:  # no network and no cached weights
+            return None
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -1,0 +1,78 @@
+"""Data that were measured, from a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ObservationError(ValueError):
+    """A file of observations is missing or not as expected; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Measured data of n images, float32.
+
+    Attributes:
+        y: data (n, ...), finite, real or complex.
+        truth: the images (n, C, H, W) in [0, 1], if they are known.
+        start: images (n, C, H, W) in [0, 1] to start from, if there are any.
+    """
+
+    y: Tensor
+    truth: Tensor | None = None
+    start: Tensor | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Observations":
+        """Read ``.npy``, which is y, or ``.npz`` with y and, if known, truth and start.
+
+        Raises:
+            ObservationError: there is no such file, or it holds something else.
+        """
+        arrays = _read(Path(path))
+        unknown = sorted(arrays.keys() - {"y", "truth", "start"})
+        if "y" not in arrays or unknown:
+            raise ObservationError(
+                f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; expected y, and if known "
+                "truth and start"
+            )
+        tensors = {name: _tensor(path, name, array) for name, array in arrays.items()}
+        found = cls(**tensors)
+        for name in ("truth", "start"):
+            images = tensors.get(name)
+            if images is not None and (images.ndim != 4 or len(images) != len(found.y)):
+                raise ObservationError(
+                    f"{path}: {name} must be ({len(found.y)}, C, H, W), one image for each row of "
+                    f"y, got {tuple(images.shape)}"
+                )
+        return found
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise ObservationError(f"there is no file of observations {path}")
+    try:
+        content = np.load(path, allow_pickle=False)
+        return {"y": content} if isinstance(content, np.ndarray) else dict(content)
+    except (OSError, ValueError, EOFError) as error:
+        raise ObservationError(f"{path} is no .npy or .npz file of numbers: {error}") from error
+
+
+def _tensor(path: str | Path, name: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiuc" or array.ndim < 2 or 0 in array.shape:
+        raise ObservationError(
+            f"{path}: {name} must be an array of numbers (n, ...), not empty, got {array.dtype} "
+            f"{array.shape}"
+        )
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
+    if bad.any():
+        raise ObservationError(
+            f"{path}: {name} must be finite; rows {np.flatnonzero(bad)[:10].tolist()} have NaN or "
+            "infinite entries"
+        )
+    kind = np.complex64 if array.dtype.kind == "c" else np.float32
+    return torch.from_numpy(array.astype(kind))

@@ -1,0 +1,344 @@
+"""How well images are recovered: any operators × any methods, on a data set or on measured data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+import flowprior
+from datamodules import ImageDataModule
+from evaluation.arrays import ArrayStore
+from evaluation.base import Cell, Evaluation
+from evaluation.device import checked_device
+from evaluation.experiment import Experiment, Published
+from evaluation.inversion_figures import (
+    array_name,
+    inversion_figures,
+    is_finite,
+    write_boards,
+)
+from evaluation.layout import labels_text
+from evaluation.methods import Keep, Method, Outcome, Task, batch_invariant
+from evaluation.records import Labels, Record, file_digest
+from evaluation.sources import Measured, Simulated, rms
+from evaluation.table import Metric, Table
+from flowprior.command_line import ROOT, UsageError
+from flowprior.flows import Flow
+from flowprior.inversion import smoothed
+from flowprior.metrics import lpips, typicality
+from flowprior.weights import WeightsError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIMILARITY = {"ssim": True, "lpips": False, "psnr": True}
+"""Name of a measure, and whether more is better."""
+
+Start = Literal["latent", "smoothed_truth", "file"]
+
+
+class InversionEvaluation(Evaluation):
+    """Recover test images, or measured data, with every method of every experiment.
+
+    Similarity is that of the last iterate and, as papers give it, of the iteration with the best
+    mean over the images of a cell, which takes the truth to find. Images whose loss became NaN or
+    infinite are left out of the means and counted.
+
+    Args:
+        weights: folder of an exported flow, found beside evaluate.py too.
+        experiments: operators, noise and methods.
+        data: the data set; its test split, unquantised, is what is to be recovered.
+        observations: .npy or .npz file of measured data instead (see `Observations.load`).
+        images: number of test images, from the first; null for all.
+        seeds: of the noise and the start; every image is recovered once with each.
+        iterations: of the solvers, at most.
+        start: "latent", one draw of N(0, I) for all images; "smoothed_truth", the truth under a
+            Gaussian of `start_deviation` pixels; "file", the start that `observations` has.
+        start_deviation: in pixels.
+        batch_size: images that a process inverts at once. It changes nothing else.
+        shown: number of images in figures.
+        compare: labels whose values compete for the best number.
+        published: numbers of a paper.
+        title: of the report.
+        device: "auto" takes a GPU if there is one.
+    """
+
+    metrics = (
+        Metric("ssim", "SSIM", higher_is_better=True),
+        Metric("best_ssim", "SSIM, best iteration", higher_is_better=True),
+        Metric("lpips", "LPIPS", higher_is_better=False, missing="n/a"),
+        Metric("best_lpips", "LPIPS, best iteration", higher_is_better=False, missing="n/a"),
+        Metric("psnr", "PSNR", "dB", higher_is_better=True),
+        Metric("best_psnr", "PSNR, best iteration", "dB", higher_is_better=True),
+        Metric("residual", "Residual/noise (1)"),
+        Metric("residual_rms", "Residual, rms"),
+        Metric("radius", "Latent radius ‖z‖/√n (γ)"),
+        Metric("kurtosis", "Latent kurtosis (3)"),
+        Metric("patch_energy_spread", "Spread of patch energies (1)"),
+    )
+    shareable = True
+
+    def __init__(
+        self,
+        weights: Path,
+        experiments: list[Experiment],
+        data: ImageDataModule | None = None,
+        observations: Path | None = None,
+        images: int | None = 100,
+        seeds: list[int] = [0],  # noqa: B006
+        iterations: int = 100,
+        start: Start = "latent",
+        start_deviation: float = 5.0,
+        batch_size: int = 25,
+        shown: int = 4,
+        compare: list[str] = ["method"],  # noqa: B006
+        published: list[Published] = [],  # noqa: B006
+        title: str = "Inversion",
+        device: str = "auto",
+    ) -> None:
+        counts = {"iterations": iterations, "batch_size": batch_size, "shown": shown}
+        for name, value in {**counts, "images": 1 if images is None else images}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
+        if (data is None) == (observations is None):
+            raise ValueError("either data or observations must be given, and not both")
+        self.weights = _found(weights)
+        self.experiments = experiments
+        self.source = Simulated(data, images) if observations is None else Measured(observations)
+        self.seeds = seeds
+        self.iterations = iterations
+        self.start = start
+        self.start_deviation = start_deviation
+        self.batch_size = batch_size
+        self.shown = shown
+        self.compare = tuple(compare)
+        self.published = published
+        self.title = title
+        self.device = checked_device(device)
+        self._check()
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Weights, images, experiments and methods."""
+        cells = {labels_text(cell.labels): self._settings(cell) for cell in self.cells()}
+        return {
+            "weights": file_digest(self.weights / "model.safetensors"),
+            "iterations": self.iterations,
+            "start": [self.start, self.start_deviation],
+            "data": self.source.fingerprint(),
+            **cells,
+        }
+
+    def cells(self) -> Sequence[Cell]:
+        """Experiments × methods × seeds."""
+        return [
+            Cell(
+                {**experiment.labels, **method.labels},
+                range(self.source.count),
+                self.batch_size,
+                part=f"seed {seed}",
+            )
+            for experiment in self.experiments
+            for method in experiment.methods
+            for seed in self.seeds
+        ]
+
+    def evaluate(
+        self, cell: Cell, images: Sequence[int], arrays: ArrayStore
+    ) -> Sequence[Mapping[str, float]]:
+        """Invert the data of these images, and keep curves and pictures."""
+        experiment, method, seed = self._at(cell)
+        with batch_invariant():
+            task, noise = self._task(experiment, list(images), seed, arrays)
+            outcome = method.solve(task)
+            rows = _measured(task, outcome, noise)
+        self._keep(cell, images, task, outcome, arrays)
+        return rows
+
+    def derived(self, records: Sequence[Record], arrays: ArrayStore) -> Sequence[Record]:
+        """Add the similarity at the iteration whose mean over the images is best."""
+        best: list[dict[str, float]] = [{} for _ in records]
+        finite = [is_finite(record) for record in records]
+        curves = [arrays.load(array_name(record)) for record in records]
+        for name, more_is_better in SIMILARITY.items():
+            if not any(finite) or any(name not in kept for kept in curves):
+                continue
+            found = torch.stack([torch.from_numpy(kept[name]) for kept in curves])
+            mean = found[finite].mean(0)
+            at = int(mean.argmax() if more_is_better else mean.argmin())
+            for row, value in enumerate(found[:, at].tolist()):
+                best[row][f"best_{name}"] = value if finite[row] else float("nan")
+        return [
+            replace(record, metrics={**record.metrics, **extra})
+            for record, extra in zip(records, best, strict=True)
+        ]
+
+    def figures(
+        self, table: Table, records: Sequence[Record], arrays: ArrayStore
+    ) -> Mapping[str, tuple["Figure", str]]:
+        """Similarity against iteration, recovered images beside the truth, latents."""
+        return inversion_figures(self.experiments, records, arrays, self.shown)
+
+    def write(self, records: Sequence[Record], arrays: ArrayStore, output: Path) -> None:
+        """TensorBoard curves of each row of the table; recovered images of measured data."""
+        write_boards(records, arrays, output / "tensorboard", self.shown)
+        if isinstance(self.source, Measured):
+            self._write_recovered(records, arrays, output / "recovered")
+
+    def notes(self) -> Sequence[str]:
+        """How to get LPIPS where it is missing."""
+        probe = torch.zeros(1, 1, 16, 16)
+        if self.source.truth([0]) is not None and lpips(probe, probe) is None:
+            return [
+                "LPIPS is n/a: its network is not on this machine. With access to the network, "
+                "python -c \"import lpips; lpips.LPIPS(net='alex')\" downloads it once; then "
+                "measure into a new folder."
+            ]
+        return []
+
+    def use_device(self, process: int) -> None:
+        """One GPU for each process, as far as there are so many."""
+        if self.device == "cuda":
+            self.device = f"cuda:{process % torch.cuda.device_count()}"
+
+    def paper(self, labels: Labels, metric: str) -> float | None:
+        """From `published`."""
+        for known in self.published:
+            if metric in known.metrics and known.matches(labels):
+                return known.metrics[metric]
+        return None
+
+    @cached_property
+    def flow(self) -> Flow:
+        """The prior, frozen."""
+        flow = flowprior.load(self.weights, self.device).eval().requires_grad_(False)
+        truth = self.source.truth([0])
+        if truth is not None and flow.image_shape != truth.shape[1:]:
+            raise UsageError(
+                f"evaluation.weights models images of shape {flow.image_shape}, those to be "
+                f"recovered have {tuple(truth.shape[1:])}"
+            )
+        return flow
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the flow: every process loads its own, on its device."""
+        return {name: value for name, value in vars(self).items() if name != "flow"}
+
+    def _check(self) -> None:
+        for experiment in self.experiments:
+            self.source.check(experiment)
+        if self.start == "smoothed_truth" and self.source.truth([0]) is None:
+            raise ValueError("start=smoothed_truth needs the truth, which observations lacks")
+        if self.start == "file" and self.source.start([0]) is None:
+            raise ValueError("start=file needs observations with a start")
+
+    def _settings(self, cell: Cell) -> dict[str, Any]:
+        experiment, method, _ = self._at(cell)
+        return {**experiment.settings(), **method.settings()}
+
+    def _at(self, cell: Cell) -> tuple[Experiment, Method, int]:
+        seed = int(cell.part.removeprefix("seed "))
+        for experiment in self.experiments:
+            for method in experiment.methods:
+                if {**experiment.labels, **method.labels} == dict(cell.labels):
+                    return experiment, method, seed
+        raise KeyError(labels_text(cell.labels))
+
+    def _task(
+        self, experiment: Experiment, images: list[int], seed: int, arrays: ArrayStore
+    ) -> tuple[Task, Tensor | None]:
+        """What a method gets to see, and the rms of the noise, (B,), if it is known."""
+        y, noise = self.source.observed(experiment, images, seed)
+        truth = self.source.truth(images)
+        task = Task(
+            prior=self.flow,
+            physics=experiment.physics(self.flow.image_shape, assumed=True).to(self.device),
+            y=y.to(self.device),
+            truth=None if truth is None else truth.to(self.device),
+            start=self._starting_images(images),
+            iterations=self.iterations,
+            seed=seed,
+            pictures=self.shown,
+            keep=Keep(arrays, images, self.device),
+            progress=self.progress,
+        )
+        return task, noise
+
+    def _starting_images(self, images: list[int]) -> Tensor | None:
+        if self.start == "latent":
+            return None
+        if self.start == "file":
+            return self.source.start(images).to(self.device)
+        return smoothed(self.source.truth(images), self.start_deviation).to(self.device)
+
+    def _keep(
+        self, cell: Cell, images: Sequence[int], task: Task, outcome: Outcome, arrays: ArrayStore
+    ) -> None:
+        recording = outcome.recording
+        curves = {**recording.curves, **recording.diagnostics}
+        for row, image in enumerate(images):
+            kept = {name: curve[:, row] for name, curve in curves.items()}
+            kept["milestones"] = torch.tensor(list(recording.snapshots))
+            if row < self.shown and image < self.shown:
+                kept |= _pictures(task, outcome, row)
+                for iteration, pictures in recording.snapshots.items():
+                    kept[f"x_{iteration}"] = pictures[row]
+            if isinstance(self.source, Measured):
+                kept["x"] = outcome.x[row]
+            arrays.save(array_name(Record(cell.labels, image, {}, cell.part)), kept)
+
+    def _write_recovered(self, records: Sequence[Record], arrays: ArrayStore, folder: Path) -> None:
+        cells: dict[tuple[str, str], list[Record]] = {}
+        for record in records:
+            cells.setdefault(record.cell, []).append(record)
+        recovered = ArrayStore(folder)
+        for group in cells.values():
+            images = [torch.from_numpy(arrays.load(array_name(record))["x"]) for record in group]
+            name = f"{labels_text(group[0].labels)} {group[0].part}".strip()
+            recovered.save(name, {"x": torch.stack(images)})
+
+
+def _measured(task: Task, outcome: Outcome, noise: Tensor | None) -> list[dict[str, float]]:
+    latest = outcome.recording.latest
+    columns = {name: latest[name] for name in SIMILARITY if name in latest}
+    with torch.no_grad():
+        residual = rms(task.physics.A(outcome.x) - task.y)
+    if noise is None:
+        columns["residual_rms"] = residual
+    elif (noise > 0).all():
+        columns["residual"] = residual / noise.to(residual)
+    if outcome.z is not None and outcome.z.ndim == 4:
+        found = typicality(outcome.z)
+        columns |= {name: found[name] for name in ("radius", "kurtosis", "patch_energy_spread")}
+    finite = outcome.finite.tolist()
+    lists = {name: column.tolist() for name, column in columns.items()}
+    return [
+        {name: values[row] if finite[row] else float("nan") for name, values in lists.items()}
+        for row in range(len(finite))
+    ]
+
+
+def _pictures(task: Task, outcome: Outcome, row: int) -> dict[str, Tensor]:
+    """What figures show of an image: data, truth, result and latent."""
+    kept = {"x": outcome.x[row], "y": task.y[row]}
+    if task.truth is not None:
+        kept["truth"] = task.truth[row]
+    if outcome.z is not None:
+        kept["z"] = outcome.z[row]
+    return kept
+
+
+def _found(weights: Path) -> Path:
+    """The folder as given, or beside evaluate.py."""
+    for folder in (weights, ROOT / weights):
+        if (folder / "model.safetensors").is_file():
+            return folder
+    raise WeightsError(
+        f"weights: there is no exported flow in {weights}; train one first, "
+        "or give another folder with --evaluation.weights"
+    )

@@ -1,0 +1,246 @@
+"""evaluate.py on inverse problems, run as a user runs it."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import evaluate
+import flowprior
+from flowprior.command_line import run_command
+from flowprior.physics import gaussian_blur
+from tests.conftest import make_perturbed_glow
+from tests.entry_points import finish, start
+
+FLOW = """
+          - class_path: evaluation.methods.FlowInversion
+            init_args:
+              labels: {method: flow}
+              objective: {beta: 1.0, data_scale: 255.0}
+              projection_iterations: 5
+          - class_path: evaluation.methods.FlowInversion
+            init_args:
+              labels: {method: flow + layers}
+              projection_iterations: 5
+              objective: {beta: 1.0, data_scale: 255.0}
+              callbacks:
+                - {class_path: callbacks.Gaussianization, init_args: {patch_size: 4, passes: 1}}
+"""
+SIMULATED = f"""
+evaluation:
+  class_path: evaluation.inversion.InversionEvaluation
+  init_args:
+    weights: weights
+    data:
+      class_path: datamodules.LayerModels
+      init_args: {{image_size: 16, num_train: 64, num_val: 9, num_test: 50}}
+    images: 5
+    iterations: 8
+    start: smoothed_truth
+    start_deviation: 2.0
+    batch_size: 2
+    shown: 2
+    seeds: [0, 1]
+    experiments:
+      - labels: {{noise: 0.005}}
+        operator: crosshole_tomography
+        options: {{sources: 3}}
+        noise: relative
+        sigma: 0.005
+        methods:
+          - class_path: evaluation.methods.TotalVariation
+            init_args: {{labels: {{method: tv}}, weight: 10.0, data_scale: 1000.0}}{FLOW}
+      - labels: {{noise: 20}}
+        operator: gaussian_blur
+        options: {{tau: 1.0}}
+        assumed: {{tau: 1.2}}
+        noise: gaussian_255
+        sigma: 20
+        methods:{FLOW}
+    published:
+      - {{labels: {{noise: 20, method: flow}}, metrics: {{best_ssim: 0.5}}}}
+"""
+MEASURED = f"""
+evaluation:
+  class_path: evaluation.inversion.InversionEvaluation
+  init_args:
+    weights: weights
+    observations: measured.npz
+    iterations: 5
+    experiments:
+      - labels: {{}}
+        operator: gaussian_blur
+        options: {{tau: 1.0}}
+        methods:{FLOW}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inversion")
+    flow = make_perturbed_glow(1, 16, dtype=torch.float32, levels=2, steps=2, coupling="affine")
+    flowprior.save(flow, path / "weights")
+    (path / "simulated.yaml").write_text(SIMULATED)
+    (path / "measured.yaml").write_text(MEASURED)
+    physics = gaussian_blur((1, 16, 16), tau=1.0)
+    truth = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    np.savez(path / "measured.npz", y=physics.A(truth), truth=truth)
+    return path
+
+
+def records(output: Path) -> dict[tuple, dict]:
+    """What was measured, by cell and image, but for the times."""
+    lines = (output / "records.jsonl").read_text().splitlines()[1:]
+    found = {}
+    for record in map(json.loads, lines):
+        record["metrics"].pop("seconds_per_image")
+        key = (*record["labels"].values(), record["part"], record["image"])
+        assert key not in found
+        found[key] = record["metrics"]
+    return found
+
+
+def run_here(folder: Path, *arguments: str) -> int:
+    """The same as a command, in one process that has imported everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["evaluate.py", *arguments, "--processes", "1"])
+        return run_command(evaluate.main)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> dict[tuple, dict]:
+    assert run_here(folder, "--config", "simulated.yaml", "--output", "whole") == 0
+    return records(folder / "whole")
+
+
+def test_another_number_of_processes_or_batch_size_gives_the_same_bits(folder, whole):
+    arguments = ("--config", "simulated.yaml", "--output", "shared", "--processes", "2")
+    finish(folder, "evaluate.py", *arguments, "--evaluation.batch_size", "3")
+    assert len(whole) == 5 * 5 * 2
+    assert records(folder / "shared") == whole
+
+
+def stopped(folder: Path, sent: signal.Signals, count: int, *arguments: str) -> tuple[str, int]:
+    """Send a signal to a running evaluation with some records; its output and their number."""
+    process = start(folder, "evaluate.py", *arguments, process_group=0)
+    path = folder / "killed" / "records.jsonl"
+    while not path.exists() or len(path.read_text().splitlines()) <= count:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(sent)
+    output = process.communicate(timeout=60)[0]
+    for _ in range(100):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return output, len(path.read_text().splitlines()) - 1
+        time.sleep(0.1)
+    raise AssertionError("a process outlived the evaluation")
+
+
+def test_killed_evaluation_continues_and_leaves_no_process(folder, whole):
+    arguments = ("--config", "simulated.yaml", "--output", "killed", "--processes", "2")
+    output, done = stopped(folder, signal.SIGINT, 3, *arguments)
+    assert output.strip().splitlines()[-1] == "stopped"
+    assert "Traceback" not in output
+    output, done = stopped(folder, signal.SIGKILL, done + 3, *arguments)
+    assert done < len(whole)
+    output = finish(folder, "evaluate.py", *arguments)
+    assert f"Continuing: {done} of {len(whole)}" in output
+    assert records(folder / "killed") == whole
+
+
+def test_table_figures_and_tensorboard(folder, whole):
+    output = folder / "whole"
+    rows = json.loads((output / "table.json").read_text())["rows"]
+    assert [row["labels"]["method"] for row in rows[:3]] == ["tv", "flow", "flow + layers"]
+    for row in rows:
+        metrics = row["metrics"]
+        assert metrics["ssim"]["n"] == 10
+        assert metrics["best_ssim"]["mean"] >= metrics["ssim"]["mean"]
+        assert ("radius" in metrics) == (row["labels"]["method"] != "tv")
+    assert rows[3]["metrics"]["best_ssim"]["paper"] == 0.5
+    assert rows[2]["metrics"]["radius"]["mean"] == pytest.approx(1, abs=1e-5)
+    figures = {path.stem for path in (output / "figures").glob("*.png")}
+    expected = {"ssim_by_iteration", "misfit_by_iteration", "recovered_1", "recovered_2"}
+    assert expected | {"latents_1", "latents_2"} <= figures
+    boards = [path for path in (output / "tensorboard").iterdir() if path.is_dir()]
+    assert len(boards) == 5
+    for board in boards:
+        events = EventAccumulator(str(board), size_guidance={"scalars": 0, "images": 0}).Reload()
+        assert [event.step for event in events.Scalars("inversion/ssim")] == list(range(9))
+        assert {event.step for event in events.Images("inversion/images")} == {0, 1, 2, 5, 8}
+
+
+def test_best_iteration_is_that_of_the_mean(folder, whole):
+    rows = json.loads((folder / "whole" / "table.json").read_text())["rows"]
+    means = []
+    for seed in (0, 1):
+        names = [f"noise-20-method-flow-seed-{seed}-{image}.npz" for image in range(5)]
+        curves = [np.load(folder / "whole" / "arrays" / name)["ssim"] for name in names]
+        means.append(np.mean(curves, axis=0).max())
+    assert rows[3]["metrics"]["best_ssim"]["mean"] == pytest.approx(np.mean(means), rel=1e-9)
+
+
+def test_measured_data_are_recovered_without_knowing_the_noise(folder):
+    assert run_here(folder, "--config", "measured.yaml", "--output", "measured") == 0
+    rows = json.loads((folder / "measured" / "table.json").read_text())["rows"]
+    assert rows[0]["metrics"]["residual_rms"]["n"] == 3
+    assert "residual" not in rows[0]["metrics"]
+    recovered = np.load(folder / "measured" / "recovered" / "method-flow-seed-0.npz")["x"]
+    assert recovered.shape == (3, 1, 16, 16)
+    assert np.isfinite(recovered).all()
+
+
+def test_overflowing_image_is_excluded_and_counted(folder):
+    found = dict(np.load(folder / "measured.npz"))
+    y = found["y"].copy()
+    y[1] = 1e30
+    np.savez(folder / "overflow.npz", y=y, truth=found["truth"])
+    options = ("--evaluation.observations", "overflow.npz", "--output", "overflow")
+    assert run_here(folder, "--config", "measured.yaml", *options) == 0
+    rows = json.loads((folder / "overflow" / "table.json").read_text())["rows"]
+    for row in rows:
+        for name in ("ssim", "best_ssim", "residual_rms", "radius"):
+            assert (row["metrics"][name]["n"], row["metrics"][name]["excluded"]) == (2, 1)
+    options = ("--evaluation.observations", "measured.npz", "--output", "sound")
+    assert run_here(folder, "--config", "measured.yaml", *options) == 0
+    broken, sound = records(folder / "overflow"), records(folder / "sound")
+    assert all(broken[key] == sound[key] for key in sound if key[-1] != 1)
+    assert (folder / "overflow" / "table.md").read_text().count("1 not finite") >= 2
+
+
+MISTAKES = {
+    "missing file": (["--evaluation.observations", "none.npz"], "no file of observations none.npz"),
+    "no numbers": (["--evaluation.observations", "measured.yaml"], "no .npy or .npz file"),
+    "NaN": (["--evaluation.observations", "nan.npz"], r"rows [1] have NaN"),
+    "shape": (["--evaluation.observations", "small.npz"], "y must have shape (B, 1, 16, 16)"),
+    "unknown array": (["--evaluation.observations", "other.npz"], "expected y"),
+    "weights": (["--evaluation.weights", "nowhere"], "no exported flow in nowhere"),
+    "start": (["--evaluation.start", "file"], "needs observations with a start"),
+    "iterations": (["--evaluation.iterations", "0"], "iterations must be at least 1"),
+    "data too": (["--evaluation.data", "datamodules.LayerModels"], "not both"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_one_line(folder, capsys, name):
+    y = np.zeros((2, 1, 16, 16))
+    y[1, 0, 0, 0] = np.nan
+    np.savez(folder / "nan.npz", y=y)
+    np.savez(folder / "small.npz", y=np.zeros((2, 1, 8, 8)))
+    np.savez(folder / "other.npz", z=np.zeros((2, 1, 8, 8)))
+    options, message = MISTAKES[name]
+    output = f"mistake-{name.replace(' ', '-')}"
+    assert run_here(folder, "--config", "measured.yaml", *options, "--output", output) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert len(line) < 500
