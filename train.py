@@ -27,8 +27,7 @@ from callbacks import (
     WeightExport,
 )
 from datamodules import ImageDataModule
-from datamodules.base import GlobalBatchSampler
-from datamodules.dequantize import ImageError
+from datamodules.dequantize import DataError
 from flowprior.command_line import (
     ROOT,
     UsageError,
@@ -193,8 +192,7 @@ def _check(cli: TrainCLI) -> None:
             f"{cli.datamodule.data_range}: they must be equal"
         )
     try:
-        images = len(cli.datamodule.images("train"))
-        GlobalBatchSampler(images, cli.datamodule.batch_size, world_size=cli.trainer.world_size)
+        cli.datamodule.check(cli.trainer.world_size)
         cli.model.configure_optimizers()
     except ValueError as error:
         raise UsageError(one_line(error)) from error
@@ -258,4 +256,4 @@ def _quieten() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, failures=(TrainingStopped, ImageError)))
+    sys.exit(run_command(main, failures=(TrainingStopped, DataError)))

@@ -103,4 +103,4 @@ class TrainingProgress(ProgressBar):
 
 def _total_steps(trainer: pl.Trainer) -> int | None:
     steps = trainer.estimated_stepping_batches
-    return int(steps) if steps != float("inf") else None
+    return int(steps) if 0 <= steps < float("inf") else None

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -10,6 +11,9 @@ from torch.utils.data import DataLoader
 
 from datamodules.dequantize import DequantizedImages, ImageSource, dequantize, quantize
 from datamodules.loading import GlobalBatchSampler, ResumableLoader, evaluation_loader
+
+if TYPE_CHECKING:
+    from datamodules.streaming import StreamingLoader
 
 __all__ = [
     "SPLITS",
@@ -47,7 +51,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         data_range: (lower, upper) of the batches.
         num_workers: loading processes per process.
         pin_memory: page-locked batches; ignored where there is no CUDA.
-        seed: of order and noise.
+        seed: of order, noise and flips.
+        horizontal_flips: mirror half of the training images, others in each epoch.
 
     Raises:
         ValueError: an option is out of its range.
@@ -64,6 +69,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: int = 0,
         pin_memory: bool = True,
         seed: int = 0,
+        horizontal_flips: bool = False,
     ) -> None:
         super().__init__()
         _require(image_size >= 1, f"data.image_size={image_size}: expected at least 1")
@@ -85,6 +91,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.seed = seed
+        self.horizontal_flips = horizontal_flips
+        self._train_loader: ResumableLoader | StreamingLoader | None = None
+        self._restored: dict[str, Any] | None = None
 
     @abstractmethod
     def images(self, split: str) -> ImageSource:
@@ -103,8 +112,20 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             dequantized: False for the images as they are, only mapped to ``data_range``.
         """
         check_split(split)
-        n_bits = self.n_bits if dequantized else None
-        return DequantizedImages(self.images(split), split, n_bits, self.data_range, self.seed)
+        return DequantizedImages(
+            self.images(split),
+            split,
+            self.n_bits if dequantized else None,
+            self.data_range,
+            self.seed,
+            self.horizontal_flips and dequantized and split == "train",
+        )
+
+    def check(self, world_size: int) -> None:
+        """Raise a ValueError unless there are images, and enough for a batch of all processes."""
+        GlobalBatchSampler(len(self.images("train")), self.batch_size, world_size=world_size)
+        if not len(self.images("val")):
+            raise ValueError("data: there are no validation images, expected at least 1")
 
     def batches(
         self,
@@ -129,14 +150,29 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         parts = (wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size))
         return ((part, dataset.__getitems__([(0, index) for index in part])) for part in parts)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> "DataLoader | StreamingLoader":
         """Shuffled batches, new noise in each epoch; resumes in the middle of an epoch."""
         if self.trainer is not None and self.trainer.overfit_batches:
             # Its meaning is "the same few batches in each epoch".
             return self._evaluation_loader("train")
+        self._train_loader = self.resumable_loader()
+        if self._restored is not None:
+            self._train_loader.load_state_dict(self._restored)
+        return self._train_loader
+
+    def resumable_loader(self) -> "ResumableLoader | StreamingLoader":
+        """Training batches, from the first epoch."""
         dataset = self.dataset("train")
         sampler = GlobalBatchSampler(len(dataset), self.batch_size, self.seed, *self._process())
         return ResumableLoader(dataset, sampler, **self._loader_options())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is; Lightning restores loaders only within an epoch, not after one."""
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state, with the next training loader."""
+        self._restored = state_dict.get("train")
 
     def val_dataloader(self) -> DataLoader:
         """Each validation image once, in order."""

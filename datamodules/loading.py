@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from datamodules.dequantize import DequantizedImages, Key, random_stream
+from datamodules.dequantize import DataError, DequantizedImages, Key, random_stream
 
 
 class GlobalBatchSampler(Sampler[list[Key]]):
@@ -130,11 +130,11 @@ class ResumableLoader(DataLoader):
         """Continue from a state; the number of processes may be another one.
 
         Raises:
-            ValueError: the state is that of another batch size, number of images or seed.
+            DataError: the state is that of another batch size, number of images or seed.
         """
         for name, value in self._identity().items():
             if state[name] != value:
-                raise ValueError(
+                raise DataError(
                     f"cannot resume: the checkpoint was written with {name}={state[name]}, "
                     f"now it is {value}; expected the same data options"
                 )

@@ -11,13 +11,13 @@ from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation
 from evaluation.layout import labels_text
 from evaluation.outputs import write_figures, write_tables, write_tensorboard
-from evaluation.progress import Meter, SweepProgress
 from evaluation.records import Record, RecordStore
 from evaluation.report import Report, environment
 from evaluation.table import SECONDS, Table, aggregate
 from evaluation.workers import Batch, Measured, measure
 from evaluation.writers import print_table
 from flowprior.io import atomic_write
+from flowprior.progress import Meter, SweepProgress
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_lightning.callbacks import Callback
 
 from datamodules import LayerModels
 from datamodules.base import GlobalBatchSampler, ResumableLoader, dequantize, quantize
@@ -328,6 +329,18 @@ def test_training_resumes_exactly(tmp_path, uninterrupted, stop):
     _, after = fit(12, tmp_path, tmp_path / "stop.ckpt")
     seen = torch.stack(before.seen + after.seen)
     assert seen.equal(torch.stack(uninterrupted[:12]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_resumes_exactly_after_an_epoch(tmp_path, uninterrupted):
+    """A checkpoint of the end of an epoch, of a run that counts epochs, not steps."""
+    save = Callback()
+    path = tmp_path / "end.ckpt"
+    save.on_train_epoch_end = lambda trainer, _: trainer.save_checkpoint(path)
+    _, before = fit(-1, tmp_path, max_epochs=2, callbacks=[save])
+    _, after = fit(-1, tmp_path, path, max_epochs=3)
+    seen = torch.stack(before.seen + after.seen)
+    assert seen.equal(torch.stack(uninterrupted[:15]))
 
 
 @pytest.mark.filterwarnings("ignore")

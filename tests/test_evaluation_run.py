@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from evaluation import Cell, Evaluation, Metric, run
-from evaluation.progress import Meter
 from evaluation.runner import _batches
 from flowprior.figures import curves
+from flowprior.progress import Meter
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,15 +5,20 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import flowprior
 import train
+from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder
+from datamodules.prepare import prepare
 from flowprior.command_line import run_command
+from tests import picture_files
 from tests.entry_points import ROOT, TINY, finish, scalars, start
 
 CONFIGS = ROOT / "configs" / "train"
@@ -219,12 +224,57 @@ def test_full_disk_keeps_the_last_checkpoint(folder: Path, reference: Path) -> N
     assert len(scalars(run, CURVE)) == 40
 
 
+TINY_SETS = {
+    "glow_celeba": (CelebAHQ, partial(picture_files.celeba_hq, number=14, size=128)),
+    "glow_celeba32": (CelebA, picture_files.celeba),
+    "glow_chest": (ChestXray, partial(picture_files.chest, size=128)),
+    "glow_folder": (ImageFolder, partial(picture_files.folder, size=64)),
+}
+SMALL = "--model.flow.steps 1 --model.flow.hidden_channels 8 --data.batch_size 2"
+
+
 @pytest.mark.parametrize("name", [file.stem for file in CONFIGS.glob("*.yaml")])
-def test_every_config_can_be_built(
+def test_every_config_makes_a_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", name, "--trainer.devices", "1"])
+    if name in TINY_SETS:
+        init_args = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["init_args"]
+        module, make = TINY_SETS[name]
+        (tmp_path / "source").mkdir()
+        data = module(str(make(tmp_path / "source")), init_args["image_size"])
+        prepare(data, Path(init_args["source"]))
+    options = f"{SMALL} --trainer.accelerator cpu --trainer.devices 1 --trainer.fast_dev_run true"
+    arguments = ["--config", name, *options.split(), "--data.num_workers", "0"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     cli = train.build()
     assert cli.output == Path("runs") / name
+    train.fit(cli)
+    assert cli.trainer.global_step == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", TINY_SETS)
+def test_missing_images_are_one_clear_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", name, "--trainer.devices", "1"])
+    assert run_command(train.main) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line]
+    module = TINY_SETS[name][0]
+    assert f"python -m datamodules.prepare {module.command_name} --source" in line
+    assert "docs/data.md" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_paper_configuration_of_celeba_hq() -> None:
+    config = yaml.safe_load((CONFIGS / "glow_celeba.yaml").read_text())
+    flow, optimizer = (config["model"][name]["init_args"] for name in ("flow", "optimizer"))
+    assert (flow["levels"], flow["steps"], flow["hidden_channels"]) == (4, 32, 512)
+    assert (flow["coupling"], flow["image_size"]) == ("additive", 128)
+    assert (float(optimizer["lr"]), optimizer["betas"]) == (1e-4, [0.9, 0.99])
+    assert config["model"]["gradient_clip_value"] == 5
+    assert config["model"]["gradient_clip_norm"] == 100
+    assert config["data"]["init_args"]["batch_size"] == 64
+    assert (config["trainer"]["max_epochs"], config["trainer"]["devices"]) == (850, "auto")

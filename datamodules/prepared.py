@@ -1,0 +1,133 @@
+"""The format of a prepared set: Arrow files of 8-bit squares, memory-mapped."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.dequantize import DataError
+from flowprior.io import atomic_path, atomic_write
+
+INFO = "prepared.json"
+_SHARD_BYTES = 2**25
+_SHARD_IMAGES = 4096
+
+
+def shard_length(image_shape: tuple[int, int, int]) -> int:
+    """Pictures per Arrow file: about 32 MiB of them."""
+    return min(max(_SHARD_BYTES // int(np.prod(image_shape)), 1), _SHARD_IMAGES)
+
+
+def shard_path(folder: Path, split: str, number: int) -> Path:
+    """Arrow file of a split."""
+    return folder / split / f"{number:05d}.arrow"
+
+
+def write_shard(
+    path: Path, names: Sequence[str], pixels: np.ndarray, skipped: Sequence[str]
+) -> None:
+    """Write names and pixels (N, C, H, W), uint8, and what was skipped; all of it or nothing."""
+    import pyarrow as pa
+
+    length = int(np.prod(pixels.shape[1:]))
+    columns = {
+        "name": pa.array(names, pa.string()),
+        "pixels": pa.FixedSizeListArray.from_arrays(pixels.reshape(-1), length),
+    }
+    table = pa.table(columns).replace_schema_metadata({"skipped": json.dumps(list(skipped))})
+    path.parent.mkdir(exist_ok=True)
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(len(names), 1))
+
+
+def read_shard(path: Path) -> tuple[np.ndarray, list[str]]:
+    """(pixels (N, C H W), what was skipped); the pixels are mapped, not loaded.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    import pyarrow as pa
+
+    try:
+        # NumPy closes the file after mapping it: any number of them can be mapped.
+        reader = pa.ipc.open_file(pa.py_buffer(np.memmap(path, mode="r")))
+        column = reader.read_all()["pixels"]
+    except ValueError as error:  # Arrow's errors are such
+        raise DataError(f"{path} is damaged: remove the folder and prepare it again") from error
+    skipped = json.loads(reader.schema.metadata[b"skipped"])
+    if not len(column):
+        return np.empty((0, column.type.list_size), np.uint8), skipped
+    flat = column.chunk(0).flatten().to_numpy(zero_copy_only=True)
+    return flat.reshape(len(column), -1), skipped
+
+
+class PreparedImages:
+    """Images of one split of a prepared set, float32 (C, H, W) in [0, 1].
+
+    Args:
+        folder: of the set.
+        split: "train", "val" or "test".
+        info: what ``read_info`` says of the set.
+    """
+
+    def __init__(self, folder: Path, split: str, info: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.split = split
+        self.image_shape = (info["channels"], info["image_size"], info["image_size"])
+        self._ends = list(accumulate(info["images"][split]))
+        self._shards: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(C, H, W)."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Tensor:
+        """(B, C, H, W)."""
+        return torch.from_numpy(np.stack(self.pixels(indices))).float().div_(255)
+
+    def pixels(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Arrays (C, H, W), uint8, mapped from the files."""
+        return [self._pixels(index) for index in indices]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}  # each process maps the files itself
+
+    def _pixels(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.folder}: index {index}, expected 0 to {len(self) - 1}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        if number not in self._shards:
+            self._shards[number] = read_shard(shard_path(self.folder, self.split, number))[0]
+        return self._shards[number][index - self._ends[number]].reshape(self.image_shape)
+
+
+def read_info(folder: Path) -> dict[str, Any] | None:
+    """What was prepared in a folder, or None if it is no prepared set."""
+    path = folder / INFO
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_info(folder: Path, info: Mapping[str, Any]) -> None:
+    """Write what is, or is being, prepared in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / INFO, json.dumps(info, indent=1))
+
+
+def check_info(folder: Path, info: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise a DataError unless a set is finished and was prepared with these settings."""
+    if not info["finished"]:
+        raise DataError(f"data.source={folder} is not finished: run the same prepare command again")
+    for name, value in settings.items():
+        if info[name] != value:
+            raise DataError(
+                f"data.source={folder} was prepared with {name}={info[name]}, "
+                f"expected {value}: change the option, or prepare another folder"
+            )

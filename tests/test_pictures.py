@@ -1,0 +1,325 @@
+"""The data modules of real images, on tiny sets in the real formats."""
+
+import warnings
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import CIFAR10, MNIST, CelebA, CelebAHQ, ChestXray, ImageFolder
+from datamodules.base import SPLITS
+from datamodules.chest_xray import patient
+from datamodules.dequantize import DataError, DequantizedImages, ImageError
+from datamodules.faces import read_partition
+from datamodules.loading import GlobalBatchSampler
+from datamodules.sources import ArrayImages, image_names, split_of
+from tests import picture_files
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def names(module):
+    return {split: list(module.pictures(split).names) for split in SPLITS}
+
+
+def counts(module):
+    return tuple(len(module.images(split)) for split in SPLITS)
+
+
+# CelebA and CelebA-HQ
+
+
+def test_celeba_hq_takes_the_split_of_the_original(tmp_path):
+    data = CelebAHQ(str(picture_files.celeba_hq(tmp_path)), image_size=16)
+    assert counts(data) == (50, 10, 10)
+    assert names(data)["val"] == [f"{i}.jpg" for i in range(70) if i % 7 == 5]
+    image = data.images("val")[1]
+    assert image.shape == data.image_shape == (3, 16, 16)
+    assert image[0].mul(255).mean() == pytest.approx(37 * 12 % 256, abs=3)  # image 12
+    assert (image[1].diff(dim=0).mean(dim=1) > 0).all()  # upright
+
+
+def test_counts_of_the_real_celeba_hq(tmp_path):
+    """Lists of the true sizes; which of CelebA's images were taken is drawn here."""
+    starts, sizes, taken = (0, 162770, 182637), (162770, 19867, 19962), (24183, 2993, 2824)
+    rng = np.random.default_rng(0)
+    originals = np.concatenate(
+        [s + rng.choice(n, k, replace=False) for s, n, k in zip(starts, sizes, taken, strict=True)]
+    )
+    rng.shuffle(originals)
+    (tmp_path / "CelebA-HQ-img").mkdir()
+    mapping = picture_files.celeba_hq_mapping(originals.tolist())
+    (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text(mapping)
+    lines = picture_files.partition_lines(sizes)
+    (tmp_path / "list_eval_partition.txt").write_text("\n".join(lines))
+    assert counts(CelebAHQ(str(tmp_path))) == taken == CelebAHQ.official_counts
+    (tmp_path / "img_align_celeba").mkdir()
+    assert counts(CelebA(str(tmp_path))) == sizes == CelebA.official_counts
+
+
+def test_celeba_is_cropped_to_its_centre(tmp_path):
+    source = picture_files.celeba(tmp_path, counts=(3, 1, 1), size=178)
+    data = CelebA(str(source), image_size=32)
+    assert counts(data) == (3, 1, 1)
+    green = data.images("train")[0][1].mean(dim=1)  # grows from 0 to 1 over all of the 218 rows
+    assert green[0].item() == pytest.approx(20 / 218, abs=0.03)
+    assert green[-1].item() == pytest.approx(198 / 218, abs=0.03)
+
+
+def test_damaged_partition_names_its_line(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("000001.jpg 0\n000002.jpg\n")
+    with pytest.raises(DataError, match=r"list\.txt, line 2: expected 2 columns"):
+        read_partition(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "make", "file"),
+    [
+        (CelebAHQ, picture_files.celeba_hq, "list_eval_partition.txt"),
+        (CelebAHQ, picture_files.celeba_hq, "CelebA-HQ-to-CelebA-mapping.txt"),
+        (CelebA, picture_files.celeba, "list_eval_partition.txt"),
+        (ChestXray, picture_files.chest, "train_val_list.txt"),
+    ],
+)
+def test_missing_list_is_named(tmp_path, module, make, file):
+    data = module(str(make(tmp_path)), image_size=16)
+    (tmp_path / file).unlink()
+    with pytest.raises(DataError, match=f"data.source=.*: {file} is missing there"):
+        data.images("train")
+
+
+# Chest X-rays
+
+
+def test_no_patient_is_on_both_sides(tmp_path):
+    source = picture_files.chest(tmp_path, patients=100)
+    data = ChestXray(str(source), image_size=16, val_fraction=0.3)
+    patients = {
+        split: {patient(name.rpartition("/")[2]) for name in its}
+        for split, its in names(data).items()
+    }
+    assert len(set.union(*patients.values())) == sum(map(len, patients.values())) == 100
+    assert len(patients["test"]) == 20
+    assert 14 <= len(patients["val"]) <= 34
+    assert sum(counts(data)) == sum(1 + p % 3 for p in range(1, 101))
+    assert data.images("val")[0].shape == (1, 16, 16)
+
+
+def test_missing_x_rays_are_counted(tmp_path):
+    source = picture_files.chest(tmp_path, patients=20)
+    data = ChestXray(str(source), image_size=16, val_fraction=0.3)
+    name = names(data)["train"][2]
+    (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=rf"1 of the \d+ images for train.*{name[-16:]} first"):
+        data.images("train")
+
+
+# Folders and tables
+
+
+def test_split_depends_on_the_name_alone(tmp_path):
+    source = picture_files.folder(tmp_path, number=60)
+    before = names(ImageFolder(str(source), 16))
+    assert sorted(chain(*before.values())) == image_names(source)
+    picture_files.folder(tmp_path / "more", number=60)
+    after = names(ImageFolder(str(source), 16))
+    for split in SPLITS:
+        assert [name for name in after[split] if not name.startswith("more")] == before[split]
+        assert len(after[split]) > len(before[split])
+
+
+def test_split_fractions_are_kept():
+    found = Counter(split_of(f"{i}.png", 0.2, 0.1) for i in range(10000))
+    assert found["val"] == pytest.approx(2000, abs=5 * 40)
+    assert found["test"] == pytest.approx(1000, abs=5 * 30)
+
+
+def test_folder_in_grey(tmp_path):
+    data = ImageFolder(str(picture_files.folder(tmp_path)), 16, channels=1)
+    assert data.images("train")[0].shape == data.image_shape == (1, 16, 16)
+
+
+def test_bad_image_is_named_with_what_to_do(tmp_path):
+    source = picture_files.folder(tmp_path)
+    data = ImageFolder(str(source), 16, batch_size=8)
+    name = data.pictures("train").names[3]
+    (source / name).write_bytes(b"")
+    with pytest.raises(ImageError, match=f"image {name} cannot be decoded.*datamodules.prepare"):
+        [*data.batches("train", 8)]
+
+
+def test_table_with_all_splits_keeps_them(tmp_path):
+    source = picture_files.parquet(tmp_path, {"train": [5, 4], "validation": [3], "test": [2]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = ImageFolder(str(source), 16)
+        assert counts(data) == (9, 3, 2)
+    red = [image[0].mul(255).mean().item() for image in data.images("val")]
+    assert red == pytest.approx([37 * i % 256 for i in (9, 10, 11)], abs=0.6)
+
+
+@pytest.mark.parametrize("paths", [True, False])
+def test_table_without_splits_is_split_by_hash(tmp_path, paths):
+    source = picture_files.parquet(tmp_path, {"train": [30, 31]}, paths=paths)
+    data = ImageFolder(str(source), 16, val_fraction=0.3)
+    found = names(data)
+    assert len(set(chain(*found.values()))) == sum(counts(data)) == 61
+    assert all(split_of(name, 0.3, 0.1) == split for split, its in found.items() for name in its)
+    data.images("test")[0]
+
+
+def test_splits_of_a_hub_set_are_said_not_to_be_the_papers(tmp_path):
+    source = picture_files.parquet(tmp_path, {"train": [30], "validation": [3]})
+    data = CelebAHQ(str(source), image_size=16)
+    with pytest.warns(UserWarning, match=r"/ 3 / \d+ images .* not the official .*24183 / 2993"):
+        assert sum(counts(data)) == 33
+
+
+def test_unknown_hub_set_is_one_line(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"data.source=hub:nobody/nothing: ") as error:
+        ImageFolder("hub:nobody/nothing", 16).images("train")
+    assert "\n" not in str(error.value)
+
+
+def test_table_without_images_is_refused(tmp_path):
+    import datasets
+
+    table = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    table.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="no column of images among text"):
+        ImageFolder(str(tmp_path), 16).images("train")
+
+
+def test_absent_folder_says_how_to_make_it(tmp_path):
+    for module in (CelebA, CelebAHQ, ChestXray, ImageFolder):
+        with pytest.raises(DataError, match=r"no such folder; .*docs/data\.md.*--source") as error:
+            module(str(tmp_path / "none"), image_size=16).check(1)
+        assert f"prepare {module.command_name} " in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_size=64 is larger than the data set"):
+        ImageFolder(str(tmp_path), 16).check(1)
+    source = picture_files.folder(tmp_path)
+    with pytest.raises(ValueError, match="no validation images"):
+        ImageFolder(str(source), 16, val_fraction=0, batch_size=2).check(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 2}, "data.channels=2: expected 1 or 3"),
+        ({"val_fraction": 0.6, "test_fraction": 0.4}, "less than 1 together"),
+        ({"val_fraction": -0.1}, "expected 0 or more"),
+        ({"lanes": 0}, "data.lanes=0: expected at least 1"),
+        ({"image_size": 0}, "data.image_size=0: expected at least 1"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        ImageFolder(**{"source": "x", "image_size": 16} | options)
+    with pytest.raises(ValueError, match=r"data.val_fraction=1"):
+        ChestXray("x", val_fraction=1.0)
+
+
+# MNIST and CIFAR-10
+
+
+def test_mnist_is_padded(tmp_path):
+    data = MNIST(str(picture_files.mnist(tmp_path)))
+    assert counts(data) == (40, 5000, 7)
+    image = data.images("test")[1]
+    assert image.shape == data.image_shape == (1, 32, 32)
+    expected = (torch.arange(784, 1568) % 256).float().view(28, 28) / 255
+    assert image[0, 2:30, 2:30].equal(expected)
+    assert image.sum() == pytest.approx(expected.sum().item(), rel=1e-6)
+    assert not data.images("train")[39].equal(data.images("val")[0])
+
+
+def test_cifar_is_in_colour(tmp_path):
+    data = CIFAR10(str(picture_files.cifar(tmp_path)), checksums=False)
+    assert counts(data) == (50, 5000, 1010)
+    image = data.images("test")[3].mul(255)
+    assert image.shape == data.image_shape == (3, 32, 32)
+    assert image.mean(dim=(1, 2)).tolist() == pytest.approx([5, 100, 3])
+
+
+@pytest.mark.parametrize("module", [MNIST, CIFAR10])
+def test_absent_torchvision_files_are_one_line(tmp_path, module):
+    with pytest.raises(DataError, match=r"data.root=.*--data.download true.*docs/data.md"):
+        module(str(tmp_path)).images("train")
+
+
+def test_altered_cifar_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not the original ones"):
+        CIFAR10(str(picture_files.cifar(tmp_path))).images("train")
+
+
+# What all share
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 5, 7), dtype=np.uint8)
+    pixels[0].flat[:4] = (0, 1, 254, 255)
+    return ArrayImages(pixels)
+
+
+@pytest.mark.parametrize("data_range", [(-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0), (3.0, 3.7)])
+@pytest.mark.parametrize("n_bits", [None, 1, 5, 8, 9, 16])
+def test_bytes_are_dequantised_as_their_float_images(arrays, n_bits, data_range):
+    keys = [(3, i) for i in range(9)]
+    options = (n_bits, data_range, 7, True)
+    bytes_ = DequantizedImages(arrays, "train", *options).__getitems__(keys)
+    floats = DequantizedImages([*arrays], "train", *options).__getitems__(keys)
+    torch.testing.assert_close(bytes_, floats, rtol=0, atol=1e-6 * max(map(abs, data_range)))
+    assert bytes_.min() >= np.float32(data_range[0])
+    assert bytes_.max() <= np.float32(data_range[1])
+    if data_range == (-0.5, 0.5):
+        assert bytes_.equal(floats)
+
+
+def test_half_of_the_images_is_flipped_others_in_each_epoch():
+    images = torch.zeros(400, 1, 1, 2)
+    images[..., 1] = 1
+    data = DequantizedImages(images, "train", None, (0, 1), horizontal_flips=True)
+    epochs = torch.stack(
+        [data.__getitems__([(epoch, i) for i in range(400)])[:, 0, 0, 0] for epoch in range(2)]
+    )
+    assert epochs.sum(dim=1).tolist() == pytest.approx([200, 200], abs=50)
+    assert (epochs[0] != epochs[1]).sum().item() == pytest.approx(200, abs=50)
+    assert data[(1, 7)][0, 0, 0] == epochs[1, 7]
+
+
+def test_only_training_images_are_flipped(tmp_path):
+    source = picture_files.folder(tmp_path)
+    plain, flips = (
+        ImageFolder(str(source), 16, val_fraction=0.3, horizontal_flips=flag, batch_size=8)
+        for flag in (False, True)
+    )
+    for split, dequantized, same in (
+        ("val", True, True),
+        ("train", False, True),
+        ("train", True, False),
+    ):
+        one, other = (next(m.batches(split, 20, None, dequantized))[1] for m in (plain, flips))
+        assert one.equal(other) is same
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epoch_is_the_same_at_any_number_of_processes(tmp_path, workers):
+    data = ImageFolder(str(picture_files.folder(tmp_path)), 16, batch_size=8, num_workers=workers)
+    whole = torch.cat(list(data.train_dataloader()))
+    images = data.dataset("train")
+    shares = [GlobalBatchSampler(len(images), 8, 0, rank, 2) for rank in range(2)]
+    together = [images.__getitems__([*one, *other]) for one, other in zip(*shares, strict=True)]
+    assert torch.cat(together).equal(whole)
