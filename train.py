@@ -71,7 +71,7 @@ class TrainCLI(LightningCLI):
         config, output = self.config_init, self.output
         checkpoints = Checkpoints(output / "checkpoints", **config.checkpoints)
         settings = yaml.safe_load(self.parser.dump(self.config))
-        settings.pop("output")  # where this machine keeps its runs is nobody's business
+        settings.pop("output", None)  # where this machine keeps its runs is nobody's business
         card = {"config": settings}
         before = [
             TrainingProgress(),
