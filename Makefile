@@ -19,7 +19,7 @@ demo: $(STAMP)
 	$(PY) evaluate.py --config tomography_layers_demo
 
 test: $(STAMP)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -1,19 +1,18 @@
 """Decode many images in parallel processes, in order, with few of them in memory."""
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 
 from datamodules.decoding import read_square
 from datamodules.dequantize import ImageError
+from flowprior.processes import end_with_parent
 
 _CHUNK = 16
 _CHUNKS_PER_WORKER = 4
@@ -41,7 +40,7 @@ def decode_all(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imported once, not in each process
     chunks = _chunks(data)
-    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, end_with_parent) as pool:
 
         def submit(number: int) -> Iterator[Future[list[Outcome]]]:
             for chunk in islice(chunks, number):
@@ -77,13 +76,3 @@ def _chunks(data: Iterable[Path | bytes]) -> Iterator[list[Path | bytes]]:
 
 def _decode_chunk(chunk: Sequence[Path | bytes], image_size: int, channels: int) -> list[Outcome]:
     return [outcome(item, image_size, channels) for item in chunk]
-
-
-def _end_with_parent() -> None:
-    """Do not outlive a parent that was killed."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()

@@ -5,17 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection
 from typing import Any
 
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation
+from flowprior.processes import end_with_parent
 
 POLL_SECONDS = 0.5
 
@@ -129,7 +128,7 @@ class _Worker:
         import torch
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        end_with_parent()
         with counter.get_lock():
             cls.number = counter.value
             counter.value += 1
@@ -150,11 +149,6 @@ class _Worker:
     @classmethod
     def _note(cls, share: float) -> None:
         cls.underway[cls.number] = share * cls._images
-
-
-def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def _ignore(share: float) -> None:

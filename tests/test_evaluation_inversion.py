@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,9 @@ def test_another_number_of_processes_or_batch_size_gives_the_same_bits(folder, w
 
 def stopped(folder: Path, sent: signal.Signals, count: int, *arguments: str) -> tuple[str, int]:
     """Send a signal to a running evaluation with some records; its output and their number."""
-    process = start(folder, "evaluate.py", *arguments, process_group=0)
+    # A shell that starts the tests in the background would have SIGINT ignored.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start(folder, "evaluate.py", *arguments, process_group=0, preexec_fn=heed)
     path = folder / "killed" / "records.jsonl"
     while not path.exists() or len(path.read_text().splitlines()) <= count:
         assert process.poll() is None, process.communicate()[0]
