@@ -45,14 +45,14 @@ def line(found: dict[str, list[float]]) -> str:
 def main(run: Path, method: str) -> None:
     """Print the differences of every row to the row of the method beside it."""
     rows = read(run)
+    by_labels = {frozenset(labels): row for labels, row in rows.items()}
     for labels, row in rows.items():
-        reference = tuple({**dict(labels), "method": method}.items())
-        others = {frozenset(key): value for key, value in rows.items()}
-        if labels == reference or frozenset(reference) not in others:
+        reference = frozenset({**dict(labels), "method": method}.items())
+        if frozenset(labels) == reference or reference not in by_labels:
             continue
         print(", ".join(f"{name} {value}" for name, value in labels))
         for metric in METRICS:
-            print(f"  {metric}: {line(differences(row, others[frozenset(reference)], metric))}")
+            print(f"  {metric}: {line(differences(row, by_labels[reference], metric))}")
 
 
 if __name__ == "__main__":

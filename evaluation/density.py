@@ -16,11 +16,11 @@ from evaluation.base import Cell, Evaluation
 from evaluation.device import checked_device
 from evaluation.records import Record, file_digest
 from evaluation.table import Metric, Table
+from evaluation.weights import found_weights
 from flowprior.command_line import UsageError
 from flowprior.figures import histogram, image_grid, qq_plot
 from flowprior.flows import Flow, standard_normal_log_prob
 from flowprior.metrics import bits_per_dim, largest_patch_correlation, typicality
-from flowprior.weights import WeightsError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,18 +69,13 @@ class DensityEvaluation(Evaluation):
         for name, value in (("images", images), ("batch_size", batch_size), ("repeats", repeats)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.weights = weights
+        self.weights = found_weights(weights)
         self.data = data
         self.images = images
         self.batch_size = batch_size
         self.temperatures = temperatures
         self.repeats = repeats
         self.device = checked_device(device)
-        if not (weights / "model.safetensors").is_file():
-            raise WeightsError(
-                f"weights: there is no exported flow in {weights}; train one first, "
-                "or give another folder with --evaluation.weights"
-            )
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The weights and the test images."""

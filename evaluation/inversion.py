@@ -26,11 +26,11 @@ from evaluation.methods import Keep, Method, Outcome, Task, batch_invariant
 from evaluation.records import Labels, Record, file_digest
 from evaluation.sources import Measured, Simulated, rms
 from evaluation.table import Metric, Table
-from flowprior.command_line import ROOT, UsageError
+from evaluation.weights import found_weights
+from flowprior.command_line import UsageError
 from flowprior.flows import Flow
 from flowprior.inversion import smoothed
 from flowprior.metrics import lpips, typicality
-from flowprior.weights import WeightsError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,14 +89,14 @@ class InversionEvaluation(Evaluation):
         data: ImageDataModule | None = None,
         observations: Path | None = None,
         images: int | None = 100,
-        seeds: list[int] = [0],  # noqa: B006
+        seeds: tuple[int, ...] = (0,),
         iterations: int = 100,
         start: Start = "latent",
         start_deviation: float = 5.0,
         batch_size: int = 25,
         shown: int = 4,
-        compare: list[str] = ["method"],  # noqa: B006
-        published: list[Published] = [],  # noqa: B006
+        compare: tuple[str, ...] = ("method",),
+        published: list[Published] | None = None,
         title: str = "Inversion",
         device: str = "auto",
     ) -> None:
@@ -108,7 +108,7 @@ class InversionEvaluation(Evaluation):
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
         if (data is None) == (observations is None):
             raise ValueError("either data or observations must be given, and not both")
-        self.weights = _found(weights)
+        self.weights = found_weights(weights)
         self.experiments = experiments
         self.source = Simulated(data, images) if observations is None else Measured(observations)
         self.seeds = seeds
@@ -117,8 +117,8 @@ class InversionEvaluation(Evaluation):
         self.start_deviation = start_deviation
         self.batch_size = batch_size
         self.shown = shown
-        self.compare = tuple(compare)
-        self.published = published
+        self.compare = compare
+        self.published = published or []
         self.title = title
         self.device = checked_device(device)
         self._check()
@@ -331,14 +331,3 @@ def _pictures(task: Task, outcome: Outcome, row: int) -> dict[str, Tensor]:
     if outcome.z is not None:
         kept["z"] = outcome.z[row]
     return kept
-
-
-def _found(weights: Path) -> Path:
-    """The folder as given, or beside evaluate.py."""
-    for folder in (weights, ROOT / weights):
-        if (folder / "model.safetensors").is_file():
-            return folder
-    raise WeightsError(
-        f"weights: there is no exported flow in {weights}; train one first, "
-        "or give another folder with --evaluation.weights"
-    )

@@ -17,6 +17,7 @@ from evaluation.layout import labels_text
 from evaluation.methods import Method
 from evaluation.records import Labels, Record
 from flowprior.figures import curve_panels, image_grid, qq_plot
+from flowprior.inversion.solvers import CURVES as SOLVER_CURVES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     Shown = Mapping[str, tuple[Figure, str]]
 
 MEASURES = {"ssim": "SSIM", "lpips": "LPIPS", "psnr": "PSNR (dB)", "misfit": "Data misfit"}
-CURVES = ("loss", "misfit", "log_prior", "psnr", "ssim", "lpips")
+CURVES = (*SOLVER_CURVES, "psnr", "ssim", "lpips")
 DIAGNOSTICS = ("radius", "skewness", "kurtosis", "patch_energy_spread")
 Kept = Mapping[str, np.ndarray]
 
@@ -153,8 +154,10 @@ def _pictures(
         group = _of(experiment, method, records)
         group = [r for r in group if r.part == group[0].part and r.image < shown]
         kept = {record.image: arrays.load(array_name(record)) for record in group}
-        found[method_name(method.labels)] = {i: item for i, item in kept.items() if "x_0" in item}
-    common = sorted(set.intersection(*(set(kept) for kept in found.values())))
+        kept = {image: item for image, item in kept.items() if "x_0" in item}
+        if kept:  # a method may have failed on all of them
+            found[method_name(method.labels)] = kept
+    common = sorted(set.intersection(*map(set, found.values()))) if found else []
     return {name: [kept[i] for i in common] for name, kept in found.items()} if common else {}
 
 

@@ -246,6 +246,8 @@ def fit(module: InversionModule, callbacks: Sequence[Callback], device: torch.de
             enable_model_summary=False,
         )
         trainer.fit(module)
+    # Lightning leaves everything on the CPU: the prior and the operator too, which others need.
+    module.to(device)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """InversionModule under a Trainer."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -115,5 +116,9 @@ def test_wrong_use_is_named(problem):
         Gaussianization(patchsize=4)
     with pytest.raises(ValueError, match="InversionModule"):
         Gaussianization().setup(None, FlowModule(flow), "fit")
+    shared = InversionModule(flow, blur, y)
+    shared.trainer = SimpleNamespace(world_size=2)
+    with pytest.raises(ValueError, match="runs in one process, got 2"):
+        shared.configure_optimizers()
     with pytest.raises(ValueError, match="y must have shape"):
         fit(InversionModule(flow, blur, y[..., :8], iterations=1))
