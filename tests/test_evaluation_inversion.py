@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import flowprior
+from evaluation.experiment import Experiment
 from flowprior.command_line import run_command
 from flowprior.physics import gaussian_blur
 from tests.conftest import make_perturbed_glow
@@ -219,6 +220,37 @@ def test_overflowing_image_is_excluded_and_counted(folder):
     broken, sound = records(folder / "overflow"), records(folder / "sound")
     assert all(broken[key] == sound[key] for key in sound if key[-1] != 1)
     assert (folder / "overflow" / "table.md").read_text().count("1 not finite") >= 2
+
+
+def test_nothing_but_overflow_is_still_reported(folder):
+    np.save(folder / "hopeless.npy", np.full((2, 1, 16, 16), 1e30))
+    options = ("--evaluation.observations", "hopeless.npy", "--output", "hopeless")
+    assert run_here(folder, "--config", "measured.yaml", *options) == 0
+    rows = json.loads((folder / "hopeless" / "table.json").read_text())["rows"]
+    assert [row["metrics"]["residual_rms"]["excluded"] for row in rows] == [2, 2]
+    assert (folder / "hopeless" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("operator", "noise", "sigma"),
+    [
+        ("random_inpainting", "snr", 30),
+        ("cartesian_mri", "snr", 20),
+        ("super_resolution", "gaussian", 0.1),
+    ],
+)
+def test_noise_of_an_experiment_is_what_it_says(operator, noise, sigma):
+    x = torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    experiment = Experiment({}, operator, [], noise=noise, sigma=sigma)
+    physics = experiment.physics((1, 16, 16))
+    clean = physics.A(x)
+    noisy = experiment.noisy(clean, physics, 0, list(range(64)))
+    assert torch.equal(noisy[1:2], experiment.noisy(clean[1:2], physics, 0, [1]))
+    energy = (noisy - clean).square().flatten(1).sum(1)
+    expected = sigma**2 * clean[0].numel()
+    if noise == "snr":
+        expected = clean.square().flatten(1).sum(1) / 10 ** (sigma / 10)
+    assert (energy / expected).mean() == pytest.approx(1, abs=0.1)
 
 
 MISTAKES = {
