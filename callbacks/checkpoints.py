@@ -60,10 +60,15 @@ class Checkpoints(Checkpoint):
             self.save_within_epoch(trainer)
 
     def save_within_epoch(self, trainer: pl.Trainer) -> bool:
-        """Save between two steps of an epoch; False if the epoch is about to be closed instead."""
+        """Save between two steps of an epoch; False if the epoch is about to be closed instead.
+
+        The step is drawn in the curves first (Lightning draws it after this hook, once more), so
+        that a run which ends here and is resumed has no gap in them.
+        """
         accumulating = trainer.fit_loop._should_accumulate()
         if accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return False
+        trainer._logger_connector.update_train_step_metrics()
         _save(trainer, self.last)
         return True
 

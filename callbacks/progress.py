@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 class TrainingProgress(ProgressBar):
     """Epoch, bits per dimension, rate and time left of the whole run.
 
-    On a terminal a bar and one line after each epoch; elsewhere the lines alone.
+    On a terminal a bar and one line after each epoch; elsewhere the lines alone. Logs
+    `train/step_seconds` and `train/images_per_second` (over all processes).
     """
 
     def __init__(self) -> None:
@@ -23,6 +24,7 @@ class TrainingProgress(ProgressBar):
         self._task = TaskID(0)
         self._started = 0.0
         self._first_step = 0
+        self._step_started = 0.0
         self._images = 0
         self._enabled = True
 
@@ -53,11 +55,24 @@ class TrainingProgress(ProgressBar):
         )
         self._bar.start()
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the step's clock."""
+        self._step_started = time.perf_counter()
+
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        """Advance the bar."""
-        self._images += len(batch) * trainer.world_size
+        """Log the step's time and rate, and advance the bar."""
+        seconds = time.perf_counter() - self._step_started
+        images = len(batch) * trainer.world_size
+        pl_module.log("train/step_seconds", seconds)
+        pl_module.log("train/images_per_second", images / seconds)
+        self._images += images
         if self._bar is None or self._bar.disable:
             return
         self._bar.update(self._task, completed=trainer.global_step, note=self._note(trainer))

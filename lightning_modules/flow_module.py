@@ -1,6 +1,5 @@
 """Maximum-likelihood training of a flow."""
 
-import time
 from typing import Any
 
 import pytorch_lightning as pl
@@ -42,7 +41,6 @@ class FlowModule(pl.LightningModule):
         self.gradient_norm: Tensor | None = None
         # Lightning's own mean over processes is off where they hold different numbers of images.
         self.validation = torch.nn.ModuleDict({"nll": MeanMetric(), "bits_per_dim": MeanMetric()})
-        self._step_started = 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimiser over the flow's parameters."""
@@ -71,16 +69,6 @@ class FlowModule(pl.LightningModule):
         self.log("train/gradient_norm", self.gradient_norm)
         torch.nn.utils.clip_grad_value_(parameters, self.gradient_clip_value)
         torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
-
-    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-        """Start the step's clock."""
-        self._step_started = time.perf_counter()
-
-    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
-        """Log the time of the step, and images/s over all processes."""
-        seconds = time.perf_counter() - self._step_started
-        self.log("train/step_seconds", seconds)
-        self.log("train/images_per_second", len(batch) * self.trainer.world_size / seconds)
 
     def _losses(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         log_prob = self.flow.log_prob(batch)

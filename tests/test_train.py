@@ -106,6 +106,9 @@ def test_ctrl_c_saves_and_resumes_exactly_with_averaging(folder: Path) -> None:
     assert "stopped by SIGINT" in output
     finish(folder, "train.py", "--config", "tiny.yaml", "--output", "parts")
     assert_same(folder / "parts", folder / "whole", 1e-6)
+    whole = scalars(folder / "whole", CURVE)
+    assert scalars(folder / "parts", CURVE) == pytest.approx(whole, abs=1e-6)
+    assert scalars(folder / "parts", "train/step_seconds").keys() == whole.keys()
     exported = [load_file(folder / run / "weights/model.safetensors") for run in ("parts", "whole")]
     for name in exported[0]:
         torch.testing.assert_close(exported[0][name], exported[1][name])
