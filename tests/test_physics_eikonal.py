@@ -5,7 +5,14 @@ import pytest
 import skfmm
 import torch
 
-from flowprior.physics import EikonalTomography
+from flowprior.physics import EikonalTomography, sweeps_cpu, sweeps_gpu
+
+
+@pytest.fixture(params=[sweeps_cpu, sweeps_gpu], ids=["cpu", "gpu"], autouse=True)
+def sweeps(request, monkeypatch):
+    """The sweeps made for a GPU give the same on a CPU."""
+    monkeypatch.setattr("flowprior.physics.travel_times.sweeps", lambda device: request.param)
+    return request.param
 
 
 def grid_points(size, step=1):
@@ -173,3 +180,38 @@ def test_travel_times_and_gradients_do_not_depend_on_the_batch():
     for rows in ([0], [1, 2], [3, 4]):
         apart = both(models[rows])
         assert all(torch.equal(a, b[rows]) for a, b in zip(apart, together, strict=True))
+
+
+def test_sweeps_of_both_devices_agree(sweeps):
+    generator = torch.Generator().manual_seed(0)
+    shape, sources = (4, 17, 23), torch.tensor([(0, 0), (8, 11), (16, 3)])
+    slowness = 10 ** torch.rand(shape, generator=generator, dtype=torch.float64)
+    u = sweeps.solve(slowness, sources)
+    torch.testing.assert_close(u, sweeps_gpu.solve(slowness, sources), rtol=1e-13, atol=0)
+    gradient = torch.randn(u.shape, generator=generator, dtype=torch.float64)
+    found = sweeps.solve_adjoint(slowness, sources, u, gradient)
+    expected = sweeps_gpu.solve_adjoint(slowness, sources, u, gradient)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_with_nan_leaves_the_other_models_alone(sweeps):
+    slowness, sources = 1 + torch.rand(2, 9, 9, dtype=torch.float64), torch.tensor([(0, 0)])
+    u = sweeps.solve(slowness, sources)
+    gradient = torch.ones_like(u)
+    expected = sweeps.solve_adjoint(slowness, sources, u, gradient)
+    gradient[0, 0, 4, 4] = torch.nan
+    found = sweeps.solve_adjoint(slowness, sources, u, gradient)
+    assert found[0].isnan().any()
+    assert found[1].equal(expected[1])
+
+
+def test_travel_times_do_not_depend_on_the_number_of_threads():
+    physics = EikonalTomography([(2, 0), (9, 5)], [(4, 11)], spacing=10.0)
+    x = smooth(3, 12, 12)
+    threads = torch.get_num_threads()
+    found = []
+    for number in (1, 2, 7, 8):
+        torch.set_num_threads(number)
+        found.append(physics.travel_time_maps(x))
+    torch.set_num_threads(threads)
+    assert all(times.equal(found[0]) for times in found)

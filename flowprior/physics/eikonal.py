@@ -67,8 +67,7 @@ class EikonalTomography(Physics):
             c = c.float()
         valid = (c.isfinite() & (c > 0)).flatten(1).all(1).view(-1, 1, 1, 1)
         slowness = self.spacing / torch.where(valid, c, 1.0)
-        slowness = slowness.squeeze(1).permute(1, 2, 0).contiguous()
-        times = travel_times(slowness, self.sources.to(x.device)).permute(2, 3, 0, 1)
+        times = travel_times(slowness.squeeze(1), self.sources.to(x.device))
         return torch.where(valid, times, torch.nan)
 
 
