@@ -1,9 +1,11 @@
 """MNIST and CIFAR-10, in the files that torchvision downloads."""
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from filelock import FileLock
 from torchvision import datasets
 
 from datamodules.base import ImageDataModule, check_split
@@ -16,7 +18,7 @@ class TorchvisionModule(ImageDataModule):
 
     Args:
         root: folder that holds torchvision's ``MNIST/raw`` or ``cifar-10-batches-py``.
-        download: fetch the files if they are not there; do that once, with a single process.
+        download: fetch the files if they are not there; one process does, the others wait for it.
         **options: of ``ImageDataModule``.
     """
 
@@ -38,10 +40,22 @@ class TorchvisionModule(ImageDataModule):
             DataError: torchvision does not find its files.
         """
         check_split(split)
+        if self.download:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            with FileLock(Path(self.root) / f".{type(self).__name__}.lock"):
+                return self._images(split)
+        return self._images(split)
+
+    def _images(self, split: str) -> ArrayImages:
+        name = type(self).__name__
         try:
             pixels = self.read(split != "test")
-        except RuntimeError as error:
-            name = type(self).__name__
+        except (RuntimeError, OSError) as error:
+            if self.download:
+                reason = " ".join(str(error).split())
+                raise DataError(
+                    f"data.root={self.root}: no download of {name}: {reason}"
+                ) from error
             raise DataError(
                 f"data.root={self.root}: torchvision's files of {name} are not there, or not the "
                 "original ones; --data.download true fetches them (docs/data.md)"
@@ -55,7 +69,7 @@ class MNIST(TorchvisionModule):
 
     Args:
         root: folder that holds ``MNIST/raw/``.
-        download: fetch the files if they are not there; do that once, with a single process.
+        download: fetch the files if they are not there; one process does, the others wait for it.
         **options: of ``ImageDataModule``.
     """
 
@@ -73,7 +87,7 @@ class CIFAR10(TorchvisionModule):
 
     Args:
         root: folder that holds ``cifar-10-batches-py/``.
-        download: fetch the files if they are not there; do that once, with a single process.
+        download: fetch the files if they are not there; one process does, the others wait for it.
         checksums: refuse files that are not the original ones. They are pickles, which can run
             anything when they are read: without checksums use only files of your own.
         **options: of ``ImageDataModule``.

@@ -1,8 +1,11 @@
 """The data modules of real images, on tiny sets in the real formats."""
 
+import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -257,6 +260,32 @@ def test_cifar_is_in_colour(tmp_path):
 def test_absent_torchvision_files_are_one_line(tmp_path, module):
     with pytest.raises(DataError, match=r"data.root=.*--data.download true.*docs/data.md"):
         module(str(tmp_path)).images("train")
+
+
+@pytest.mark.parametrize("module", [MNIST, CIFAR10])
+def test_failed_download_is_one_line(tmp_path, module, monkeypatch):
+    def refuse(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(DataError, match=r"no download of \w+: .*no route to host[^\n]*$"):
+        module(str(tmp_path), download=True).images("train")
+
+
+def test_one_of_several_downloads(tmp_path, monkeypatch):
+    downloads = []
+
+    def download(self):
+        if not (tmp_path / "MNIST").exists():
+            downloads.append(self)
+            time.sleep(0.2)
+            picture_files.mnist(tmp_path)
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", download)
+    with ThreadPoolExecutor(3) as pool:
+        parts = pool.map(lambda _: MNIST(str(tmp_path), download=True).images("test"), range(3))
+        assert [len(part) for part in parts] == [7, 7, 7]
+    assert len(downloads) == 1
 
 
 def test_altered_cifar_is_refused(tmp_path):
