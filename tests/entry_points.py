@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -39,6 +40,16 @@ class ParameterDigest(Callback):
         path = Path(trainer.logger.save_dir) / f"digests-{trainer.global_rank}"
         with path.open("a") as file:
             file.write(f"{digest.hexdigest()}\n")
+
+
+class Slowly(Callback):
+    """Makes steps so slow that a run does not end before a test has stopped it."""
+
+    def on_train_batch_end(self, *_) -> None:
+        time.sleep(0.2)
+
+
+SLOWLY = "--trainer.callbacks+=tests.entry_points.Slowly"
 
 
 def command(script: str, *arguments: str) -> list[str]:

@@ -141,7 +141,7 @@ def stopped(folder: Path, sent: signal.Signals, count: int, *arguments: str) -> 
         time.sleep(0.02)
     process.send_signal(sent)
     output = process.communicate(timeout=60)[0]
-    for _ in range(100):
+    for _ in range(300):
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:

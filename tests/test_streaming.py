@@ -12,7 +12,7 @@ from datamodules import ImageFolder
 from datamodules.dequantize import DataError
 from datamodules.streaming import StreamingLoader
 from tests import picture_files
-from tests.entry_points import finish, scalars, start
+from tests.entry_points import SLOWLY, finish, scalars, start
 
 ROWS = [13, 11, 12, 8]
 EPOCHS = 3
@@ -185,7 +185,7 @@ def test_train_killed_and_on_two_processes_follows_one_trajectory(tmp_path, sour
     arguments = ("train.py", "--config", "tiny.yaml", "--output")
     finish(tmp_path, *arguments, "one")
     finish(tmp_path, *arguments, "two", "--trainer.devices", "2")
-    process = start(tmp_path, *arguments, "killed")
+    process = start(tmp_path, *arguments, "killed", SLOWLY)
     checkpoint = tmp_path / "killed/checkpoints/last.ckpt"
     while not checkpoint.exists():
         assert process.poll() is None, process.communicate()[0]

@@ -19,7 +19,7 @@ from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder
 from datamodules.prepare import prepare
 from flowprior.command_line import run_command
 from tests import picture_files
-from tests.entry_points import ROOT, TINY, finish, scalars, start
+from tests.entry_points import ROOT, SLOWLY, TINY, finish, scalars, start
 
 CONFIGS = ROOT / "configs" / "train"
 CURVE = "train/bits_per_dim"
@@ -78,7 +78,7 @@ def wait_for_step(run: Path, step: int, process) -> None:
 def test_killed_run_resumes_exactly(folder: Path, reference: Path) -> None:
     run = folder / "runs" / "tiny"
     for step in (3, 14):  # within an epoch, and after one
-        process = start(folder, "train.py", "--config", "tiny.yaml")
+        process = start(folder, "train.py", "--config", "tiny.yaml", SLOWLY)
         wait_for_step(run, step, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -97,7 +97,7 @@ def test_ctrl_c_saves_and_resumes_exactly_with_averaging(folder: Path) -> None:
         TINY.replace("trainer: {", "trainer: {callbacks: [{class_path: callbacks.EMA}], ")
     )
     finish(folder, "train.py", "--config", "tiny.yaml", "--output", "whole")
-    process = start(folder, "train.py", "--config", "tiny.yaml", "--output", "parts")
+    process = start(folder, "train.py", "--config", "tiny.yaml", "--output", "parts", SLOWLY)
     wait_for_step(folder / "parts", 3, process)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
