@@ -218,3 +218,12 @@ def test_travel_times_do_not_depend_on_the_number_of_threads():
         found.append(physics.travel_time_maps(x))
     torch.set_num_threads(threads)
     assert all(times.equal(found[0]) for times in found)
+
+
+def test_compiles_where_nothing_can_be_kept(monkeypatch):
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+
+    def double(x):
+        return 2 * x
+
+    assert sweeps_cpu._compiled(double)(3) == 6
