@@ -126,6 +126,13 @@ def test_batch_equals_singles():
         torch.testing.assert_close(row, physics.A(single[None])[0], rtol=1e-10, atol=0)
 
 
+def test_no_model_gives_no_times():
+    x = torch.empty(0, 1, 8, 8, requires_grad=True)
+    times = EikonalTomography([(0, 0)], [(7, 7), (3, 3)], 10.0).A(x)
+    assert times.shape == (0, 1, 2)
+    times.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_contrast_is_finite_and_positive(dtype):
     generator = torch.Generator().manual_seed(0)

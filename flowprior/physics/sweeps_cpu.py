@@ -63,7 +63,7 @@ def _over_lanes(function: Callable[..., int], *arrays: np.ndarray) -> int:
     """Sum of function(*arrays, first, last) over parts of the lanes, one per thread of torch's."""
     lanes = len(arrays[-1])
     parts = min(torch.get_num_threads(), lanes)
-    if parts == 1:
+    if parts <= 1:
         return function(*arrays, 0, lanes)
     ends = [lanes * part // parts for part in range(parts + 1)]
     with ThreadPoolExecutor(parts) as pool:
