@@ -41,7 +41,7 @@ class ChestXray(PictureModule):
         Raises:
             DataError: listed files are missing.
         """
-        names = self.listed(LISTS[split]).read_text().split()
+        names = self.listed(LISTS[split]).read_text(errors="replace").split()
         if split != "test":
             names = [n for n in names if split_of(patient(n), self.val_fraction, 0) == split]
         folder = Path(self.source)

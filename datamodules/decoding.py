@@ -4,7 +4,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datamodules.dequantize import ImageError
 
@@ -31,6 +31,8 @@ def read_square(data: Path | bytes, image_size: int, channels: int) -> np.ndarra
             pixels = _square(_converted(_single(image), channels), image_size)
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError("cannot be decoded (no known kind of image)") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageError(f"cannot be decoded ({reason})") from error
@@ -41,12 +43,18 @@ def _single(image: Image.Image) -> Image.Image:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's photograph with its previews
         raise ImageError(f"has {frames} frames, expected one")
+    if image.format == "PPM" and image.mode == "I":  # Pillow's 16 bits of these files
+        return _eight_bits(image)
     return ImageOps.exif_transpose(image)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = _eight_bits(image)
     if image.mode in ("I", "F"):
         raise ImageError("has 32 bits per pixel, expected 8 or 16")
     if image.has_transparency_data:

@@ -12,7 +12,7 @@ import numpy as np
 
 from datamodules.decoding import read_square
 from datamodules.dequantize import ImageError
-from flowprior.processes import end_with_parent
+from flowprior.processes import end_with_parent, interrupts_held
 
 _CHUNK = 16
 _CHUNKS_PER_WORKER = 4
@@ -46,7 +46,8 @@ def decode_all(
             for chunk in islice(chunks, number):
                 yield pool.submit(_decode_chunk, chunk, image_size, channels)
 
-        waiting = deque(submit(_CHUNKS_PER_WORKER * workers))
+        with interrupts_held():
+            waiting = deque(submit(_CHUNKS_PER_WORKER * workers))
         try:
             while waiting:
                 yield from waiting.popleft().result()

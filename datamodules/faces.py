@@ -33,7 +33,7 @@ class CelebA(TableModule):
         """Aligned images of a split, in the order of the partition file."""
         partition = read_partition(self.listed(PARTITION))
         names = [name for name, its in partition.items() if its == split]
-        return Files(self.listed("img_align_celeba"), names)
+        return self.present("img_align_celeba", names)
 
 
 class CelebAHQ(TableModule):
@@ -55,9 +55,12 @@ class CelebAHQ(TableModule):
     def files(self, split: str) -> Files:
         """Images of a split, in the order of the mapping file."""
         partition = read_partition(self.listed(PARTITION))
-        rows = _rows(self.listed(MAPPING), columns=3, header=True)
-        names = [f"{index}.jpg" for index, _, name in rows if partition.get(name) == split]
-        return Files(self.listed("CelebA-HQ-img"), names)
+        rows = list(_rows(self.listed(MAPPING), columns=3, header=True))
+        unknown = next((name for _, _, name in rows if name not in partition), None)
+        if unknown is not None:
+            raise DataError(f"data.source={self.source}: {unknown} is not in {PARTITION}")
+        names = [f"{index}.jpg" for index, _, name in rows if partition[name] == split]
+        return self.present("CelebA-HQ-img", names)
 
 
 def read_partition(path: Path) -> dict[str, str]:
@@ -70,13 +73,16 @@ def _rows(path: Path, columns: int, header: bool = False) -> Iterator[list[str]]
     """Fields of each line.
 
     Raises:
-        DataError: a line has another number of fields.
+        DataError: it is no text, or a line has another number of fields.
     """
-    with path.open() as file:
-        for number, line in enumerate(file, start=1):
-            fields = line.split()
-            if not fields or (header and number == 1):
-                continue
-            if len(fields) != columns:
-                raise DataError(f"{path}, line {number}: expected {columns} columns, got {line!r}")
-            yield fields
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected UTF-8 text, {error}") from error
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields or (header and number == 1):
+            continue
+        if len(fields) != columns:
+            raise DataError(f"{path}, line {number}: expected {columns} columns, got {line!r}")
+        yield fields

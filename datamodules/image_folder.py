@@ -1,6 +1,6 @@
 """Any folder of images, parquet files or hub set."""
 
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,13 @@ class ImageFolder(TableModule):
 
     def files(self, split: str) -> Files:
         """Image files of a split, sorted by name."""
-        folder = Path(self.source)
         fractions = self.val_fraction, self.test_fraction
-        names = [name for name in image_names(folder) if split_of(name, *fractions) == split]
-        return Files(folder, names)
+        names = [name for name in self._names if split_of(name, *fractions) == split]
+        return Files(Path(self.source), names)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return image_names(Path(self.source))
 
     def images(self, split: str) -> ImageSource:
         """Images of "train", "val" or "test", unquantised; of a stream, the first 1024."""
@@ -104,7 +107,8 @@ class ImageFolder(TableModule):
         self.check_source()
         if not is_table(self.source):
             raise DataError(
-                f"data.streaming: {self.source} has no parquet files; expected them, or hub:..."
+                f"data.streaming: {self.source} has no parquet files with images; expected them, "
+                "or hub:..."
             )
         files = table_files(self.source)
         val = 0 if "val" in files else self.val_fraction

@@ -54,6 +54,8 @@ class GlobalBatchSampler(Sampler[list[Key]]):
                 f"data.batch_size={batch_size} is the number of images over all processes: "
                 f"expected a positive multiple of the {world_size} processes"
             )
+        if drop_last and not num_images:
+            raise ValueError("data: there are no training images, expected at least a batch")
         if drop_last and batch_size > num_images:
             raise ValueError(
                 f"data.batch_size={batch_size} is larger than the data set: "

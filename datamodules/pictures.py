@@ -1,7 +1,9 @@
 """What the data modules of pictures share: the source, and reading a prepared set instead of it."""
 
+import os
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +11,7 @@ from typing import Any, ClassVar
 from datamodules.base import SPLITS, ImageDataModule, check_split
 from datamodules.dequantize import DataError, ImageSource
 from datamodules.prepared import PreparedImages, check_info, read_info
-from datamodules.sources import DecodedPictures, Pictures, split_of
+from datamodules.sources import SUFFIXES, DecodedPictures, Files, Pictures, split_of
 from datamodules.tables import HUB, Rows, is_table, load_tables, row_names
 
 
@@ -57,7 +59,9 @@ class PictureModule(ImageDataModule):
         return {"set": self.command_name} | {name: getattr(self, name) for name in names}
 
     def check_source(self) -> None:
-        """Raise a DataError if the source is a folder that does not exist."""
+        """Raise a DataError if the source is a folder that does not exist, or no hub's name."""
+        if self.source == HUB:
+            raise DataError(f"data.source={self.source}: expected {HUB}owner/name")
         if not self.source.startswith(HUB) and not Path(self.source).is_dir():
             raise DataError(
                 f"data.source={self.source}: no such folder; get the images as docs/data.md says, "
@@ -76,6 +80,22 @@ class PictureModule(ImageDataModule):
             raise DataError(f"data.source={self.source}: {name} is missing there (docs/data.md)")
         return path
 
+    def present(self, folder: str, names: Sequence[str]) -> Files:
+        """Files of a folder of the set.
+
+        Raises:
+            DataError: some are not there.
+        """
+        path = self.listed(folder)
+        found = set(os.listdir(path))
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise DataError(
+                f"data.source={self.source}: {len(missing)} of {len(names)} images are missing in "
+                f"{folder}/, {missing[0]} first"
+            )
+        return Files(path, names)
+
 
 class TableModule(PictureModule):
     """Pictures that may also come as tables: parquet files here or on a Hugging Face hub.
@@ -93,9 +113,27 @@ class TableModule(PictureModule):
 
     def pictures(self, split: str) -> Pictures:
         """Encoded images of "train", "val" or "test" in the source."""
-        return self._rows[split] if is_table(self.source) else self.files(split)
+        return self._splits[split]
 
     @cached_property
+    def _splits(self) -> Mapping[str, Pictures]:
+        table = is_table(self.source)
+        found = self._rows() if table else {split: self.files(split) for split in SPLITS}
+        counts = tuple(len(found[split]) for split in SPLITS)
+        if not any(counts):
+            raise DataError(
+                f"data.source={self.source}: no images there, expected {', '.join(SUFFIXES)}, or "
+                "parquet files with a column of images"
+            )
+        if self.official_counts not in (None, counts):
+            warnings.warn(
+                f"{self.source} gives {_listed(counts)} images for train / val / test, which are "
+                f"not the official splits of {_listed(self.official_counts)}: likelihoods are not "
+                "comparable with published ones",
+                stacklevel=2,
+            )
+        return found
+
     def _rows(self) -> dict[str, Rows]:
         tables = load_tables(self.source)
         val = 0 if "val" in tables else self.val_fraction
@@ -107,14 +145,6 @@ class TableModule(PictureModule):
                 if split == "train" or split not in tables:
                     chosen = [row for row, its in enumerate(splits) if its == split]
                     rows[split] = Rows(tables["train"], chosen)
-        counts = tuple(len(rows[split].rows) for split in SPLITS)
-        if self.official_counts not in (None, counts):
-            warnings.warn(
-                f"{self.source} gives {_listed(counts)} images for train / val / test, which are "
-                f"not the official splits of {_listed(self.official_counts)}: likelihoods are not "
-                "comparable with published ones",
-                stacklevel=2,
-            )
         return rows
 
 

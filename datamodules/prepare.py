@@ -27,7 +27,7 @@ from datamodules.prepared import (
     write_info,
     write_shard,
 )
-from datamodules.sources import Pictures, digest
+from datamodules.sources import Pictures, digest, printable
 from datamodules.tables import HUB
 from flowprior.command_line import UsageError, run_command
 from flowprior.progress import Meter, SweepProgress
@@ -70,10 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--val-fraction", type=float, help="of `folder` and `chest-xray`")
     parser.add_argument("--test-fraction", type=float, help="of `folder`")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes; 0: this one alone"
+        "--workers", type=_whole, default=os.cpu_count(), help="processes; 0: this one alone"
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first bad image")
     return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
+    return int(text)
 
 
 def prepare(
@@ -106,12 +112,17 @@ def prepare(
     if before is not None:
         _check_same(output, before, settings)
         if before["finished"]:
+            _check_strict(strict, before)
             console.print(f"{output} is finished already: {_summary(before)}", soft_wrap=True)
             return before
     pictures = _begin(module, output, settings, before)
     shards = _shards(pictures, shard_length(module.image_shape))
     _write_missing(module, pictures, shards, output, workers, strict, console)
     info = settings | {"finished": True} | _collected(output, shards)
+    _check_strict(strict, info)
+    if not any(info["images"]["train"]):
+        _report(output, info, console)
+        raise DataError(f"--output {output}: no image for training is left: remove the folder")
     write_info(output, info)
     _report(output, info, console)
     return info
@@ -126,9 +137,12 @@ def _begin(
     """The pictures of all splits, once it is sure that they and ``output`` belong together."""
     if not module.source.startswith(HUB) and not Path(module.source).is_dir():
         raise DataError(f"--source {module.source}: no such folder (docs/data.md: where to get it)")
+    module.check_source()
+    if read_info(Path(module.source)) is not None:
+        raise DataError(f"--source {module.source} is a prepared set: expected the images it is of")
     pictures = {split: module.pictures(split) for split in SPLITS}
     names = (name for its in pictures.values() for name in its.names)
-    settings["listing"] = digest("\n".join(names).encode())
+    settings["listing"] = digest(os.fsencode("\n".join(names)))
     if before is not None:
         _check_same(output, before, settings)
     elif output.exists() and any(output.iterdir()):
@@ -139,9 +153,9 @@ def _begin(
 
 def _shards(pictures: Mapping[str, Pictures], length: int) -> list[_Shard]:
     return [
-        (split, number, range(start, min(start + length, len(pictures[split].names))))
+        (split, number, range(start, min(start + length, len(pictures[split]))))
         for split in SPLITS
-        for number, start in enumerate(range(0, len(pictures[split].names), length))
+        for number, start in enumerate(range(0, len(pictures[split]), length))
     ]
 
 
@@ -165,7 +179,7 @@ def _write_missing(
             progress.start(split)
             names, squares, skipped = [], [], []
             for row, outcome in zip(rows, outcomes, strict=False):
-                name = pictures[split].names[row]
+                name = printable(pictures[split].names[row])
                 if not isinstance(outcome, ImageError):
                     names.append(name)
                     squares.append(outcome)
@@ -194,10 +208,18 @@ def _collected(output: Path, shards: list[_Shard]) -> dict[str, Any]:
 def _check_same(output: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if before.get(name) != value:
+            was, now = f"with {name}={before.get(name)}", f"it is {value}"
+            if name == "listing":
+                was, now = "when --source had other images", "some were added or removed"
             raise DataError(
-                f"--output {output} was begun with {name}={before.get(name)}, now it is {value}: "
-                "give another --output, or remove the folder"
+                f"--output {output} was begun {was}, now {now}: give another --output, or remove "
+                "the folder"
             )
+
+
+def _check_strict(strict: bool, info: Mapping[str, Any]) -> None:
+    if strict and info["skipped"]:
+        raise ImageError(f"image {info['skipped'][0]} (left out before, without --strict)")
 
 
 def _report(output: Path, info: Mapping[str, Any], console: Console) -> None:

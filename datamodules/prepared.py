@@ -112,7 +112,10 @@ class PreparedImages:
 def read_info(folder: Path) -> dict[str, Any] | None:
     """What was prepared in a folder, or None if it is no prepared set."""
     path = folder / INFO
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: remove the folder and prepare it again") from error
 
 
 def write_info(folder: Path, info: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Pictures where they are, decoded when they are asked for."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,8 @@ class Pictures(Protocol):
 
     names: Sequence[str]
 
+    def __len__(self) -> int: ...
+
     def data(self, index: int) -> Path | bytes:
         """A file, or the bytes of one."""
 
@@ -36,6 +39,9 @@ class Files:
         self.folder = folder
         self.names = names
 
+    def __len__(self) -> int:
+        return len(self.names)
+
     def data(self, index: int) -> Path:
         """The file of a name."""
         return self.folder / self.names[index]
@@ -50,7 +56,7 @@ class DecodedPictures:
         self.channels = channels
 
     def __len__(self) -> int:
-        return len(self.pictures.names)
+        return len(self.pictures)
 
     def __getitem__(self, index: int) -> Tensor:
         """(C, image_size, image_size)."""
@@ -68,9 +74,10 @@ class DecodedPictures:
         try:
             return read_square(self.pictures.data(index), self.image_size, self.channels)
         except ImageError as error:
+            name = printable(self.pictures.names[index])
             raise ImageError(
-                f"image {self.pictures.names[index]} {error}; python -m datamodules.prepare makes "
-                "a set without such images (docs/data.md)"
+                f"image {name} {error}; python -m datamodules.prepare makes a set without such "
+                "images (docs/data.md)"
             ) from error
 
 
@@ -97,16 +104,37 @@ class ArrayImages:
 
 
 def image_names(folder: Path) -> list[str]:
-    """Image files of a folder and its subfolders, sorted, as paths relative to it."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(
-        path.relative_to(folder).as_posix() for path in files if not path.name.startswith(".")
-    )
+    """Image files of a folder and its subfolders, sorted, as paths relative to it.
+
+    Hidden files and folders are passed over, links to folders elsewhere are followed.
+    """
+    return sorted(path.relative_to(folder).as_posix() for path in _image_files(folder, set()))
+
+
+def _image_files(folder: Path, walked: set[Path]) -> Iterator[Path]:
+    """Image files below a folder; ``walked`` are the folders that links have led to before."""
+    walked.add(folder.resolve())
+    links = []
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links += [Path(path, name) for name in folders if Path(path, name).is_symlink()]
+        for name in files:
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield Path(path, name)
+    for link in sorted(links):
+        target = link.resolve()
+        if not any(a.is_relative_to(b) for w in walked for a, b in ((target, w), (w, target))):
+            yield from _image_files(link, walked)
+
+
+def printable(name: str) -> str:
+    """The name of a file, which need not be UTF-8, as text."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def split_of(name: str, val_fraction: float, test_fraction: float) -> str:
     """The split of a name, by its hash: other names that come or go do not change it."""
-    position = int(digest(name.encode()), 16) / 2**64
+    position = int(digest(os.fsencode(name)), 16) / 2**64
     if position < test_fraction:
         return "test"
     return "val" if position < test_fraction + val_fraction else "train"

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from datamodules.decoding import read_square
 from datamodules.dequantize import DataError, DequantizedImages, ImageError, random_stream
 from datamodules.sources import digest
-from datamodules.tables import cell_data, cell_name, content, open_stream
+from datamodules.tables import cell_data, cell_name, content, named, open_stream
 
 BLOCK = 512
 """Encoded images of a lane that are in memory at once, and shuffled."""
@@ -62,21 +62,25 @@ class Stream:
             epoch: 0 or more.
             state: of an earlier iterator, or a copy of ``START``; it is kept up to date.
         """
-        return self._decoded(self._cells(number, epoch, state))
+        with named(self.source):
+            yield from self._decoded(self._cells(number, epoch, state))
 
     def first(self, number: int) -> list[np.ndarray]:
         """The first images in the order of the files, (C, H, W) each."""
-        rows = open_stream(self.source, self.files)
-        cells = (cell for row in rows for cell in row.values() if self.accept(cell_name(cell)))
-        return [pixels for pixels, _ in islice(self._decoded(cells), number)]
+        with named(self.source):
+            rows = open_stream(self.source, self.files)
+            cells = (cell for row in rows for cell in row.values() if self.accept(cell_name(cell)))
+            return [pixels for pixels, _ in islice(self._decoded(cells), number)]
 
     def _decoded(self, cells: Iterator[dict[str, Any]]) -> Iterator[tuple[np.ndarray, int]]:
         for cell in cells:
-            data = content(cell_data(cell))
             try:
-                yield read_square(data, self.image_size, self.channels), int(digest(data), 16)
-            except ImageError as error:
+                data = content(cell_data(cell))
+                square = read_square(data, self.image_size, self.channels)
+            except (ImageError, FileNotFoundError) as error:
                 warnings.warn(f"{self.source}: left out {cell_name(cell)}: {error}", stacklevel=2)
+            else:
+                yield square, int(digest(data), 16)
 
     def _cells(self, number: int, epoch: int, state: State) -> Iterator[dict[str, Any]]:
         from datasets.distributed import split_dataset_by_node

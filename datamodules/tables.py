@@ -30,6 +30,9 @@ class Rows:
         self.table = table
         self.rows = rows
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     @cached_property
     def names(self) -> list[str]:
         """Paths, with the digest of the bytes where a row has none."""
@@ -42,8 +45,22 @@ class Rows:
 
 
 def is_table(source: str) -> bool:
-    """Whether a source is a hub set or a folder with parquet files."""
-    return source.startswith(HUB) or next(Path(source).rglob("*.parquet"), None) is not None
+    """Whether a source is a hub set or a folder with parquet files that hold images."""
+    return source.startswith(HUB) or any(map(_holds_images, Path(source).rglob("*.parquet")))
+
+
+def _holds_images(file: Path) -> bool:
+    """Whether a parquet file has a column of images, or is damaged, which reading it will tell."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(file)
+    except (OSError, pa.ArrowInvalid):
+        return True
+    structs = [field.type for field in schema if pa.types.is_struct(field.type)]
+    known = b'"_type": "Image"' in (schema.metadata or {}).get(b"huggingface", b"")
+    return known or any(struct.get_field_index("bytes") >= 0 for struct in structs)
 
 
 def load_tables(source: str) -> dict[str, "Dataset"]:
@@ -57,7 +74,8 @@ def load_tables(source: str) -> dict[str, "Dataset"]:
     """
     import datasets
 
-    with _named(source):
+    with named(source):
+        _builder(source)
         tables = datasets.load_dataset(source.removeprefix(HUB))
     found = _known_splits(source, tables)
     return {split: undecoded(table, source) for split, table in found.items()}
@@ -69,10 +87,8 @@ def table_files(source: str) -> dict[str, list[str]]:
     Raises:
         DataError: as for ``load_tables``.
     """
-    import datasets
-
-    with _named(source):
-        files = datasets.load_dataset_builder(source.removeprefix(HUB)).config.data_files or {}
+    with named(source):
+        files = _builder(source).config.data_files or {}
     return _known_splits(source, {str(split): list(names) for split, names in files.items()})
 
 
@@ -98,14 +114,15 @@ def undecoded(table: Any, source: str) -> Any:
     raise DataError(f"data.source={source}: no column of images among {', '.join(table.features)}")
 
 
-def cell_data(cell: dict[str, Any]) -> bytes | Path:
-    """What {"bytes", "path"} holds, or points to."""
-    return Path(cell["path"]) if cell["bytes"] is None else cell["bytes"]
+def cell_data(cell: dict[str, Any] | None) -> bytes | Path:
+    """What {"bytes", "path"} holds, or points to; nothing where there is nothing."""
+    data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
+    return Path(path) if path and data is None else data or b""
 
 
-def cell_name(cell: dict[str, Any]) -> str:
+def cell_name(cell: dict[str, Any] | None) -> str:
     """The path of {"bytes", "path"}, or the digest of the bytes where it is not known."""
-    return cell["path"] or digest(cell["bytes"])
+    return (cell or {}).get("path") or digest((cell or {}).get("bytes") or b"")
 
 
 def content(data: bytes | Path) -> bytes:
@@ -117,9 +134,12 @@ def row_names(table: "Dataset") -> list[str]:
     """Names of all rows; reads bytes only of those that have no path."""
     import pyarrow.compute as pc
 
-    column = table.column_names[0]
-    paths = pc.struct_field(table.data.column(column), "path").to_pylist()
-    return [path or digest(table[row][column]["bytes"]) for row, path in enumerate(paths)]
+    name = table.column_names[0]
+    column = table.data.column(name)
+    if column.type.get_field_index("path") < 0:
+        return [cell_name(row[name]) for row in table]
+    paths = pc.struct_field(column, "path").to_pylist()
+    return [path or cell_name(table[row][name]) for row, path in enumerate(paths)]
 
 
 def _known_splits(source: str, splits: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,9 +149,29 @@ def _known_splits(source: str, splits: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _builder(source: str) -> "datasets.DatasetBuilder":
+    """What reads the files of the kind that a source has most of, which must be parquet."""
+    import datasets
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    builder = datasets.load_dataset_builder(source.removeprefix(HUB))
+    if not (isinstance(builder, Parquet) or source.startswith(HUB)):
+        raise DataError(
+            f"data.source={source}: other files outnumber the parquet files with images, expected "
+            "the one or the other"
+        )
+    return builder
+
+
 @contextmanager
-def _named(source: str) -> Iterator[None]:
+def named(source: str) -> Iterator[None]:
+    """Errors of reading name the source."""
+    from datasets.exceptions import DatasetsError
+
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise DataError(f"data.source={source}: {str(error).splitlines()[0]}") from error
+    except DataError:
+        raise
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = str(error.__cause__ or error) or type(error).__name__
+        raise DataError(f"data.source={source}: {reason.splitlines()[0]}") from error

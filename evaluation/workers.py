@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -14,7 +13,7 @@ from typing import Any
 
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation
-from flowprior.processes import end_with_parent
+from flowprior.processes import end_with_parent, interrupts_held
 
 POLL_SECONDS = 0.5
 
@@ -96,7 +95,8 @@ def _measure_in_processes(
         processes, context, _Worker.start, (evaluation, arrays, underway, counter)
     )
     try:
-        running = {pool.submit(_Worker.measure, batch) for batch in batches}
+        with interrupts_held():
+            running = {pool.submit(_Worker.measure, batch) for batch in batches}
         while running:
             done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
             for future in done:
@@ -127,7 +127,6 @@ class _Worker:
         """Take a number, a GPU if there are some and a share of the cores; end with the parent."""
         import torch
 
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
         end_with_parent()
         with counter.get_lock():
             cls.number = counter.value

@@ -2,14 +2,39 @@
 
 import multiprocessing
 import os
-from threading import Thread
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Processes started in this block never see Ctrl-C; this one sees it when the block ends."""
+    resource_tracker.ensure_running()  # it lets signals through when it starts
+    received: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    if main:  # another thread may take the signal, whose handler this thread runs all the same
+        signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # is inherited
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
 
 
 def end_with_parent() -> None:
-    """Do not outlive a parent that was killed; to be called once in a process it started."""
+    """Leave Ctrl-C to the parent, and do not outlive it; to be called once in a new process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,13 +1,19 @@
 """The data modules of real images, on tiny sets in the real formats."""
 
+import os
+import re
 import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 from urllib.error import URLError
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,7 +21,7 @@ from datamodules import CIFAR10, MNIST, CelebA, CelebAHQ, ChestXray, ImageFolder
 from datamodules.base import SPLITS
 from datamodules.chest_xray import patient
 from datamodules.dequantize import DataError, DequantizedImages, ImageError
-from datamodules.faces import read_partition
+from datamodules.faces import MAPPING, PARTITION, read_partition
 from datamodules.loading import GlobalBatchSampler
 from datamodules.sources import ArrayImages, image_names, split_of
 from tests import picture_files
@@ -47,8 +53,13 @@ def test_celeba_hq_takes_the_split_of_the_original(tmp_path):
     assert (image[1].diff(dim=0).mean(dim=1) > 0).all()  # upright
 
 
-def test_counts_of_the_real_celeba_hq(tmp_path):
+def test_counts_of_the_real_celeba_hq(tmp_path, monkeypatch):
     """Lists of the true sizes; which of CelebA's images were taken is drawn here."""
+    files = {
+        "CelebA-HQ-img": [f"{i}.jpg" for i in range(30000)],
+        "img_align_celeba": [f"{i:06d}.jpg" for i in range(1, 202600)],
+    }
+    monkeypatch.setattr("datamodules.pictures.os.listdir", lambda path: files[path.name])
     starts, sizes, taken = (0, 162770, 182637), (162770, 19867, 19962), (24183, 2993, 2824)
     rng = np.random.default_rng(0)
     originals = np.concatenate(
@@ -60,9 +71,34 @@ def test_counts_of_the_real_celeba_hq(tmp_path):
     (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text(mapping)
     lines = picture_files.partition_lines(sizes)
     (tmp_path / "list_eval_partition.txt").write_text("\n".join(lines))
-    assert counts(CelebAHQ(str(tmp_path))) == taken == CelebAHQ.official_counts
     (tmp_path / "img_align_celeba").mkdir()
-    assert counts(CelebA(str(tmp_path))) == sizes == CelebA.official_counts
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert counts(CelebAHQ(str(tmp_path))) == taken == CelebAHQ.official_counts
+        assert counts(CelebA(str(tmp_path))) == sizes == CelebA.official_counts
+
+
+def test_faces_that_are_not_all_there_are_refused(tmp_path):
+    source = picture_files.celeba_hq(tmp_path / "hq")
+    partition, mapping = source / PARTITION, source / MAPPING
+    mapping.write_text("\n".join(mapping.read_text().splitlines()[:-10]))
+    with pytest.warns(UserWarning, match="not the official splits of 24183 / 2993 / 2824"):
+        assert sum(counts(CelebAHQ(str(source), 16))) == 60
+    partition.write_text("\n".join(partition.read_text().splitlines()[:100]))
+    with pytest.raises(DataError, match=r"\d{6}\.jpg is not in list_eval_partition"):
+        CelebAHQ(str(source), 16).images("train")
+
+    source = picture_files.celeba(tmp_path / "aligned")
+    removed = sorted((source / "img_align_celeba").iterdir())[:2]
+    for path in removed:
+        path.unlink()
+    with pytest.raises(
+        DataError, match=rf": 2 of \d+ images are missing .*{removed[0].name} first"
+    ):
+        CelebA(str(source), 16).images("train")
+    (source / PARTITION).write_text("000001.jpg 0", encoding="utf-16")
+    with pytest.raises(DataError, match=r"list_eval_partition\.txt: expected UTF-8 text"):
+        CelebA(str(source), 16).images("train")
 
 
 def test_celeba_is_cropped_to_its_centre(tmp_path):
@@ -193,12 +229,106 @@ def test_unknown_hub_set_is_one_line(monkeypatch):
 
 
 def test_table_without_images_is_refused(tmp_path):
-    import datasets
-
     table = datasets.Dataset.from_dict({"text": ["a", "b"]})
     table.to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(DataError, match="no column of images among text"):
+    with pytest.raises(
+        DataError, match=r"no images there, .* parquet files with a column of images"
+    ):
         ImageFolder(str(tmp_path), 16).images("train")
+
+
+def test_table_beside_images_is_not_theirs(tmp_path):
+    source = picture_files.folder(tmp_path / "some")
+    expected = names(ImageFolder(str(source), 16))
+    datasets.Dataset.from_dict({"file_name": ["0.png"], "text": ["a"]}).to_parquet(
+        source / "metadata.parquet"
+    )
+    assert names(ImageFolder(str(source), 16)) == expected
+    with pytest.raises(DataError, match="has no parquet files with images"):
+        ImageFolder(str(source), 16, streaming=True).check(1)
+    table = picture_files.parquet(tmp_path / "set", {"train": [3]})
+    next(table.rglob("*.parquet")).rename(source / "more.parquet")
+    with pytest.raises(DataError, match="other files outnumber the parquet files"):
+        ImageFolder(str(source), 16).images("train")
+
+
+def test_image_beside_a_table_is_not_its(tmp_path):
+    source = picture_files.parquet(tmp_path, {"train": [9], "validation": [2], "test": [2]})
+    picture_files.save(source / "assets/preview.png", picture_files.picture(0, 16, 16))
+    assert counts(ImageFolder(str(source), 16)) == (9, 2, 2)
+
+
+CELLS = [
+    {"bytes": picture_files.encoded(picture_files.picture(0, 16, 16)), "path": "a.png"},
+    {"bytes": None, "path": None},
+    None,
+    {"bytes": None, "path": "/nowhere/b.png"},
+]
+
+
+def test_empty_cells_are_bad_images(tmp_path):
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array([*CELLS, *CELLS[:1] * 20], struct)})
+    pq.write_table(table, tmp_path / "train.parquet")
+    options = {"val_fraction": 0.0, "test_fraction": 0.0}
+    images = ImageFolder(str(tmp_path), 16, **options).images("train")
+    for bad in (1, 2, 3):
+        with pytest.raises(ImageError, match=r"image .* cannot be decoded"):
+            images[bad]
+    assert images[0].equal(images[4])
+    stream = ImageFolder(str(tmp_path), 16, batch_size=1, streaming=True, **options)
+    with pytest.warns(UserWarning, match="left out") as found:
+        assert len(list(stream.train_dataloader())) == 21
+    assert len({str(warning.message) for warning in found}) == 2  # two have no name at all
+
+
+def test_column_of_bytes_alone(tmp_path):
+    cells = [{"bytes": picture_files.encoded(picture_files.picture(i, 16, 16))} for i in range(20)]
+    datasets.Dataset.from_dict({"image": cells}).to_parquet(tmp_path / "train.parquet")
+    data = ImageFolder(str(tmp_path), 16)
+    assert sum(counts(data)) == 20
+    assert len(set(chain(*names(data).values()))) == 20
+    stream = ImageFolder(str(tmp_path), 16, batch_size=1, streaming=True)
+    assert len(list(stream.train_dataloader())) == counts(data)[0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kept", [0, 500, -300])
+def test_damaged_table_is_named(tmp_path, kept, streaming):
+    source = picture_files.parquet(tmp_path, {"train": [9, 9]})
+    path = source / "data/train-00001-of-00002.parquet"
+    path.write_bytes(path.read_bytes()[:kept])
+    data = ImageFolder(str(source), 16, batch_size=2, streaming=streaming)
+    with pytest.raises(DataError, match=re.escape(f"data.source={source}: ")) as error:
+        list(data.train_dataloader())
+    assert "\n" not in str(error.value)
+
+
+# Folders
+
+
+def test_folder_is_walked_as_a_user_expects(tmp_path):
+    source = picture_files.folder(tmp_path / "source", 5)
+    elsewhere = picture_files.folder(tmp_path / "elsewhere", 2)
+    before = image_names(source)
+    assert len(before) == 5
+    (source / "album.jpg").mkdir()
+    picture_files.save(source / "album.jpg/in.PNG", picture_files.picture(0, 16, 16))
+    picture_files.save(source / ".thumbs/t.png", picture_files.picture(0, 16, 16))
+    (source / "link").symlink_to(elsewhere)
+    (source / "again").symlink_to(elsewhere)
+    (source / "round").symlink_to(tmp_path)
+    (source / "inside").symlink_to(source / "album.jpg")
+    added = {"album.jpg/in.PNG", *(f"again/{name}" for name in image_names(elsewhere))}
+    assert set(image_names(source)) == {*before, *added}
+
+
+def test_name_that_is_not_utf8(tmp_path):
+    source = picture_files.folder(tmp_path, 3)
+    Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.png")).write_bytes(b"damaged")
+    data = ImageFolder(str(source), 16, val_fraction=0.0, test_fraction=0.0)
+    with pytest.raises(ImageError, match=r"image caf\\udce9\.png cannot be decoded"):
+        [*data.batches("train", 4)]
 
 
 def test_absent_folder_says_how_to_make_it(tmp_path):
@@ -210,9 +340,13 @@ def test_absent_folder_says_how_to_make_it(tmp_path):
 
 
 def test_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="batch_size=64 is larger than the data set"):
+    with pytest.raises(DataError, match=r"no images there, expected \.bmp, .*parquet"):
         ImageFolder(str(tmp_path), 16).check(1)
+    with pytest.raises(DataError, match=r"expected hub:owner/name"):
+        ImageFolder("hub:", 16).check(1)
     source = picture_files.folder(tmp_path)
+    with pytest.raises(ValueError, match="batch_size=64 is larger than the data set"):
+        ImageFolder(str(source), 16).check(1)
     with pytest.raises(ValueError, match="no validation images"):
         ImageFolder(str(source), 16, val_fraction=0, batch_size=2).check(1)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_prepared_images_are_the_decoded_ones(tmp_path, module, shards_of_eight)
 def test_prepared_from_parquet_with_equal_names(tmp_path):
     source = picture_files.parquet(tmp_path / "source", {"train": [9], "test": [4], "val": [3]})
     data = ImageFolder(str(source), 16)
-    data._rows["train"].names[:] = ["same.png"] * 9
+    data._splits["train"].names[:] = ["same.png"] * 9
     info = prepare(data, tmp_path / "made")
     assert info["images"] == {"train": [9], "val": [3], "test": [4]}
     assert everything(ImageFolder(str(tmp_path / "made"), 16)).equal(everything(data))
@@ -159,6 +160,44 @@ def test_strict_stops_at_the_first_bad_image(tmp_path, damaged, monkeypatch, cap
     assert run(monkeypatch, *arguments, "--workers", 0) == 0  # continues, and leaves them out
 
 
+def test_strict_heeds_what_was_left_out_before(tmp_path, damaged, monkeypatch, capsys):
+    arguments = ("folder", "--source", damaged, "--output", tmp_path / "made", "--image-size", 16)
+    assert run(monkeypatch, *arguments, "--workers", 0) == 0
+    for finished in (True, False):
+        info = json.loads((tmp_path / "made/prepared.json").read_text())
+        (tmp_path / "made/prepared.json").write_text(json.dumps({**info, "finished": finished}))
+        capsys.readouterr()
+        assert run(monkeypatch, *arguments, "--workers", 0, "--strict") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "error: image bad" in line
+    assert not read_info(tmp_path / "made")["finished"]
+
+
+def test_set_without_images_is_not_finished(tmp_path):
+    source = picture_files.folder(tmp_path / "source", 30)
+    with pytest.raises(DataError, match="no image for training is left"):
+        prepare(ImageFolder(str(source), 64), tmp_path / "small")
+    assert not read_info(tmp_path / "small")["finished"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/photo.heic").write_bytes(b"of a telephone")
+    with pytest.raises(DataError, match="no images there"):
+        prepare(ImageFolder(str(tmp_path / "empty"), 16), tmp_path / "none")
+    prepare(ImageFolder(str(source), 16), tmp_path / "made")
+    with pytest.raises(DataError, match="made is a prepared set"):
+        prepare(ImageFolder(str(tmp_path / "made"), 16), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_name_that_is_not_utf8(tmp_path):
+    source = picture_files.folder(tmp_path / "source", 3)
+    good = picture_files.encoded(picture_files.picture(0, 16, 16))
+    for name, data in ((b"caf\xe9", good), (b"\xff", b"")):
+        Path(os.fsdecode(os.fsencode(source) + b"/" + name + b".png")).write_bytes(data)
+    info = prepare(ImageFolder(str(source), 16), tmp_path / "made", workers=1)
+    assert sum(map(sum, info["images"].values())) == 4
+    assert [line.split()[0] for line in info["skipped"]] == ["\\udcff.png"]
+
+
 def test_process_that_dies_is_reported(tmp_path, monkeypatch):
     data = ImageFolder(str(picture_files.folder(tmp_path / "source")), 16)
 
@@ -193,6 +232,33 @@ def slowly(*arguments):
 
 decoding_pool.read_square = slowly
 """
+
+
+def test_ctrl_c_is_one_line_also_while_processes_start(tmp_path):
+    """As a terminal does it, the signal goes to all processes."""
+    source = picture_files.folder(tmp_path / "source", 200)
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    options = {"cwd": ROOT, "env": {**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"}}
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    for awaited in ("prepared.json", "train/00000.arrow"):
+        process = subprocess.Popen(
+            command(source, tmp_path / "made", "--workers", "2"),
+            **options,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
+            preexec_fn=heed,
+        )
+        while not (tmp_path / "made" / awaited).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == 130, output
+        assert output.strip().splitlines()[-1] == "stopped"
+        assert "Traceback" not in output
 
 
 def test_killed_command_continues(tmp_path):
@@ -256,8 +322,8 @@ def test_source_that_changed_does_not_mix(tmp_path, damaged):
     with pytest.raises(ImageError):
         prepare(data, tmp_path / "made", strict=True)
     picture_files.folder(damaged / "more")
-    with pytest.raises(DataError, match="was begun with listing="):
-        prepare(data, tmp_path / "made")
+    with pytest.raises(DataError, match="was begun when --source had other images"):
+        prepare(ImageFolder(str(damaged), 16), tmp_path / "made")
 
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
