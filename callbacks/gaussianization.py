@@ -16,6 +16,8 @@ Preset = Literal["robust", "paper"]
 class Gaussianization(Callback):
     """Puts z = h(v) in place of z = v in an `InversionModule`; without it the latent is free.
 
+    The module keeps the layers, `reparameterization`, after the fit.
+
     Args:
         preset: where those of the others come from that are not given; all of them are arguments
             of `flowprior.gaussianization.Gaussianization`.

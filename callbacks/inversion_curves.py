@@ -36,6 +36,8 @@ class InversionCurves(Callback):
     """
 
     def __init__(self, truth: Tensor | None = None, images: int = 8, patch_size: int = 8) -> None:
+        if images < 1:
+            raise ValueError(f"images must be at least 1, got {images}")
         self.truth = truth
         self.images = images
         self.patch_size = patch_size
@@ -43,16 +45,17 @@ class InversionCurves(Callback):
         self.latents: Tensor | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the start."""
+        """Note the start; a run that is resumed has noted it before."""
         truth = None if self.truth is None else self.truth.to(pl_module.v.device)
         self.recording = Recording(truth, self.images, self.patch_size, pl_module.iterations)
-        self._note(writer_of(trainer), pl_module, 0)
+        if trainer.global_step == 0:
+            self._note(writer_of(trainer), pl_module, 0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
         """Note an iteration."""
-        self._note(writer_of(trainer), pl_module, i + 1)
+        self._note(writer_of(trainer), pl_module, trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show where it ended."""
@@ -78,7 +81,7 @@ class InversionCurves(Callback):
         """Write pictures and typicality at an iteration of which they were kept."""
         pictures = self.recording.snapshots
         shown = slice(self.images)
-        rows = {"observation": module.y[shown], "start": pictures[0]}
+        rows = {"observation": module.y[shown], "start": pictures[min(pictures)]}
         if self.truth is not None:
             rows = {"truth": self.truth[shown], **rows}
         figure = progress_grid({**rows, "current": pictures[iteration]})

@@ -1,5 +1,7 @@
 """Data that were measured, from a file."""
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +51,17 @@ class Observations:
                     f"{path}: {name} must be ({len(found.y)}, C, H, W), one image for each row of "
                     f"y, got {tuple(images.shape)}"
                 )
+            if images is not None and (images.is_complex() or not in_range(images)):
+                raise ObservationError(
+                    f"{path}: {name} must be in [0, 1], got {images.real.min():.3g} to "
+                    f"{images.real.max():.3g}"
+                )
         return found
+
+
+def in_range(images: Tensor) -> bool:
+    """Whether images are in [0, 1], up to what an interpolation may overshoot."""
+    return float(images.min()) >= -0.5 and float(images.max()) <= 1.5
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -58,7 +70,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         content = np.load(path, allow_pickle=False)
         return {"y": content} if isinstance(content, np.ndarray) else dict(content)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ObservationError(f"{path} is no .npy or .npz file of numbers: {error}") from error
 
 
@@ -68,11 +80,12 @@ def _tensor(path: str | Path, name: str, array: np.ndarray) -> Tensor:
             f"{path}: {name} must be an array of numbers (n, ...), not empty, got {array.dtype} "
             f"{array.shape}"
         )
+    with np.errstate(over="ignore"):
+        array = array.astype(np.complex64 if array.dtype.kind == "c" else np.float32)
     bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
     if bad.any():
         raise ObservationError(
             f"{path}: {name} must be finite; rows {np.flatnonzero(bad)[:10].tolist()} have NaN or "
-            "infinite entries"
+            "infinite entries, in single precision"
         )
-    kind = np.complex64 if array.dtype.kind == "c" else np.float32
-    return torch.from_numpy(array.astype(kind))
+    return torch.from_numpy(array)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +24,42 @@ def file_name(name: str) -> str:
     >>> file_name("SNR 10 dB/glow")
     'SNR-10-dB-glow'
     """
-    return re.sub(r"[^\w-]+", "-", name).strip("-") or "unnamed"
+    return re.sub(r"[^\w-]+", "-", name).strip("-")[:_LONGEST] or "unnamed"
+
+
+def unique_file_name(name: str) -> str:
+    """The same with digits that tell it from those of all other names.
+
+    >>> unique_file_name("flow+") != unique_file_name("flow")
+    True
+    """
+    return f"{file_name(name)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """File names of all names, with digits only where two would be one.
+
+    >>> list(file_names(["flow", "total variation"]).values())
+    ['flow', 'total-variation']
+    """
+    found = {name: file_name(name) for name in names}
+    alike = Counter(found.values())
+    return {
+        name: plain if alike[plain] == 1 else unique_file_name(name)
+        for name, plain in found.items()
+    }
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays or tensors to an ``.npz`` file, all of them or nothing."""
+    import numpy as np
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **{key: to_numpy(array) for key, array in arrays.items()})
+
+
+_LONGEST = 150
 
 
 class ArrayStore:
@@ -35,23 +74,23 @@ class ArrayStore:
 
     def save(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Keep arrays or tensors under a name, in place of those that had it before."""
-        import numpy as np
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self._path(name)) as path:
-            np.savez(path, **{key: to_numpy(array) for key, array in arrays.items()})
+        save_arrays(self._path(name), arrays)
 
     def load(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays kept under a name; KeyError if there are none."""
+        """The arrays kept under a name; ValueError if there are none, or damaged ones."""
         import numpy as np
 
-        if name not in self:
-            raise KeyError(f"no arrays {name!r} in {self.folder}")
-        with np.load(self._path(name), allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(self._path(name), allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{self._path(name)}, which belongs to a record, is missing or damaged: remove "
+                f"{self.folder.parent} to measure anew"
+            ) from error
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{file_name(name)}.npz"
+        return self.folder / f"{unique_file_name(name)}.npz"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import flowprior
 from datamodules import ImageDataModule
-from evaluation.arrays import ArrayStore
+from evaluation.arrays import ArrayStore, file_names, save_arrays
 from evaluation.base import Cell, Evaluation
 from evaluation.device import checked_device
 from evaluation.experiment import Experiment, Published
@@ -22,14 +22,14 @@ from evaluation.inversion_figures import (
     write_boards,
 )
 from evaluation.layout import labels_text
-from evaluation.methods import Keep, Method, Outcome, Task, batch_invariant
+from evaluation.methods import Keep, Method, Outcome, Task
 from evaluation.records import Labels, Record, file_digest
 from evaluation.sources import Measured, Simulated, rms
 from evaluation.table import Metric, Table
 from evaluation.weights import found_weights
 from flowprior.command_line import UsageError
 from flowprior.flows import Flow
-from flowprior.inversion import smoothed
+from flowprior.inversion import batch_invariant, smoothed
 from flowprior.metrics import lpips, typicality
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class InversionEvaluation(Evaluation):
         """Weights, images, experiments and methods."""
         cells = {labels_text(cell.labels): self._settings(cell) for cell in self.cells()}
         return {
-            "weights": file_digest(self.weights / "model.safetensors"),
+            "weights": self._weights_digest,
             "iterations": self.iterations,
             "start": [self.start, self.start_deviation],
             "data": self.source.fingerprint(),
@@ -225,6 +225,10 @@ class InversionEvaluation(Evaluation):
             )
         return flow
 
+    @cached_property
+    def _weights_digest(self) -> str:
+        return file_digest(self.weights / "model.safetensors")
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the flow: every process loads its own, on its device."""
         return {name: value for name, value in vars(self).items() if name != "flow"}
@@ -254,17 +258,19 @@ class InversionEvaluation(Evaluation):
     ) -> tuple[Task, Tensor | None]:
         """What a method gets to see, and the rms of the noise, (B,), if it is known."""
         y, noise = self.source.observed(experiment, images, seed)
-        truth = self.source.truth(images)
+        truth, start = self.source.truth(images), self._starting_images(images)
+        dtype = next(self.flow.parameters()).dtype
+        physics = experiment.physics(self.flow.image_shape, assumed=True)
         task = Task(
             prior=self.flow,
-            physics=experiment.physics(self.flow.image_shape, assumed=True).to(self.device),
-            y=y.to(self.device),
-            truth=None if truth is None else truth.to(self.device),
-            start=self._starting_images(images),
+            physics=physics.to(self.device, dtype),
+            y=y.to(self.device, dtype.to_complex() if y.is_complex() else dtype),
+            truth=None if truth is None else truth.to(self.device, dtype),
+            start=None if start is None else start.to(self.device, dtype),
             iterations=self.iterations,
             seed=seed,
             pictures=self.shown,
-            keep=Keep(arrays, images, self.device),
+            keep=Keep(arrays, images, self.device, self._weights_digest),
             progress=self.progress,
         )
         return task, noise
@@ -273,8 +279,8 @@ class InversionEvaluation(Evaluation):
         if self.start == "latent":
             return None
         if self.start == "file":
-            return self.source.start(images).to(self.device)
-        return smoothed(self.source.truth(images), self.start_deviation).to(self.device)
+            return self.source.start(images)
+        return smoothed(self.source.truth(images), self.start_deviation)
 
     def _keep(
         self, cell: Cell, images: Sequence[int], task: Task, outcome: Outcome, arrays: ArrayStore
@@ -293,14 +299,14 @@ class InversionEvaluation(Evaluation):
             arrays.save(array_name(Record(cell.labels, image, {}, cell.part)), kept)
 
     def _write_recovered(self, records: Sequence[Record], arrays: ArrayStore, folder: Path) -> None:
-        cells: dict[tuple[str, str], list[Record]] = {}
+        cells: dict[str, list[Record]] = {}
         for record in records:
-            cells.setdefault(record.cell, []).append(record)
-        recovered = ArrayStore(folder)
-        for group in cells.values():
+            name = f"{labels_text(record.labels)} {record.part}".strip()
+            cells.setdefault(name, []).append(record)
+        places = file_names(cells)
+        for name, group in cells.items():
             images = [torch.from_numpy(arrays.load(array_name(record))["x"]) for record in group]
-            name = f"{labels_text(group[0].labels)} {group[0].part}".strip()
-            recovered.save(name, {"x": torch.stack(images)})
+            save_arrays(folder / f"{places[name]}.npz", {"x": torch.stack(images)})
 
 
 def _measured(task: Task, outcome: Outcome, noise: Tensor | None) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from callbacks.inversion_curves import margins, progress_grid, write_margin
-from evaluation.arrays import ArrayStore, file_name
+from evaluation.arrays import ArrayStore, file_names
 from evaluation.experiment import Experiment
 from evaluation.layout import labels_text
 from evaluation.methods import Method
@@ -73,9 +73,10 @@ def write_boards(records: Sequence[Record], arrays: ArrayStore, folder: Path, sh
     for record in records:
         if is_finite(record):
             rows.setdefault(labels_text(record.labels), []).append(record)
+    places = file_names(rows)
     for name, group in rows.items():
         kept = [arrays.load(array_name(record)) for record in group]
-        _write_board(kept, folder / file_name(name), shown)
+        _write_board(kept, folder / places[name], shown)
 
 
 def _write_board(kept: Sequence[Kept], folder: Path, shown: int) -> None:

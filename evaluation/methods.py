@@ -1,6 +1,5 @@
 """Ways to recover images from data, as an evaluation compares them."""
 
-import hashlib
 import logging
 import warnings
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from callbacks import Gaussianization, InversionCurves
 from evaluation.arrays import ArrayStore
-from evaluation.records import Label
+from evaluation.records import Label, digest
 from flowprior.flows import Flow
 from flowprior.inversion import (
     Objective,
@@ -33,15 +32,25 @@ class Keep:
     """Tensors of these images by name, looked up or else computed and kept in an `ArrayStore`.
 
     What does not depend on the data need not be computed for each noise level.
+
+    Args:
+        arrays: where they are kept.
+        images: their numbers.
+        device: where the tensors are wanted.
+        prior: what tells it from others.
     """
 
-    def __init__(self, arrays: ArrayStore, images: Sequence[int], device: str) -> None:
-        self.arrays, self.images, self.device = arrays, images, device
+    def __init__(
+        self, arrays: ArrayStore, images: Sequence[int], device: str, prior: str = ""
+    ) -> None:
+        self.arrays, self.images, self.device, self.prior = arrays, images, device, prior
 
-    def __call__(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """Tensor (B, ...) of the images."""
-        key = hashlib.sha256(name.encode()).hexdigest()[:16]
-        names = [f"kept-{key}-{image}" for image in self.images]
+    def __call__(self, name: str, of: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """Tensor (B, ...) that follows from the name, the prior and the rows `of` (B, ...)."""
+        names = [
+            f"kept-{digest(name, self.prior, row)[:16]}-{image}"
+            for image, row in zip(self.images, of, strict=True)
+        ]
         if not all(name in self.arrays for name in names):
             for name, row in zip(names, compute(), strict=True):
                 self.arrays.save(name, {"row": row})
@@ -177,7 +186,7 @@ class FlowInversion(Method):
             )
 
         key = [layers and layers.settings, beta, self.projection_iterations, task.seed]
-        return task.keep(repr(key), project)
+        return task.keep(repr(key), task.start, project)
 
 
 class TotalVariation(Method):
@@ -248,19 +257,6 @@ def fit(module: InversionModule, callbacks: Sequence[Callback], device: torch.de
         trainer.fit(module)
     # Lightning leaves everything on the CPU: the prior and the operator too, which others need.
     module.to(device)
-
-
-@contextmanager
-def batch_invariant() -> Iterator[None]:
-    """Within it no result on a CPU depends on the size of the batch, down to the last bit.
-
-    oneDNN chooses its convolutions by the size of the batch, and L-BFGS on an ill-posed problem
-    makes something visible of a difference in the last digit.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*TF32 acceleration.*")
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
 
 
 @contextmanager

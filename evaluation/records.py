@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from flowprior.io import named_error, sync_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Label = str | int | float | bool | None
 Labels = Mapping[str, Label]
@@ -56,6 +59,18 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 of a file (of weights, say), for fingerprints."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(*parts: "str | Tensor") -> str:
+    """SHA-256 of texts and tensors, for fingerprints."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            found.update(part.encode())
+        else:
+            found.update(f"{part.dtype} {tuple(part.shape)} ".encode())
+            found.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 class RecordStore:

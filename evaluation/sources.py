@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment
+from evaluation.records import digest
 
 
 class Source(ABC):
@@ -56,9 +57,8 @@ class Simulated(Source):
         return min(self.images or total, total)
 
     def fingerprint(self) -> list[Any]:
-        """The data set and its first image."""
-        first = self.truth([0])
-        return [type(self.data).__name__, float(first.mean()), float(first.std())]
+        """The data set, its first image and its last one."""
+        return [type(self.data).__name__, digest(self.truth([0, self.count - 1]))]
 
     def check(self, experiment: Experiment) -> None:
         """All of them."""
@@ -91,9 +91,10 @@ class Measured(Source):
         return len(self.observations.y)
 
     def fingerprint(self) -> list[Any]:
-        """The shape and the sum."""
-        y = self.observations.y
-        return [list(y.shape), float(y.abs().double().sum())]
+        """All that the file holds."""
+        found = self.observations
+        parts = {"y": found.y, "truth": found.truth, "start": found.start}
+        return [digest(*(p for n, t in parts.items() if t is not None for p in (n, t)))]
 
     def check(self, experiment: Experiment) -> None:
         """Noise and another true operator are for simulated data."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flowprior.flows import Flow
 from flowprior.gaussianization import Identity, Reparameterization
+from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.invert import checked_start, starting_latents
 from flowprior.inversion.objective import Objective
 from flowprior.inversion.problem import InverseProblem
@@ -75,13 +76,22 @@ class InversionModule(pl.LightningModule):
         problem = InverseProblem(
             self.prior, self.physics, self.y, self.reparameterization, self.objective
         )
-        self.solver = make_solver(problem, self.v, self.method, self.learning_rate)
+        with batch_invariant():
+            self.solver = make_solver(problem, self.v, self.method, self.learning_rate)
         return self.solver.optimizer
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Make one iteration of all images that are not done."""
+        """Make one iteration of all images that are not done.
+
+        Lightning's own optimizer wrapper would hide which rows a closure is for; it is told of the
+        step, so that `max_steps`, `global_step` and checkpoints count iterations.
+        """
+        optimizer = self.optimizers()
+        optimizer._on_before_step()
         if self.solver.active.any():
-            self.solver.step()
+            with batch_invariant():
+                self.solver.step()
+        optimizer._on_after_step()
         means = self.solver.values[:, self.solver.finite].mean(1)
         for name, mean in zip(CURVES, means, strict=True):
             self.log(f"inversion/{name}", mean)
@@ -90,4 +100,6 @@ class InversionModule(pl.LightningModule):
     @property
     def images(self) -> Tensor:
         """The images at the latents as they are, (B, C, H, W), in [0, 1] up to overshoot."""
+        if self.solver is None:
+            raise RuntimeError("there are no images before Trainer.fit has started")
         return self.solver.x

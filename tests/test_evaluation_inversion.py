@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import flowprior
+from evaluation.arrays import ArrayStore
 from evaluation.experiment import Experiment
 from flowprior.command_line import run_command
 from flowprior.physics import gaussian_blur
@@ -188,8 +189,9 @@ def test_best_iteration_is_that_of_the_mean(folder, whole):
     rows = json.loads((folder / "whole" / "table.json").read_text())["rows"]
     means = []
     for seed in (0, 1):
-        names = [f"noise-20-method-flow-seed-{seed}-{image}.npz" for image in range(5)]
-        curves = [np.load(folder / "whole" / "arrays" / name)["ssim"] for name in names]
+        arrays = ArrayStore(folder / "whole" / "arrays")
+        names = [f"noise 20, method flow seed {seed} {image}" for image in range(5)]
+        curves = [arrays.load(name)["ssim"] for name in names]
         means.append(np.mean(curves, axis=0).max())
     assert rows[3]["metrics"]["best_ssim"]["mean"] == pytest.approx(np.mean(means), rel=1e-9)
 
@@ -253,7 +255,76 @@ def test_noise_of_an_experiment_is_what_it_says(operator, noise, sigma):
     assert (energy / expected).mean() == pytest.approx(1, abs=0.1)
 
 
+def measured(folder, output, *options, config=MEASURED):
+    """Rows of the table of a run on measured data."""
+    (folder / f"{output}.yaml").write_text(config)
+    assert run_here(folder, "--config", f"{output}.yaml", "--output", output, *options) == 0
+    return json.loads((folder / output / "table.json").read_text())["rows"]
+
+
+def test_labels_that_differ_in_a_sign_are_kept_apart(folder):
+    plain = measured(folder, "plain")
+    signs = measured(folder, "signs", config=MEASURED.replace("flow + layers", "flow+"))
+    for row, expected in zip(signs, plain, strict=True):
+        for name in ("psnr", "best_psnr"):
+            assert row["metrics"][name]["mean"] == expected["metrics"][name]["mean"]
+    signs = measured(folder, "alike", config=MEASURED.replace("flow + layers", "flow*"))
+    assert signs[0]["metrics"]["best_psnr"]["mean"] == plain[0]["metrics"]["best_psnr"]["mean"]
+    assert signs[1]["metrics"]["best_psnr"]["mean"] == plain[1]["metrics"]["best_psnr"]["mean"]
+    assert len(list((folder / "alike/recovered").glob("*.npz"))) == 2
+    long = measured(folder, "long", config=MEASURED.replace("flow + layers", 60 * "layers "))
+    assert long[1]["metrics"]["psnr"] == plain[1]["metrics"]["psnr"]
+
+
+def test_start_of_other_images_is_not_taken_for_this(folder):
+    found = dict(np.load(folder / "measured.npz"))
+    options = ("--evaluation.start", "file", "--evaluation.observations", "start.npz")
+    means = []
+    for value in (0.2, 0.8):
+        np.savez(folder / "start.npz", **found, start=np.full((3, 1, 16, 16), value))
+        means.append(measured(folder, "start", *options)[0]["metrics"]["psnr"]["mean"])
+        (folder / "start/records.jsonl").unlink()
+    assert means[0] != means[1]
+    assert measured(folder, "fresh", *options)[0]["metrics"]["psnr"]["mean"] == means[1]
+
+
+def test_other_truth_is_not_taken_for_finished(folder, capsys):
+    found = dict(np.load(folder / "measured.npz"))
+    np.savez(folder / "changing.npz", **found)
+    options = ("--evaluation.observations", "changing.npz")
+    measured(folder, "changing", *options)
+    np.savez(folder / "changing.npz", y=found["y"], truth=1 - found["truth"])
+    assert run_here(folder, "--config", "changing.yaml", "--output", "changing", *options) == 2
+    assert "records.jsonl" in capsys.readouterr().err
+
+
+def test_missing_or_damaged_arrays_are_named(folder, capsys):
+    measured(folder, "damaged")
+    file = sorted((folder / "damaged/arrays").glob("method-*.npz"))[0]
+    content = file.read_bytes()
+    for damaged in (content[:200], content[:100] + bytes(100) + content[200:], None):
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        capsys.readouterr()
+        assert run_here(folder, "--config", "damaged.yaml", "--output", "damaged") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{file.name}, which belongs to a record, is missing or damaged" in line
+
+
+def test_flow_in_double_precision(folder):
+    flow = make_perturbed_glow(1, 16, levels=2, steps=2, coupling="affine")
+    flowprior.save(flow, folder / "double")
+    single = measured(folder, "single")
+    double = measured(folder, "in-double", "--evaluation.weights", "double")
+    for row, expected in zip(double, single, strict=True):
+        assert row["metrics"]["psnr"]["mean"] == pytest.approx(
+            expected["metrics"]["psnr"]["mean"], abs=1
+        )
+
+
 MISTAKES = {
+    "damaged": (["--evaluation.observations", "cut.npz"], "cut.npz is no .npy or .npz file"),
+    "bytes": (["--evaluation.observations", "bytes.npz"], "truth must be in [0, 1], got 0 to 255"),
+    "too large": (["--evaluation.observations", "large.npz"], "in single precision"),
     "missing file": (["--evaluation.observations", "none.npz"], "no file of observations none.npz"),
     "no numbers": (["--evaluation.observations", "measured.yaml"], "no .npy or .npz file"),
     "NaN": (["--evaluation.observations", "nan.npz"], r"rows [1] have NaN"),
@@ -270,6 +341,12 @@ WRONG_CONFIGS = {
     "negative weight": ("beta: 1.0", "beta: -1.0", "objective.beta must be finite and at least 0"),
     "operator": ("operator: gaussian_blur", "operator: gauss", "operator must be one of denoising"),
     "option": ("{tau: 1.0}", "{tua: 1.0}", "its options are tau"),
+    "kind": ("{tau: 1.0}", "{tau: big}", "gaussian_blur does not take tau='big'"),
+    "fraction": (
+        "operator: gaussian_blur\n        options: {tau: 1.0}",
+        "operator: super_resolution\n        options: {factor: 2.5}",
+        "factor=2.5",
+    ),
     "shapes": (
         "operator: gaussian_blur\n        options: {tau: 1.0}",
         "operator: colourisation",
@@ -300,6 +377,11 @@ def test_mistake_is_one_line(folder, capsys, name):
     np.savez(folder / "nan.npz", y=y)
     np.savez(folder / "small.npz", y=np.zeros((2, 1, 8, 8)))
     np.savez(folder / "other.npz", z=np.zeros((2, 1, 8, 8)))
+    np.savez(folder / "large.npz", y=np.full((2, 1, 16, 16), 1e300))
+    truth = np.zeros((2, 1, 16, 16), np.uint8)
+    truth[0] = 255
+    np.savez(folder / "bytes.npz", y=np.zeros((2, 1, 16, 16)), truth=truth)
+    (folder / "cut.npz").write_bytes((folder / "small.npz").read_bytes()[:700])
     options, message = MISTAKES[name]
     output = f"mistake-{name.replace(' ', '-')}"
     assert run_here(folder, "--config", "measured.yaml", *options, "--output", output) == 2

@@ -3,13 +3,16 @@
 import copy
 import math
 
+import deepinv
 import pytest
 import torch
 import torch.nn.functional as F
 
+import flowprior
 from flowprior.flows import standard_normal_log_prob
 from flowprior.gaussianization import Gaussianization
 from flowprior.inversion import InverseProblem, Objective, invert
+from flowprior.physics import denoising, random_gaussian
 from tests.conftest import make_perturbed_glow
 
 SIZE = 16
@@ -77,15 +80,62 @@ def test_result_does_not_depend_on_the_batch(prior, truth, method):
 
 
 @pytest.mark.parametrize("layers", [None, Gaussianization(4, passes=2), Gaussianization.paper()])
-def test_without_onednn_the_batch_does_not_change_a_bit(prior, truth, layers):
+def test_the_batch_does_not_change_a_bit(prior, truth, layers):
     flow = copy.deepcopy(prior).float()
-    y = mask(truth.float())
-    with torch.backends.mkldnn.flags(enabled=False):
+    gaussian = random_gaussian((1, SIZE, SIZE), 30)
+    for physics, y in ((mask, mask(truth.float())), (gaussian, gaussian.A(truth.float()))):
         options = {"objective": Objective(beta=1e-3), "iterations": 12}
-        together = invert(flow, mask, y, reparameterization=layers, **options)
+        together = invert(flow, physics, y, reparameterization=layers, **options)
         for rows in ([0], [1, 2, 3]):
-            apart = invert(flow, mask, y[rows], reparameterization=layers, **options)
+            apart = invert(flow, physics, y[rows], reparameterization=layers, **options)
             assert torch.equal(apart.x, together.x[rows])
+
+
+def test_operator_that_is_not_one_for_all_is_refused(prior, truth):
+    masks = (
+        torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) > 0.5
+    ).double()
+    with pytest.raises(ValueError, match="makes 4 rows of data of one image"):
+        invert(prior, lambda x: x * masks, truth * masks)
+    with pytest.raises(ValueError, match=r"y must be one tensor of data, .* got \(4,\)"):
+        invert(prior, lambda x: x.mean((1, 2, 3)), truth.mean((1, 2, 3)))
+    physics = deepinv.physics.stack(*2 * [denoising((1, SIZE, SIZE))])
+    with pytest.raises(ValueError, match="got TensorList"):
+        invert(prior, physics, physics.A(truth))
+    with pytest.raises(ValueError, match="must give one tensor, got tuple"):
+        invert(prior, lambda x: (x, x), truth)
+
+
+def test_unit_of_the_loss_does_not_decide_on_the_end(prior, truth):
+    y = mask(truth)
+    found = [
+        invert(
+            prior, mask, y, objective=Objective(prior="none", data_scale=scale), iterations=40
+        ).history["misfit"]
+        for scale in (1e-6, 1.0, 1e3)
+    ]
+    for history in found:
+        assert (history[-1] / history[0]).max() < 1e-2
+
+
+def test_row_that_overflows_leaves_the_others_alone(prior, truth):
+    y = mask(truth)
+    start = torch.randn(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(3)).double()
+    options = {"reparameterization": Gaussianization(4, passes=2), "iterations": 5}
+    expected = invert(prior, mask, y, start=start, **options)
+    start[1] *= 1e200
+    found = invert(prior, mask, y, start=start, **options)
+    assert found.finite.tolist() == [True, False, True, True]
+    rows = [0, 2, 3]
+    assert torch.equal(found.x[rows], expected.x[rows])
+
+
+def test_adam_needs_no_gradient_mode(prior, truth):
+    y = mask(truth)
+    expected = invert(prior, mask, y, method="adam", iterations=3)
+    with torch.no_grad():
+        found = flowprior.invert(prior, mask, y, method="adam", iterations=3)
+    assert torch.equal(found.x, expected.x)
 
 
 def test_large_weight_of_the_latent_norm_keeps_the_latent_short(prior, truth):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -85,6 +86,50 @@ def test_tensorboard_shows_curves_pictures_and_typicality(problem, tmp_path):
     assert len(events.Images("inversion/latent_qq")) == 1
     assert events.Scalars("latent/radius")[-1].value == pytest.approx(1, abs=1e-5)
     assert torch.equal(curves.latents, module.reparameterization(module.v).detach())
+
+
+def test_lightning_counts_iterations(problem, tmp_path):
+    flow, y = problem
+    module = InversionModule(flow, blur, y, iterations=6)
+    options = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
+    curves = InversionCurves()
+    trainer = pl.Trainer(max_steps=4, max_epochs=3, callbacks=[curves], **options)
+    trainer.fit(module)
+    assert trainer.global_step == 4
+    assert curves.recording.iterations == [0, 1, 2, 3, 4]
+    curves = InversionCurves()
+    module = InversionModule(flow, blur, y, iterations=3)
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
+    rate = LearningRateMonitor()
+    logger = {**options, "logger": TensorBoardLogger(tmp_path)}
+    pl.Trainer(max_epochs=2, callbacks=[curves, saving, rate], **logger).fit(module)
+    assert curves.recording.iterations == list(range(7))
+    assert len(list(tmp_path.glob("*.ckpt"))) == 3
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_resumed_inversion_is_the_whole_one(problem, tmp_path, method):
+    flow, y = problem
+    options = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "max_epochs": 1}
+
+    def fitted(callbacks, **resume):
+        module = InversionModule(flow, blur, y, iterations=6, method=method)
+        pl.Trainer(callbacks=callbacks, **options).fit(module, **resume)
+        return module.v.detach()
+
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1)
+    expected = fitted([saving])
+    path = next(tmp_path.glob("*step=4.ckpt"))
+    curves = InversionCurves(images=1)
+    assert fitted([curves], ckpt_path=path).equal(expected)
+    assert curves.recording.iterations == [5, 6]
+
+
+def test_images_before_the_fit_are_refused(problem):
+    with pytest.raises(RuntimeError, match="before Trainer"):
+        InversionModule(problem[0], blur, problem[1]).images  # noqa: B018
+    with pytest.raises(ValueError, match="images must be at least 1"):
+        InversionCurves(images=0)
 
 
 def test_all_settings_of_the_layers_can_be_given():

@@ -29,8 +29,10 @@ class _InverseSqrt(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(matrix)
-        roots = values.sqrt()
+        finite = matrix.isfinite().all(-1).all(-1)[..., None]
+        unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        values, vectors = torch.linalg.eigh(torch.where(finite[..., None], matrix, unit))
+        roots = torch.where(finite, values.sqrt(), torch.nan)  # of the others nothing is lost
         ctx.save_for_backward(roots, vectors)
         return (vectors / roots[..., None, :]) @ vectors.mT
 
@@ -48,7 +50,11 @@ class _NearestOrthogonal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        squares, right = torch.linalg.eigh(matrix.mT @ matrix)
+        gram = matrix.mT @ matrix
+        finite = gram.isfinite().all(-1).all(-1)[..., None]
+        unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        squares, right = torch.linalg.eigh(torch.where(finite[..., None], gram, unit))
+        squares = torch.where(finite, squares, torch.nan)
         smallest = torch.finfo(matrix.dtype).tiny
         sigma = squares.clamp_min(smallest).sqrt()
         left = (matrix @ right) / sigma[..., None, :]

@@ -32,11 +32,12 @@ class BatchedLBFGS(Optimizer):
     alone. Once a row is no longer active its parameter does not change any more. The objective must
     stay the same from step to step, for its last value and gradient are kept.
 
-    A row has converged when ‖∇f‖∞ ≤ `tolerance_grad` · max(1, |f|), when an iteration lowers f by
-    no more than `tolerance_change` · max(1, |f|), or when the quadratic model promises less than
-    the rounding error of f. A tolerance of 0 is never met by a change. Where f or ∇f is not finite
-    f counts as +∞. A line search that finds no lower point makes the row forget its curvature
-    pairs; if the next one, along −∇f, finds none either, the row is given up.
+    A row has converged when ‖∇f‖∞ ≤ `tolerance_grad` · max(s, |f|), when an iteration lowers f by
+    no more than `tolerance_change` · max(s, |f|), s = min(1, |f| at the start), or when the
+    quadratic model promises less than the rounding error of f. A tolerance of 0 is never met by a
+    change. Where f or ∇f is not finite f counts as +∞. A line search that finds no lower point
+    makes the row forget its curvature pairs; if the next one, along −∇f, finds none either, the
+    row is given up.
 
     The closure computes the losses (B,), back-propagates their sum and returns them; the optimizer
     has set the gradient to None. If the closure has an argument `rows`, a LongTensor of ascending
@@ -95,6 +96,7 @@ class BatchedLBFGS(Optimizer):
             "tolerance_grad": tolerance_grad,
             "tolerance_change": tolerance_change,
             "max_evaluations": max_evaluations,
+            "lr": 1.0,  # nothing: the line search finds the step; for tools that look at it
             "c1": c1,
             "c2": c2,
         }
@@ -187,6 +189,7 @@ class BatchedLBFGS(Optimizer):
             x, memory = self._flat, self.param_groups[0]["memory"]
             scalar = x.new_zeros(len(x))
             state |= {"steps": 0, "resolution": 0.0, "losses": (scalar * torch.nan).double()}
+            state["scale"] = torch.ones_like(state["losses"])
             for name in ("status", "evaluations", "iterations", "pairs"):
                 state[name] = scalar.long()
             state |= {"gradients": torch.zeros_like(x), "gamma": scalar}
@@ -201,7 +204,8 @@ class BatchedLBFGS(Optimizer):
         state = self._rows
         rows = torch.arange(len(self._flat), device=self._flat.device)
         state["losses"], state["gradients"] = self._evaluate(closure, rows)
-        flat = self._is_flat(state["gradients"], state["losses"])
+        state["scale"] = state["losses"].abs().clamp_max(1)
+        flat = self._is_flat(rows, state["gradients"], state["losses"])
         state["status"] = torch.where(flat, RowStatus.CONVERGED, RowStatus.ACTIVE)
         state["status"][state["losses"].isinf()] = RowStatus.NONFINITE
 
@@ -304,18 +308,19 @@ class BatchedLBFGS(Optimizer):
     def _update_status(self, rows: Tensor, search: StrongWolfe, gradient: Tensor) -> None:
         state, loss = self._rows, search.low.loss
         decrease = state["losses"][rows] - loss
-        small = decrease <= self.param_groups[0]["tolerance_change"] * loss.abs().clamp_min(1)
+        least = self.param_groups[0]["tolerance_change"] * loss.abs().maximum(state["scale"][rows])
+        small = decrease <= least
         tried, moved = search.trials > 0, search.low.step > 0
         failed = tried & ~moved
-        converged = ~tried | (moved & (small | self._is_flat(gradient, loss)))
+        converged = ~tried | (moved & (small | self._is_flat(rows, gradient, loss)))
         given_up = torch.where(search.seen_finite, RowStatus.FAILED, RowStatus.NONFINITE)
         given_up = torch.where(state["pairs"][rows] == 0, given_up, RowStatus.ACTIVE)
         status = torch.where(failed, given_up, RowStatus.ACTIVE)
         state["status"][rows] = torch.where(converged, RowStatus.CONVERGED, status)
         state["pairs"][rows] = torch.where(failed, 0, state["pairs"][rows])
 
-    def _is_flat(self, gradient: Tensor, loss: Tensor) -> Tensor:
-        scale = loss.abs().clamp_min(1)
+    def _is_flat(self, rows: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
+        scale = loss.abs().maximum(self._rows["scale"][rows])
         return gradient.abs().amax(1) <= self.param_groups[0]["tolerance_grad"] * scale
 
     def _remember(self, rows: Tensor, s: Tensor, y: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flowprior.flows import Flow
 from flowprior.gaussianization import Reparameterization
+from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.objective import Objective
 from flowprior.inversion.problem import InverseProblem, Problem
 from flowprior.inversion.solvers import CURVES, Method, Solver, make_solver
@@ -90,6 +91,18 @@ def minimise(
     """Minimise the objective of any problem from unknowns `start` (B, ...); options as `invert`."""
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
+    with batch_invariant():
+        return _minimise(problem, start, iterations, method, learning_rate, on_iteration)
+
+
+def _minimise(
+    problem: Problem,
+    start: Tensor,
+    iterations: int,
+    method: Method,
+    learning_rate: float,
+    on_iteration: OnIteration | None,
+) -> Inversion:
     v = torch.nn.Parameter(start.detach().clone())
     solver = make_solver(problem, v, method, learning_rate)
     history = []

@@ -71,6 +71,9 @@ def check_observations(forward: Forward, y: Tensor, like: Tensor) -> None:
 
     y must also be finite and A differentiable.
     """
+    if not isinstance(y, Tensor) or y.ndim < 2:
+        kind = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y must be one tensor of data, (B, ...), got {kind}")
     finite = y.isfinite().flatten(1).all(1)
     if not finite.all():
         bad = (~finite).nonzero()[:, 0].tolist()
@@ -80,11 +83,18 @@ def check_observations(forward: Forward, y: Tensor, like: Tensor) -> None:
     with torch.enable_grad():
         try:
             predicted = forward(x)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"{forward.name} does not take images of shape {shape}: {reason}"
             ) from error
+    if not isinstance(predicted, Tensor):
+        raise ValueError(f"{forward.name} must give one tensor, got {type(predicted).__name__}")
+    if len(predicted) != 1:
+        raise ValueError(
+            f"{forward.name} makes {len(predicted)} rows of data of one image: expected an "
+            "operator that is the same for all images"
+        )
     if predicted.shape[1:] != y.shape[1:]:
         raise ValueError(
             f"y must have shape (B, {', '.join(map(str, predicted.shape[1:]))}), which "

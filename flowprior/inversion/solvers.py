@@ -108,8 +108,9 @@ class AdamSolver:
     def _evaluate(self) -> None:
         """Loss and gradient at v; rows where they are not finite go back and stay."""
         self.optimizer.zero_grad()
-        terms = self.problem.terms(self.v)
-        terms.loss.sum().backward()
+        with torch.enable_grad():
+            terms = self.problem.terms(self.v)
+            terms.loss.sum().backward()
         values = _values(terms)
         sound = values.isfinite().all(0) & self.v.grad.isfinite().flatten(1).all(1)
         self.finite = self.finite & sound

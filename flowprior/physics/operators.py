@@ -263,7 +263,11 @@ def make_operator(name: str, image_shape: ImageShape, **options: object) -> Phys
         raise ValueError(
             f"{name}: {error}; its options are {', '.join(expected) or 'none'}"
         ) from None
-    return known[name](tuple(image_shape), **options)
+    try:
+        return known[name](tuple(image_shape), **options)
+    except (TypeError, RuntimeError, OverflowError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise ValueError(f"{name} does not take {given}: {error}") from error
 
 
 def _inpainting(image_shape: ImageShape, mask: Tensor) -> Inpainting:
