@@ -91,18 +91,34 @@ def test_the_batch_does_not_change_a_bit(prior, truth, layers):
             assert torch.equal(apart.x, together.x[rows])
 
 
-def test_operator_that_is_not_one_for_all_is_refused(prior, truth):
-    masks = (
-        torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) > 0.5
-    ).double()
-    with pytest.raises(ValueError, match="makes 4 rows of data of one image"):
-        invert(prior, lambda x: x * masks, truth * masks)
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_operator_with_parameters_for_each_image(prior, truth, method):
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(4, 1, SIZE, SIZE, generator=generator) > 0.5).double()
+    filters = torch.rand(4, 1, 3, 3, generator=generator).double()
+    image = (1, SIZE, SIZE)
+    for make, values in (
+        (lambda its: deepinv.physics.Inpainting(image, mask=its), masks),
+        (lambda its: deepinv.physics.BlurFFT(image, filter=its), filters),
+    ):
+        y = make(values).A(truth)
+        together = invert(prior, make(values), y, method=method, iterations=10)
+        for row in range(4):
+            rows = slice(row, row + 1)
+            alone = invert(prior, make(values[rows]), y[rows], method=method, iterations=10)
+            torch.testing.assert_close(together.x[rows], alone.x, rtol=0, atol=1e-6)
+
+
+def test_operator_that_cannot_be_used_is_refused(prior, truth):
+    masks = torch.ones(4, 1, SIZE, SIZE).double()
+    with pytest.raises(ValueError, match="it makes 4 rows of data of 1 images"):
+        invert(prior, lambda x: x * masks, truth[:3])
     with pytest.raises(ValueError, match=r"y must be one tensor of data, .* got \(4,\)"):
         invert(prior, lambda x: x.mean((1, 2, 3)), truth.mean((1, 2, 3)))
     physics = deepinv.physics.stack(*2 * [denoising((1, SIZE, SIZE))])
     with pytest.raises(ValueError, match="got TensorList"):
         invert(prior, physics, physics.A(truth))
-    with pytest.raises(ValueError, match="must give one tensor, got tuple"):
+    with pytest.raises(ValueError, match="it gives tuple, expected one tensor"):
         invert(prior, lambda x: (x, x), truth)
 
 

@@ -102,7 +102,13 @@ class Objective:
 
 
 class Forward:
-    """A forward operator without its noise, of anything that has A or can be called."""
+    """A forward operator without its noise, of anything that has A or can be called.
+
+    Attributes:
+        images: B if it has parameters, masks for example, of its own for each of B images; or None.
+    """
+
+    images: int | None = None
 
     def __init__(self, physics: object) -> None:
         self._apply = getattr(physics, "A", physics)
@@ -110,6 +116,9 @@ class Forward:
         if not callable(self._apply):
             raise ValueError(f"physics must be a deepinv Physics or a function, got {self.name}")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Noiseless data of images x (B, C, H, W) in [0, 1]."""
-        return self._apply(x)
+    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Noiseless data of images x (B, C, H, W) in [0, 1], of all images or of `rows`."""
+        if self.images is None or rows is None:
+            return self._apply(x)
+        every = x.new_zeros(self.images, *x.shape[1:]).index_copy(0, rows, x)
+        return self._apply(every)[rows]

@@ -1,5 +1,6 @@
 """One batch of inverse problems with a flow as the prior."""
 
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -58,7 +59,8 @@ class InverseProblem:
     def terms(self, v: Tensor, rows: Tensor | None = None) -> Terms:
         """Terms of the objective for latents v of all images, or of `rows` of them."""
         y = self.y if rows is None else self.y[rows]
-        return self.objective.terms(self.prior, self.reparameterization(v), self.forward, y)
+        forward = partial(self.forward, rows=rows)
+        return self.objective.terms(self.prior, self.reparameterization(v), forward, y)
 
     def latents(self, v: Tensor) -> Tensor:
         """Z = h(v), without gradients."""
@@ -79,22 +81,16 @@ def check_observations(forward: Forward, y: Tensor, like: Tensor) -> None:
         bad = (~finite).nonzero()[:, 0].tolist()
         raise ValueError(f"y must be finite; rows {bad[:10]} have NaN or infinite entries")
     shape = tuple(like.shape)
-    x = torch.full_like(like, 0.5)[None].requires_grad_()
-    with torch.enable_grad():
+    reason = ""
+    for count in (1, len(y)):  # alike for all images, or with parameters for each of them
+        forward.images = None if count == 1 else count
         try:
-            predicted = forward(x)
+            predicted = _predicted(forward, like, count)
+            break
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{forward.name} does not take images of shape {shape}: {reason}"
-            ) from error
-    if not isinstance(predicted, Tensor):
-        raise ValueError(f"{forward.name} must give one tensor, got {type(predicted).__name__}")
-    if len(predicted) != 1:
-        raise ValueError(
-            f"{forward.name} makes {len(predicted)} rows of data of one image: expected an "
-            "operator that is the same for all images"
-        )
+            reason = reason or " ".join(str(error).split())
+    else:
+        raise ValueError(f"{forward.name} does not take images of shape {shape}: {reason}")
     if predicted.shape[1:] != y.shape[1:]:
         raise ValueError(
             f"y must have shape (B, {', '.join(map(str, predicted.shape[1:]))}), which "
@@ -102,3 +98,15 @@ def check_observations(forward: Forward, y: Tensor, like: Tensor) -> None:
         )
     if not predicted.requires_grad:
         raise ValueError(f"{forward.name} has no gradient: A(x) does not require grad")
+
+
+def _predicted(forward: Forward, like: Tensor, count: int) -> Tensor:
+    """Data of grey images."""
+    x = torch.full_like(like, 0.5).expand(count, *like.shape).clone().requires_grad_()
+    with torch.enable_grad():
+        predicted = forward(x)
+    if not isinstance(predicted, Tensor):
+        raise TypeError(f"it gives {type(predicted).__name__}, expected one tensor")
+    if len(predicted) != count:
+        raise ValueError(f"it makes {len(predicted)} rows of data of {count} images")
+    return predicted

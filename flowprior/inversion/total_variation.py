@@ -53,7 +53,7 @@ class TotalVariationProblem:
         """Terms of the objective; the log prior is −TV."""
         y = self.y if rows is None else self.y[rows]
         x = v.sigmoid()
-        misfit = self.objective.data_misfit(self.forward(x) - y)
+        misfit = self.objective.data_misfit(self.forward(x, rows) - y)
         variation = total_variation(x, self.smoothing)
         return Terms(x, misfit + self.weight * variation, misfit, -variation)
 
