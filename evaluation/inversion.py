@@ -260,10 +260,10 @@ class InversionEvaluation(Evaluation):
         y, noise = self.source.observed(experiment, images, seed)
         truth, start = self.source.truth(images), self._starting_images(images)
         dtype = next(self.flow.parameters()).dtype
-        physics = experiment.physics(self.flow.image_shape, assumed=True)
+        physics = experiment.physics(self.flow.image_shape, assumed=True).to(self.device)
         task = Task(
             prior=self.flow,
-            physics=physics.to(self.device, dtype),
+            physics=physics.double() if dtype == torch.float64 else physics,
             y=y.to(self.device, dtype.to_complex() if y.is_complex() else dtype),
             truth=None if truth is None else truth.to(self.device, dtype),
             start=None if start is None else start.to(self.device, dtype),
