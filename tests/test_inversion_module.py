@@ -91,26 +91,27 @@ def test_tensorboard_shows_curves_pictures_and_typicality(problem, tmp_path):
 def test_lightning_counts_iterations(problem, tmp_path):
     flow, y = problem
     module = InversionModule(flow, blur, y, iterations=6)
-    options = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
+    options = {"accelerator": "cpu", "enable_progress_bar": False, "default_root_dir": tmp_path}
     curves = InversionCurves()
-    trainer = pl.Trainer(max_steps=4, max_epochs=3, callbacks=[curves], **options)
+    trainer = pl.Trainer(max_steps=4, max_epochs=3, callbacks=[curves], logger=False, **options)
     trainer.fit(module)
     assert trainer.global_step == 4
     assert curves.recording.iterations == [0, 1, 2, 3, 4]
     curves = InversionCurves()
     module = InversionModule(flow, blur, y, iterations=3)
-    saving = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
+    saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=2, save_top_k=-1)
     rate = LearningRateMonitor()
-    logger = {**options, "logger": TensorBoardLogger(tmp_path)}
-    pl.Trainer(max_epochs=2, callbacks=[curves, saving, rate], **logger).fit(module)
+    logger = TensorBoardLogger(tmp_path)
+    pl.Trainer(max_epochs=2, callbacks=[curves, saving, rate], logger=logger, **options).fit(module)
     assert curves.recording.iterations == list(range(7))
-    assert len(list(tmp_path.glob("*.ckpt"))) == 3
+    assert len(list((tmp_path / "saved").glob("*.ckpt"))) == 3
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "adam"])
 def test_resumed_inversion_is_the_whole_one(problem, tmp_path, method):
     flow, y = problem
     options = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "max_epochs": 1}
+    options["default_root_dir"] = tmp_path / "other"
 
     def fitted(callbacks, **resume):
         module = InversionModule(flow, blur, y, iterations=6, method=method)
