@@ -51,7 +51,7 @@ class Observations:
                     f"{path}: {name} must be ({len(found.y)}, C, H, W), one image for each row of "
                     f"y, got {tuple(images.shape)}"
                 )
-            if images is not None and (images.is_complex() or not in_range(images)):
+            if images is not None and (images.is_complex() or not _in_range(images)):
                 raise ObservationError(
                     f"{path}: {name} must be in [0, 1], got {images.real.min():.3g} to "
                     f"{images.real.max():.3g}"
@@ -59,7 +59,7 @@ class Observations:
         return found
 
 
-def in_range(images: Tensor) -> bool:
+def _in_range(images: Tensor) -> bool:
     """Whether images are in [0, 1], up to what an interpolation may overshoot."""
     return float(images.min()) >= -0.5 and float(images.max()) <= 1.5
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_LONGEST = 150
+
+
 def file_name(name: str) -> str:
     """A name as part of a file name: anything but letters, digits, ``_`` and ``-`` becomes ``-``.
 
@@ -57,9 +60,6 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         np.savez(temporary, **{key: to_numpy(array) for key, array in arrays.items()})
-
-
-_LONGEST = 150
 
 
 class ArrayStore:

@@ -40,9 +40,7 @@ class Keep:
         prior: what tells it from others.
     """
 
-    def __init__(
-        self, arrays: ArrayStore, images: Sequence[int], device: str, prior: str = ""
-    ) -> None:
+    def __init__(self, arrays: ArrayStore, images: Sequence[int], device: str, prior: str) -> None:
         self.arrays, self.images, self.device, self.prior = arrays, images, device, prior
 
     def __call__(self, name: str, of: Tensor, compute: Callable[[], Tensor]) -> Tensor:

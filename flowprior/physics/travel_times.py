@@ -10,7 +10,9 @@ each plus k s, U is the larger root of
 k <= 0 is the error which the upwind difference makes on the distance from the source, in units of
 the spacing. So the scheme is exact around the source, where T is not smooth, as it is for the
 factored eikonal equation (Fomel, Luo, Zhao, JCP 2009). It applies to neighbours nearer to the
-source, where k > -0.3: U > min(a, b) - k s in any medium, and the cells have a causal order.
+source, where k > -0.3: U > min(a, b) - k s in any medium. Of the two neighbours in use the later
+one may be later than U itself by up to -k s, and then weighs little: sweeps settle all the same,
+but cells have no strict causal order.
 """
 
 from types import ModuleType
