@@ -320,7 +320,8 @@ def test_flow_in_double_precision(folder, plain):
     double = measured(folder, "in-double", "--evaluation.weights", "double")
     for row, expected in zip(double, plain, strict=True):
         assert row["metrics"]["psnr"]["mean"] == pytest.approx(
-            expected["metrics"]["psnr"]["mean"], abs=0.5  # it starts from other latents
+            expected["metrics"]["psnr"]["mean"],
+            abs=0.5,  # it starts from other latents
         )
 
 
