@@ -43,7 +43,7 @@ def test_round_trip_both_ways(perturbed_glow, coupling, memory_efficient, size, 
     torch.testing.assert_close(back, x, atol=atol, rtol=0)
     torch.testing.assert_close(back_log_det, -log_det, atol=10 * atol, rtol=atol)
 
-    latent = torch.randn(3, *flow.latent_shape, dtype=dtype)
+    latent = torch.randn(3, *flow.latent.shape, dtype=dtype)
     x, log_det = flow.decode(latent)
     again, again_log_det = flow.encode(x)
     torch.testing.assert_close(again, latent, atol=atol, rtol=0)

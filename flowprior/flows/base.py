@@ -1,21 +1,28 @@
 """The interface that every flow prior offers."""
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from flowprior.latent import Latent, standard_normal_log_prob
+from flowprior.priors.base import Prior
 
 
-class Flow(nn.Module, ABC):
+class Flow(Prior):
     r"""A normalizing flow between images x and standardised latents z ~ N(0, I).
 
-    Shapes: x is (B, C, H, W) in `data_range`; z is (B, \*`latent_shape`); every log-determinant is
+    Shapes: x is (B, C, H, W) in `data_range`; z is (B, \*`latent.shape`); every log-determinant is
     (B,), in nats, and belongs to the map in the direction of the call.
 
     Subclasses are looked up by class name when weights are loaded, so their constructor arguments
     (kept in `arguments`) must be plain numbers, strings, booleans or lists of these.
+
+    Args:
+        image_shape: (C, H, W).
+        data_range: (low, high) of the images that the flow models.
+        arguments: those of the subclass's constructor.
+        latent: parts of the latent; by default one part "z" of the image's shape.
     """
 
     registry: ClassVar[dict[str, type["Flow"]]] = {}
@@ -29,19 +36,10 @@ class Flow(nn.Module, ABC):
         image_shape: tuple[int, int, int],
         data_range: tuple[float, float],
         arguments: dict[str, Any],
+        latent: Latent | None = None,
     ) -> None:
-        super().__init__()
-        low, high = map(float, data_range)
-        if not low < high:
-            raise ValueError(f"data_range must be (low, high) with low < high, got {data_range}")
-        self.image_shape = image_shape
-        self.data_range = (low, high)
+        super().__init__(image_shape, latent or Latent({"z": image_shape}), data_range)
         self.arguments = arguments
-
-    @property
-    @abstractmethod
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of the latent of one image."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,31 +47,16 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Map latents z (B, \*latent_shape) to (x, log|det dx/dz|)."""
+        r"""Map latents z (B, \*latent.shape) to (x, log|det dx/dz|)."""
+
+    def generate(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        r"""Images (B, C, H, W) of latents z (B, \*latent.shape): `decode` without its log-det."""
+        return self.decode(z)[0]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log p(x) = log N(z; 0, I) + log|det dz/dx| in nats, (B,), by the change of variables."""
         z, log_det = self.encode(x)
         return standard_normal_log_prob(z) + log_det
-
-    @torch.no_grad()
-    def sample(
-        self, n: int, temperature: float = 1.0, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Draw n images (n, C, H, W) from z ~ N(0, temperature² I).
-
-        The generator lives on the CPU, so a seed gives the same images on every device.
-        """
-        if n < 1 or temperature < 0:
-            raise ValueError(f"sample needs n >= 1 and temperature >= 0, got {n} and {temperature}")
-        like = next(self.parameters())
-        z = torch.randn(n, *self.latent_shape, generator=generator, dtype=like.dtype)
-        return self.decode(temperature * z.to(like.device))[0]
-
-    def to_unit_range(self, x: Tensor) -> Tensor:
-        """Map x from `data_range` to [0, 1] without clamping, for display and image metrics."""
-        low, high = self.data_range
-        return (x - low) / (high - low)
 
     def check_shape(self, tensor: Tensor, expected: tuple[int, ...], name: str) -> None:
         """Raise ValueError unless `tensor` is a floating-point batch of shape (B, *expected)."""
@@ -88,9 +71,3 @@ class Flow(nn.Module, ABC):
                 f"{type(self).__name__}: {name} must be floating point in {self.data_range}, "
                 f"got {tensor.dtype}"
             )
-
-
-def standard_normal_log_prob(z: Tensor) -> Tensor:
-    """Log density of N(0, I) at each latent of a batch, (B,), in nats."""
-    dimensions = z[0].numel()
-    return -0.5 * (z.flatten(1).square().sum(1) + dimensions * math.log(2 * math.pi))

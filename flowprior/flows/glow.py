@@ -97,11 +97,6 @@ class Glow(Flow):
         self._initialized: bool | None = None  # the buffer, read once: no device sync per step
         self.register_load_state_dict_post_hook(_forget_initialized)
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Shape of the latent canvas: the image's."""
-        return self.image_shape
-
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map images x (B, C, H, W) to (z (B, C, H, W), log|det dz/dx| (B,))."""
         self.check_shape(x, self.image_shape, "x")
@@ -119,7 +114,7 @@ class Glow(Flow):
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Map latents z (B, C, H, W) to (x (B, C, H, W), log|det dx/dz| (B,))."""
-        self.check_shape(z, self.latent_shape, "z")
+        self.check_shape(z, self.latent.shape, "z")
         log_det = z.new_zeros(len(z))
         x: Tensor | None = None
         left = _from_canvas(z, len(self.levels))

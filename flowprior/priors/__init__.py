@@ -1,0 +1,7 @@
+"""Priors: generators x = G(z), z ~ N(0, I), with whatever else they can do."""
+
+from flowprior.priors.base import CAPABILITIES, Prior, require
+from flowprior.priors.foreign import from_normflows, from_zuko
+from flowprior.priors.module import Module
+
+__all__ = ["CAPABILITIES", "Module", "Prior", "from_normflows", "from_zuko", "require"]

@@ -1,0 +1,112 @@
+"""Flows of other libraries as priors: zuko and normflows, over flattened images."""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.latent import Latent, standard_normal_log_prob
+from flowprior.priors.base import Prior
+
+
+class VectorFlow(Prior):
+    """A bijection between flattened images and vectors z ~ N(0, I) of the same size."""
+
+    def __init__(
+        self,
+        flow: nn.Module,
+        image_shape: tuple[int, int, int],
+        data_range: tuple[float, float] = (-0.5, 0.5),
+    ) -> None:
+        super().__init__(image_shape, Latent({"z": (math.prod(image_shape),)}), data_range)
+        self.flow = flow
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images x (B, C, H, W) to (z (B, C·H·W), log|det dz/dx|)."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Map latents z (B, C·H·W) to (x (B, C, H, W), log|det dx/dz|)."""
+
+    def generate(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) of latents z (B, C·H·W)."""
+        return self.decode(z)[0]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density of images x (B, C, H, W) in nats, (B,)."""
+        z, log_det = self.encode(x)
+        return standard_normal_log_prob(z) + log_det
+
+
+class _Zuko(VectorFlow):
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.flow().transform.call_and_ladj(x.flatten(1))
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_det = self.flow().transform.inv.call_and_ladj(z)
+        return x.unflatten(1, self.image_shape), log_det
+
+
+class _NormFlows(VectorFlow):
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_det = self.flow.inverse_and_log_det(x.flatten(1))
+        mean, log_scale = self._base(z)
+        return (z - mean) * torch.exp(-log_scale), log_det - log_scale.sum(1)
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_scale = self._base(z)
+        x, log_det = self.flow.forward_and_log_det(mean + z * torch.exp(log_scale))
+        return x.unflatten(1, self.image_shape), log_det + log_scale.sum(1)
+
+    def _base(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        base = self.flow.q0
+        return base.loc.reshape(1, -1), base.log_scale.reshape(1, -1).expand(1, z.shape[1])
+
+
+def from_zuko(
+    flow: nn.Module,
+    image_shape: tuple[int, int, int],
+    data_range: tuple[float, float] = (-0.5, 0.5),
+) -> Prior:
+    """An unconditional zuko flow over flattened images, for example `zuko.flows.NSF(64)`.
+
+    Raises:
+        ValueError: the flow needs a context, or its base is not N(0, I) of C·H·W dimensions.
+    """
+    size = math.prod(image_shape)
+    prior = _Zuko(flow, image_shape, data_range)
+    probe = torch.linspace(-1, 1, size).expand(1, -1).to(prior.like)
+    try:
+        found = flow().base.log_prob(probe)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"from_zuko: not an unconditional flow of {size} entries: {reason}"
+        ) from None
+    if found.shape != (1,) or not torch.allclose(found, standard_normal_log_prob(probe)):
+        raise ValueError(f"from_zuko: the base of the flow must be N(0, I) of {size} dimensions")
+    return prior
+
+
+def from_normflows(
+    flow: nn.Module,
+    image_shape: tuple[int, int, int],
+    data_range: tuple[float, float] = (-0.5, 0.5),
+) -> Prior:
+    """A `normflows.NormalizingFlow` over flattened images with a `DiagGaussian` base.
+
+    Raises:
+        ValueError: the base is another one, or not of C·H·W dimensions.
+    """
+    base, size = getattr(flow, "q0", None), math.prod(image_shape)
+    if getattr(base, "loc", None) is None or getattr(base, "log_scale", None) is None:
+        raise ValueError(
+            f"from_normflows: the base must be a DiagGaussian, got {type(base).__name__}"
+        )
+    if base.loc.numel() != size:
+        raise ValueError(
+            f"from_normflows: the base has {base.loc.numel()} dimensions, images have {size}"
+        )
+    return _NormFlows(flow, image_shape, data_range)
