@@ -1,33 +1,53 @@
-"""Forward operators and noise; linear operators and eikonal travel times are deepinv physics."""
+"""Forward operators and noise models."""
 
 from importlib import import_module
 from typing import Any
 
-# deepinv takes seconds to import: a name is looked up when it is first asked for.
-_MODULES = {
-    "EikonalTomography": "eikonal",
-    "OPERATORS": "operators",
-    "box_inpainting": "operators",
-    "cartesian_mri": "operators",
-    "colourisation": "operators",
-    "crosshole": "eikonal",
-    "denoising": "operators",
-    "gaussian_blur": "operators",
-    "gaussian_noise": "noise",
-    "limited_angle_ct": "operators",
-    "make_operator": "operators",
-    "mean_blur": "operators",
-    "noise_for_snr": "noise",
-    "random_gaussian": "operators",
-    "random_inpainting": "operators",
-    "relative_noise": "noise",
-    "super_resolution": "operators",
-}
+from flowprior.physics.noise import (
+    SNR,
+    Gaussian,
+    Laplace,
+    Noise,
+    Poisson,
+    Relative,
+    gaussian_noise,
+    noise_for_snr,
+    relative_noise,
+)
 
-__all__ = list(_MODULES)
+# The operators stand on deepinv, which takes seconds to import: imported when first asked for.
+_OPERATOR_NAMES = [
+    "OPERATORS",
+    "EikonalTomography",
+    "box_inpainting",
+    "cartesian_mri",
+    "colourisation",
+    "crosshole",
+    "denoising",
+    "gaussian_blur",
+    "limited_angle_ct",
+    "make_operator",
+    "mean_blur",
+    "random_gaussian",
+    "random_inpainting",
+    "super_resolution",
+]
+
+__all__ = [
+    *_OPERATOR_NAMES,
+    "SNR",
+    "Gaussian",
+    "Laplace",
+    "Noise",
+    "Poisson",
+    "Relative",
+    "gaussian_noise",
+    "noise_for_snr",
+    "relative_noise",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _OPERATOR_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.operators"), name)
