@@ -1,49 +1,29 @@
 """Gaussianization layers for an inversion."""
 
-import inspect
-from typing import Literal
+from dataclasses import fields, replace
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from flowprior.gaussianization import Gaussianization as GaussianizationLayers
-from flowprior.gaussianization.gaussianization import Rotation
+from flowprior.gaussianization import Gaussianization as Layers
+from flowprior.gaussianization import Reparameterization
+from flowprior.inversion import Solver
 from lightning_modules import InversionModule
-
-Preset = Literal["robust", "paper"]
 
 
 class Gaussianization(Callback):
     """Puts z = h(v) in place of z = v in an `InversionModule`; without it the latent is free.
 
-    The module keeps the layers, `reparameterization`, after the fit.
-
     Args:
-        preset: where those of the others come from that are not given; all of them are arguments
-            of `flowprior.gaussianization.Gaussianization`.
+        layers: h, `Gaussianization.robust()` of flowprior.gaussianization by default; or one for
+            each named part of the latent.
     """
 
     def __init__(
-        self,
-        preset: Preset = "robust",
-        patch_size: int | None = None,
-        whiten: bool | None = None,
-        rotation: Rotation | None = None,
-        ica_iterations: int | None = None,
-        yeo_johnson: bool | None = None,
-        lambert_w: bool | None = None,
-        standardize: bool | None = None,
-        temperature: float | None = None,
-        passes: int | None = None,
-        eta: float | None = None,
-        damping: float | None = None,
+        self, layers: Reparameterization | dict[str, Reparameterization] | None = None
     ) -> None:
-        names = inspect.signature(GaussianizationLayers).parameters
-        given = {k: v for k, v in locals().items() if k in names and v is not None}
-        if preset not in ("robust", "paper"):
-            raise ValueError(f'preset must be "robust" or "paper", got {preset!r}')
-        settings = getattr(GaussianizationLayers, preset)().settings
-        self.layers = GaussianizationLayers(**{**settings, **given})
+        self.layers = layers or Layers.robust()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the layers in place."""
@@ -51,4 +31,19 @@ class Gaussianization(Callback):
             raise ValueError(
                 f"Gaussianization belongs to an InversionModule, not to {type(pl_module).__name__}"
             )
-        pl_module.reparameterization = self.layers
+        pl_module.solver = with_layers(pl_module.solver, self.layers)
+        pl_module.solver.check(pl_module.prior)
+
+
+def with_layers(solver: Solver, layers: Any) -> Solver:
+    """The same solver, or the one inside of its wrappers, with these layers.
+
+    Raises:
+        ValueError: the solver has no latents to lay them on.
+    """
+    names = {field.name for field in fields(solver)}
+    if "reparameterization" in names:
+        return replace(solver, reparameterization=layers)
+    if "solver" in names:
+        return replace(solver, solver=with_layers(solver.solver, layers))
+    raise ValueError(f"{type(solver).__name__} takes no Gaussianization layers")

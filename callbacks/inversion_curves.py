@@ -28,26 +28,24 @@ class InversionCurves(Callback):
     Args:
         truth: images (B, C, H, W) in [0, 1], if they are known.
         images: number of images shown.
-        patch_size: of the typicality.
 
     Attributes:
         recording: the curves and pictures, of all images.
         latents: z (B, ...) at the end.
     """
 
-    def __init__(self, truth: Tensor | None = None, images: int = 8, patch_size: int = 8) -> None:
+    def __init__(self, truth: Tensor | None = None, images: int = 8) -> None:
         if images < 1:
             raise ValueError(f"images must be at least 1, got {images}")
         self.truth = truth
         self.images = images
-        self.patch_size = patch_size
         self.recording = Recording()
         self.latents: Tensor | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the start; a run that is resumed has noted it before."""
         truth = None if self.truth is None else self.truth.to(pl_module.v.device)
-        self.recording = Recording(truth, self.images, self.patch_size, pl_module.iterations)
+        self.recording = Recording(truth, self.images, pl_module.iterations)
         if trainer.global_step == 0:
             self._note(writer_of(trainer), pl_module, 0)
 
@@ -59,8 +57,8 @@ class InversionCurves(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show where it ended."""
-        solver, last = pl_module.solver, self.recording.iterations[-1]
-        self.latents = solver.problem.latents(pl_module.v.detach())
+        last = self.recording.iterations[-1]
+        self.latents = pl_module.run.z
         writer = writer_of(trainer)
         if writer is not None:
             writer.add_custom_scalars(margins(self.recording.latest))
@@ -69,11 +67,11 @@ class InversionCurves(Callback):
                 writer.add_figure("inversion/latent_qq", figure, last)
 
     def _note(self, writer: SummaryWriter | None, module: InversionModule, iteration: int) -> None:
-        self.recording(iteration, module.solver)
+        self.recording(iteration, module.run)
         if writer is None:
             return
         for name, values in self.recording.latest.items():
-            write_margin(writer, name, values[module.solver.finite], iteration)
+            write_margin(writer, name, values[module.run.finite], iteration)
         if iteration in self.recording.snapshots:
             self._show(writer, module, iteration)
 
@@ -87,7 +85,7 @@ class InversionCurves(Callback):
         figure = progress_grid({**rows, "current": pictures[iteration]})
         writer.add_figure("inversion/images", figure, iteration)
         for name, values in self.recording.typicality.get(iteration, {}).items():
-            writer.add_scalar(f"latent/{name}", values[module.solver.finite].mean(), iteration)
+            writer.add_scalar(f"latent/{name}", values[module.run.finite].mean(), iteration)
 
 
 def write_margin(writer: SummaryWriter, name: str, values: Tensor, step: int) -> None:

@@ -1,27 +1,43 @@
-"""Recover images from incomplete, noisy data with a flow as the prior."""
+"""Recover images from incomplete, noisy data with a prior.
+
+`invert` puts data and operator into a `Problem`; a `Solver` begins a `Run` of it; `solve` is the
+one loop, whose observers watch, and which ends with an `Estimate`.
+"""
 
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS
-from flowprior.inversion.invert import Inversion, invert, minimise
-from flowprior.inversion.objective import Objective, Terms
-from flowprior.inversion.problem import InverseProblem, Problem
+from flowprior.inversion.checkpoint import Checkpoint
+from flowprior.inversion.images import ImageRun, Reconstructor, TotalVariation
+from flowprior.inversion.invert import invert
+from flowprior.inversion.map import MAP, csgm, glow_ip, project_to_latents
+from flowprior.inversion.problem import Forward, Problem, make_problem
 from flowprior.inversion.recording import Recording
-from flowprior.inversion.starts import project_to_latents, smoothed
-from flowprior.inversion.total_variation import TotalVariationProblem, invert_with_total_variation
+from flowprior.inversion.solving import Estimate, Posterior, Run, Solver, solve
+from flowprior.inversion.starts import smoothed
+from flowprior.inversion.wrappers import Discrepancy, Restarts
 
 __all__ = [
+    "MAP",
     "BatchedLBFGS",
-    "InverseProblem",
-    "Inversion",
-    "Objective",
+    "Checkpoint",
+    "Discrepancy",
+    "Estimate",
+    "Forward",
+    "ImageRun",
+    "Posterior",
     "Problem",
+    "Reconstructor",
     "Recording",
-    "Terms",
-    "TotalVariationProblem",
+    "Restarts",
+    "Run",
+    "Solver",
+    "TotalVariation",
     "batch_invariant",
+    "csgm",
+    "glow_ip",
     "invert",
-    "invert_with_total_variation",
-    "minimise",
+    "make_problem",
     "project_to_latents",
     "smoothed",
+    "solve",
 ]

@@ -1,78 +1,84 @@
 """What can be seen of an inversion while it runs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from flowprior.inversion.solvers import CURVES, Solver
+from flowprior.inversion.solving import Run
 from flowprior.metrics import lpips, psnr, ssim, typicality
 
 
 class Recording:
-    """Curves and pictures of every image of a batch; an `on_iteration` of `invert`.
+    """Curves and pictures of every image of a batch: an observer of `solve`.
 
     Args:
-        truth: images (B, C, H, W) in [0, 1]; without them there is nothing but the objective.
-        pictures: how many images to keep pictures of, the first of them.
-        patch_size: of the typicality.
-        last: the iteration after which no other comes, when pictures are kept too.
+        truth: images (B, C, H, W) in [0, 1]; without them there are only the run's own values.
+        pictures: number of images to keep pictures of, from the first.
+        last: final iteration, at which pictures are kept too.
 
     Attributes:
         iterations: those recorded.
-        snapshots: images (pictures, C, H, W) by iteration, 0, 1, 2, 5, 10, 20, 50, ...
-        typicality: diagnostics of the latents z, (B,) each, by iteration, the same ones.
+        snapshots: images (pictures, C, H, W) by iteration: 0, 1, 2, 5, 10, 20, 50, ...
+        typicality: diagnostics of the latents z, (B,) each, at the same iterations.
     """
 
     def __init__(
-        self,
-        truth: Tensor | None = None,
-        pictures: int = 0,
-        patch_size: int = 8,
-        last: int | None = None,
+        self, truth: Tensor | None = None, pictures: int = 0, last: int | None = None
     ) -> None:
-        self.last = last
         self.truth = truth
         self.pictures = pictures
-        self.patch_size = patch_size
-        self.typicality: dict[int, dict[str, Tensor]] = {}
+        self.last = last
         self.iterations: list[int] = []
         self.snapshots: dict[int, Tensor] = {}
+        self.typicality: dict[int, dict[str, Tensor]] = {}
         self._rows: list[dict[str, Tensor]] = []
 
-    def __call__(self, iteration: int, solver: Solver) -> None:
-        """Note where the solver is."""
-        row = dict(zip(CURVES, solver.values.clone(), strict=True))
+    def __call__(self, iteration: int, run: Run) -> None:
+        """Note where the run is."""
+        row = {name: value.clone() for name, value in run.values.items()}
         if self.truth is not None:
-            row |= similarity(solver.x, self.truth)
+            row |= similarity(run.x, self.truth)
         self._rows.append(row)
         self.iterations.append(iteration)
         if is_milestone(iteration) or iteration == self.last:
-            self._keep(iteration, solver)
+            self._keep(iteration, run)
 
     @property
     def latest(self) -> dict[str, Tensor]:
-        """Loss, misfit, log_prior and, with the truth, psnr, ssim and perhaps lpips; (B,) each."""
+        """The run's values and, with the truth, psnr, ssim and perhaps lpips; (B,) each."""
         return self._rows[-1]
 
     @property
     def curves(self) -> dict[str, Tensor]:
         """The same at all iterations recorded, (iterations, B) each, float64, on the CPU."""
-        return {
-            name: torch.stack([row[name] for row in self._rows]).double().cpu()
-            for name in self._rows[0]
-        }
+        return _stacked(self._rows)
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
         """Typicality of the latents where pictures were kept, (pictures, B) each, on the CPU."""
-        kept = list(self.typicality.values())
-        names = kept[0] if kept else {}
-        return {name: torch.stack([row[name] for row in kept]).double().cpu() for name in names}
+        return _stacked(list(self.typicality.values()))
 
-    def _keep(self, iteration: int, solver: Solver) -> None:
-        self.snapshots[iteration] = solver.x[: self.pictures].detach().cpu().clone()
-        z = solver.problem.latents(solver.v.detach())
+    def state_dict(self) -> dict[str, Any]:
+        """All that was noted."""
+        names = ("iterations", "snapshots", "typicality", "_rows")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def _keep(self, iteration: int, run: Run) -> None:
+        self.snapshots[iteration] = run.x[: self.pictures].detach().cpu().clone()
+        z = run.z
         if z is not None and z.ndim == 4:
-            self.typicality[iteration] = typicality(z, self.patch_size)
+            self.typicality[iteration] = typicality(z)
+
+
+def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    names = rows[0] if rows else {}
+    return {name: torch.stack([row[name] for row in rows]).double().cpu() for name in names}
 
 
 def similarity(x: Tensor, truth: Tensor) -> dict[str, Tensor]:

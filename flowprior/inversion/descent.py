@@ -1,0 +1,184 @@
+"""Descent on the unknowns of a batch, each row by itself: L-BFGS and Adam."""
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.inversion.batched_lbfgs import BatchedLBFGS, RowStatus
+
+Optimizer = Literal["lbfgs", "adam"]
+Values = dict[str, Tensor]
+
+
+class Terms(Protocol):
+    """An objective of unknowns v (k, n), each row by itself."""
+
+    def __call__(self, v: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
+        """Images (k, C, H, W) and values, "loss" among them, (k,) float64, of the images `rows`."""
+
+    def latents(self, v: Tensor) -> Tensor | None:
+        """Latents z that the prior sees, if there are any."""
+
+
+class Descent:
+    """What L-BFGS and Adam share: a `Run` over unknowns `v` (B, n).
+
+    Args:
+        terms: what to minimise.
+        v: the unknowns, moved in place.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, terms: Terms, v: nn.Parameter) -> None:
+        self.terms = terms
+        self.v = v
+        self.rows = torch.arange(len(v), device=v.device)
+
+    @property
+    def z(self) -> Tensor | None:
+        """Latents as the prior sees them."""
+        with torch.no_grad():
+            return self.terms.latents(self.v.detach())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Unknowns, images, values and the optimiser's state."""
+        return {
+            "v": self.v.detach(),
+            "x": self.x,
+            "values": self.values,
+            "finite": self.finite,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from such a state."""
+        with torch.no_grad():
+            self.v.copy_(state["v"])
+        self.x, self.values, self.finite = state["x"], state["values"], state["finite"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class LBFGSRun(Descent):
+    """L-BFGS with a history and a strong-Wolfe line search for every image."""
+
+    def __init__(self, terms: Terms, v: nn.Parameter) -> None:
+        super().__init__(terms, v)
+        self.optimizer = BatchedLBFGS([v])
+        with torch.no_grad():
+            self.x, self.values = terms(v, self.rows)
+        self.finite = _all_finite(self.values)
+
+    @property
+    def active(self) -> Tensor:
+        """Rows that have neither converged nor failed."""
+        return self.optimizer.active
+
+    def step(self) -> None:
+        """Make one outer iteration of every active row."""
+        seen: list[tuple[Tensor, Tensor, Values]] = []
+
+        def closure(rows: Tensor) -> Tensor:
+            x, values = self.terms(self.v[rows], rows)
+            values["loss"].sum().backward()
+            seen.append((rows, x.detach(), {n: value.detach() for n, value in values.items()}))
+            return values["loss"].detach()
+
+        self.optimizer.step(closure)
+        # Of the points tried, a row is at the one whose loss is its own.
+        for rows, x, values in seen:
+            accepted = values["loss"] == self.optimizer.losses[rows]
+            self.x[rows] = _chosen(accepted, x, self.x[rows])
+            for name, value in values.items():
+                self.values[name][rows] = torch.where(accepted, value, self.values[name][rows])
+        self.finite = self.optimizer.status != RowStatus.NONFINITE
+
+    def restart(self) -> None:
+        """Begin anew from where the rows are: the objective has changed."""
+        self.optimizer.state.clear()
+
+
+class AdamRun(Descent):
+    """Adam, whose steps depend on no other image because it works entry by entry."""
+
+    def __init__(self, terms: Terms, v: nn.Parameter, learning_rate: float) -> None:
+        super().__init__(terms, v)
+        self.optimizer = torch.optim.Adam([v], learning_rate)
+        self.finite = torch.ones(len(v), dtype=torch.bool, device=v.device)
+        with torch.no_grad():
+            self.x, self.values = terms(v, self.rows)
+        self._kept = v.detach().clone()
+        self._evaluate()
+
+    @property
+    def active(self) -> Tensor:
+        """Rows that are finite."""
+        return self.finite
+
+    def step(self) -> None:
+        """Make one step of every finite row."""
+        self.v.grad = self._gradient  # others may have cleared it in the meantime
+        self.optimizer.step()
+        self._evaluate()
+
+    def restart(self) -> None:
+        """Begin anew from where the rows are: the objective has changed."""
+        self.optimizer.state.clear()
+        self._evaluate()
+
+    def _evaluate(self) -> None:
+        """Loss and gradient at v; rows where they are not finite go back and stay."""
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            x, values = self.terms(self.v, self.rows)
+            values["loss"].sum().backward()
+        values = {name: value.detach() for name, value in values.items()}
+        sound = _all_finite(values) & self.v.grad.isfinite().all(1)
+        self.finite = self.finite & sound
+        with torch.no_grad():
+            self.v.copy_(_chosen(self.finite, self.v, self._kept))
+        self._gradient = torch.where(self.finite[:, None], self.v.grad, 0)
+        self._kept = self.v.detach().clone()
+        self.x = _chosen(self.finite, x.detach(), self.x)
+        self.values = {
+            name: torch.where(self.finite, value, self.values[name])
+            for name, value in values.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from such a state; the gradient is computed again."""
+        super().load_state_dict(state)
+        self._kept = self.v.detach().clone()
+        self._evaluate()
+
+
+def descend(
+    terms: Terms, v: nn.Parameter, optimizer: Optimizer, learning_rate: float
+) -> LBFGSRun | AdamRun:
+    """The run of an optimiser by its name."""
+    return LBFGSRun(terms, v) if optimizer == "lbfgs" else AdamRun(terms, v, learning_rate)
+
+
+def check_choice(option: str, value: object, known: tuple[str, ...]) -> None:
+    """Raise ValueError, which names the option, unless the value is one of those known."""
+    if value not in known:
+        raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check_number(
+    option: str, value: object, holds: Callable[[float], bool], expected: str
+) -> None:
+    """Raise ValueError, which names the option, unless the value is a number for which it holds."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) < float("inf") or not holds(value):
+        raise ValueError(f"{option} must be {expected}, got {value!r}")
+
+
+def _all_finite(values: Values) -> Tensor:
+    return torch.stack([value.isfinite() for value in values.values()]).all(0)
+
+
+def _chosen(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(rows.view(-1, *[1] * (new.ndim - 1)), new, old)

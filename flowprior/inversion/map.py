@@ -1,0 +1,254 @@
+"""Solvers over latents: MAP, and CSGM and GlowIP as settings of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.gaussianization import Reparameterization
+from flowprior.inversion.descent import (
+    AdamRun,
+    LBFGSRun,
+    Optimizer,
+    Values,
+    check_choice,
+    check_number,
+    descend,
+)
+from flowprior.inversion.problem import Forward, Problem
+from flowprior.inversion.solving import Solver, advance
+from flowprior.latent import standard_normal_log_prob
+from flowprior.physics.noise import Gaussian, Noise
+from flowprior.priors import Prior, require
+
+Penalty = Literal["log_density", "latent_norm", "none"]
+Unit = Literal["nats", "bits_per_dim"]
+Layers = Reparameterization | dict[str, Reparameterization]
+
+
+@dataclass(frozen=True)
+class MAP(Solver):
+    r"""Minimise misfit(A(x), y) − β·log p over v, with x = G(z) and z = h(v).
+
+    The misfit is the negative log-likelihood of the data under their noise, so that β = 1 is Bayes'
+    rule. log p is log p_X(x) = log N(z; 0, I) − log|det ∂G/∂z| ("log_density"), log N(z; 0, I)
+    alone ("latent_norm") or nothing ("none"). Images are not clamped: that would take the gradient
+    away where they saturate. Every image has its own line search, step and end.
+
+    Reference: Li & Denli, Gaussianization layers for deep generative models, eq. 1–3. There the
+    misfit has σ = 1/255 and β = 1000 per bit/dimension.
+
+    Args:
+        beta: β ≥ 0.
+        beta_unit: β counts per nat of the image, or per bit per dimension of it.
+        penalty: "log_density", "latent_norm" or "none".
+        misfit: noise model to fit the data by; that of the data by default.
+        reparameterization: h, such as `Gaussianization.robust()`, or one for each named part of the
+            latent; z = v by default.
+        optimizer: "lbfgs" or "adam".
+        learning_rate: of Adam.
+        start_scale: standard deviation of the random start, v ~ N(0, start_scale² I), one draw for
+            all images. 0 starts at v = 0.
+        projection_iterations: maximum number for finding the latents of starting images.
+
+    Raises:
+        ValueError: names the option.
+    """
+
+    beta: float = 1.0
+    beta_unit: Unit = "nats"
+    penalty: Penalty = "log_density"
+    misfit: Noise | None = None
+    reparameterization: Layers | None = None
+    optimizer: Optimizer = "lbfgs"
+    learning_rate: float = 0.05
+    start_scale: float = 1.0
+    projection_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, lambda beta: beta >= 0, "finite and at least 0")
+        check_choice("beta_unit", self.beta_unit, ("nats", "bits_per_dim"))
+        check_choice("penalty", self.penalty, ("log_density", "latent_norm", "none"))
+        check_choice("optimizer", self.optimizer, ("lbfgs", "adam"))
+        check_number("learning_rate", self.learning_rate, lambda rate: rate > 0, "positive")
+        check_number("start_scale", self.start_scale, lambda scale: scale >= 0, "at least 0")
+        check_number(
+            "projection_iterations", self.projection_iterations, lambda n: n >= 0, "at least 0"
+        )
+        layers = self.reparameterization
+        given = layers.values() if isinstance(layers, Mapping) else [layers]
+        for layer in given:
+            if layer is not None and not isinstance(layer, Reparameterization):
+                raise ValueError(
+                    "reparameterization must be a flowprior.gaussianization.Reparameterization, "
+                    f"such as Gaussianization.robust(), got {layer!r}"
+                )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """A log-determinant for the log density, otherwise a generator."""
+        return ("decode",) if self.penalty == "log_density" else ("generate",)
+
+    def check(self, prior: Prior | None, who: str = "") -> None:
+        """See `Solver.check`; also names of latent parts."""
+        who = f"{who}{type(self).__name__}: penalty={self.penalty}"
+        require(prior, self.needs, who, "use latent_norm or none")
+        layers_by_part(self.reparameterization, prior)
+
+    def begin(self, problem: Problem) -> LBFGSRun | AdamRun:
+        """Start from given latents, the latents of given images, or a draw of N(0, I)."""
+        v = self.start(problem) if problem.latents is None else problem.latents
+        if not isinstance(v, nn.Parameter):
+            v = nn.Parameter(v.detach().clone().to(problem.like))
+        terms = LatentTerms(self, problem)
+        return descend(terms, v, self.optimizer, self.learning_rate)
+
+    def start(self, problem: Problem) -> Tensor:
+        """Latents v (B, n) to start from."""
+        latent, like = problem.prior.latent, problem.like
+        if problem.start is None:
+            return self.start_scale * latent.draw(len(problem.y), seed=problem.seed, like=like)
+        weight = self._projection_weight(problem)
+        if problem.cache is None:
+            return self._project(problem, weight)
+        layers = self.reparameterization
+        key = f"projection {layers!r} {weight} {self.projection_iterations} {problem.seed}"
+        return problem.cache(key, problem.start, lambda: self._project(problem, weight))
+
+    def weight(self, image_shape: tuple[int, int, int]) -> float:
+        """β per nat of an image."""
+        per_bit = math.prod(image_shape) * math.log(2)
+        return self.beta / (per_bit if self.beta_unit == "bits_per_dim" else 1.0)
+
+    def _projection_weight(self, problem: Problem) -> float:
+        """β of the projection: Li & Denli's eq. 39 has the inversion's β, and no ½ at the misfit."""
+        noise = problem.misfit(self.misfit, type(self).__name__)
+        if self.penalty != "log_density" or not isinstance(noise, Gaussian):
+            return 0.0
+        return self.weight(problem.image_shape) / (1 / noise.deviation) ** 2 / 2
+
+    def _project(self, problem: Problem, weight: float) -> Tensor:
+        return project_to_latents(
+            problem.prior,
+            problem.start,
+            reparameterization=self.reparameterization,
+            beta=weight,
+            iterations=self.projection_iterations,
+            seed=problem.seed,
+        )
+
+
+def csgm(gamma: float = 0.1, learning_rate: float = 5e-3) -> MAP:
+    """‖A G(z) − y‖² + γ‖z‖² on images in [−1, 1], from z ~ N(0, I), by Adam (Bora et al., 2017).
+
+    In `Restarts` it is the published method.
+    """
+    return _latent_norm(gamma, learning_rate, start_scale=1.0)
+
+
+def glow_ip(gamma: float = 0.01, learning_rate: float = 5e-3) -> MAP:
+    """The same from z = 0: GlowIP (Asim et al., 2020)."""
+    return _latent_norm(gamma, learning_rate, start_scale=0.0)
+
+
+def _latent_norm(gamma: float, learning_rate: float, start_scale: float) -> MAP:
+    # ½‖r/σ‖² with σ = ½ is half of Σr² where r is twice as large, and −log N has the other half.
+    return MAP(
+        beta=gamma,
+        penalty="latent_norm",
+        misfit=Gaussian(0.5),
+        optimizer="adam",
+        learning_rate=learning_rate,
+        start_scale=start_scale,
+    )
+
+
+class LatentTerms:
+    """The objective of `MAP` for a batch, as a function of v.
+
+    Attributes:
+        weight: β per nat, one number, or (B,) float64 for one per image.
+    """
+
+    def __init__(self, solver: MAP, problem: Problem) -> None:
+        self.problem = problem
+        self.prior = problem.prior
+        self.penalty = solver.penalty
+        self.noise = problem.misfit(solver.misfit, type(solver).__name__)
+        self.layers = layers_by_part(solver.reparameterization, problem.prior)
+        self.weight: float | Tensor = solver.weight(problem.image_shape)
+
+    def latents(self, v: Tensor) -> Tensor:
+        """Z = h(v) as the prior takes it, (k, *latent.shape)."""
+        latent = self.prior.latent
+        return latent.shaped(latent.map(self.layers, v))
+
+    def __call__(self, v: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
+        """Images and loss, misfit and log_prior of latents v (k, n) of the images `rows`."""
+        problem = self.problem
+        z = self.latents(v)
+        x, log_det = self._decoded(z, rows)
+        x = self.prior.to_unit_range(x)
+        misfit = self.noise.misfit(problem.forward(x, rows), problem.y[rows])
+        if self.penalty == "none":
+            return x, {"loss": misfit, "misfit": misfit}
+        log_prior = standard_normal_log_prob(z)
+        log_prior = log_prior if log_det is None else log_prior - log_det
+        weight = self.weight if isinstance(self.weight, float) else self.weight[rows]
+        loss = misfit - weight * log_prior
+        return x, {"loss": loss, "misfit": misfit, "log_prior": log_prior.double()}
+
+    def _decoded(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        condition = self.problem.condition
+        extra = () if condition is None else (condition[rows],)
+        if self.penalty == "log_density":
+            return self.prior.decode(z, *extra)
+        return self.prior.generate(z, *extra), None
+
+
+def layers_by_part(layers: Layers | None, prior: Prior) -> dict[str, Reparameterization]:
+    """h by name of the latent's part; raises ValueError for an unknown part."""
+    if layers is None:
+        return {}
+    names = list(prior.latent.parts)
+    if not isinstance(layers, Mapping):
+        if len(names) > 1:
+            raise ValueError(
+                "reparameterization: the latent has several parts, give layers by name: "
+                f"{', '.join(names)}"
+            )
+        return {names[0]: layers}
+    unknown = sorted(layers.keys() - set(names))
+    if unknown:
+        raise ValueError(
+            f"reparameterization: no part {', '.join(unknown)}; the prior has {', '.join(names)}"
+        )
+    return dict(layers)
+
+
+def project_to_latents(
+    prior: Prior,
+    images: Tensor,
+    *,
+    reparameterization: Layers | None = None,
+    beta: float = 0.0,
+    iterations: int = 100,
+    seed: int = 0,
+) -> Tensor:
+    r"""Latents v (B, n) whose images come closest to some (B, C, H, W) in [0, 1].
+
+    Minimises ½‖G(h(v)) − x₀‖² − β log p_X(G(h(v))), β per nat, by L-BFGS from one draw of N(0, I).
+
+    Reference: Li & Denli, Gaussianization layers, eq. 39–40, whose misfit has no ½: β there is
+    twice this one.
+    """
+    penalty = "log_density" if beta else "none"
+    solver = MAP(beta=beta, penalty=penalty, reparameterization=reparameterization)
+    forward = Forward(lambda x: x)
+    problem = Problem(forward, images, prior.image_shape, Gaussian(1.0), prior, seed=seed)
+    run = replace(solver).begin(problem)
+    advance(run, iterations)
+    return run.v.detach()

@@ -1,0 +1,205 @@
+"""Solvers, the batches they run, and the one loop that serves all of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from flowprior.inversion.batch_invariant import batch_invariant
+from flowprior.inversion.checkpoint import Checkpoint
+from flowprior.inversion.problem import Problem
+from flowprior.priors import Prior, require
+
+
+class Run(Protocol):
+    """A batch underway; row b belongs to image b, and to nothing else.
+
+    Attributes:
+        x: images (B, C, H, W) in [0, 1], up to overshoot.
+        z: latents (B, *latent.shape) that the prior saw, or None.
+        values: loss, misfit, ...: (B,) float64 each.
+        active: rows that still change, (B,).
+        finite: rows that have stayed finite, (B,); the others keep what they had before.
+    """
+
+    x: Tensor
+    z: Tensor | None
+    values: dict[str, Tensor]
+    active: Tensor
+    finite: Tensor
+
+    def step(self) -> None:
+        """Make one iteration of every active row."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers that another run of the same problem needs to go on from here."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken, to the last bit."""
+
+
+class Solver(ABC):
+    """A way to recover images: a frozen description of it, from Python or from YAML.
+
+    Attributes:
+        needs: methods that the prior must have; see `flowprior.priors.CAPABILITIES`. It may be a
+            property that depends on the options.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def begin(self, problem: Problem) -> Run:
+        """Start a batch."""
+
+    def check(self, prior: Prior | None, who: str = "") -> None:
+        """Raise ValueError, which starts with `who`, unless the prior has what is needed."""
+        require(prior, self.needs, f"{who}{type(self).__name__}")
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """An estimate's distribution."""
+
+    def sample(self, count: int, *, seed: int) -> Tensor:
+        """Draw images (count, B, C, H, W) in [0, 1]."""
+
+
+@dataclass(frozen=True, repr=False)
+class Estimate:
+    """What was recovered, one row per image.
+
+    Args:
+        x: images (B, C, H, W) in [0, 1] up to overshoot; clamp them for metrics.
+        z: latents (B, *latent.shape), or None where no prior is involved.
+        finite: rows that have stayed finite, (B,); the others keep their last finite values.
+        history: loss, misfit, ... by name, (iterations + 1, B) each; row k is after k iterations.
+            A row that has ended early repeats its last value.
+        residual: rms of A(x) − y in units of the noise, (B,): about 1 where the data are fitted to
+            the noise. None if the noise is not known.
+        posterior: what can be sampled, if the solver gives more than one answer.
+        warnings: what to look at before the images are trusted.
+    """
+
+    x: Tensor
+    z: Tensor | None
+    finite: Tensor
+    history: dict[str, Tensor]
+    residual: Tensor | None = None
+    posterior: Posterior | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.x.shape[1:]))
+        iterations = len(next(iter(self.history.values()))) - 1
+        end = f"; warnings: {'; '.join(self.warnings)}" if self.warnings else ""
+        return f"Estimate({len(self.x)} images {shape} after {iterations} iterations{end})"
+
+
+Observer = Callable[[int, Run], None]
+"""Called at the start with 0 and after each iteration with its number, and with the run."""
+
+
+class History:
+    """Values of a run at all iterations: the observer behind `Estimate.history`."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Tensor]] = []
+
+    def __call__(self, iteration: int, run: Run) -> None:
+        """Note the values."""
+        self.rows.append({name: value.clone() for name, value in run.values.items()})
+
+    def stacked(self) -> dict[str, Tensor]:
+        """Every value by name, (iterations + 1, B)."""
+        return {name: torch.stack([row[name] for row in self.rows]) for name in self.rows[0]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.rows = state["rows"]
+
+
+def solve(
+    solver: Solver,
+    problem: Problem,
+    iterations: int,
+    observers: Sequence[Observer] = (),
+    checkpoint: Checkpoint | None = None,
+) -> Estimate:
+    """Run a solver on a batch from its start, or from where a killed call had come to.
+
+    Args:
+        solver: how.
+        problem: what.
+        iterations: maximum number; rows may end earlier.
+        observers: called at every iteration. Those that have `state_dict` are checkpointed too.
+        checkpoint: file to go on from, and to note the state in.
+
+    Raises:
+        ValueError: solver and problem do not go together, or `iterations` is not a number.
+    """
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"iterations must be an integer of at least 0, got {iterations!r}")
+    solver.check(problem.prior)
+    history = History()
+    with batch_invariant():
+        run = solver.begin(problem)
+        advance(run, iterations, [history, *observers], checkpoint)
+        residual, warnings = _judged(run, problem)
+    posterior = run.posterior() if hasattr(run, "posterior") else None
+    curves = history.stacked()
+    return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
+
+
+def advance(
+    run: Run,
+    iterations: int,
+    observers: Sequence[Observer] = (),
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """The loop: at most so many iterations of a run, each shown to all observers."""
+    done = -1 if checkpoint is None else checkpoint.restore(run, observers)
+    for iteration in range(done + 1, iterations + 1):
+        if iteration > 0 and run.active.any():
+            run.step()
+        for observe in observers:
+            observe(iteration, run)
+        if checkpoint is not None:
+            checkpoint.note(iteration, run, observers)
+
+
+def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The residual in units of the noise, and what is suspicious."""
+    warnings = []
+    if not run.finite.all():
+        warnings.append(f"{_rows(~run.finite)} became NaN or infinite and stopped there")
+    if problem.noise is None:
+        return None, tuple(warnings)
+    with torch.no_grad():
+        residual = problem.noise.residual(problem.forward(run.x), problem.y)
+    high, low = residual > 1.3, residual < 0.7
+    if high.any():
+        warnings.append(
+            f"{_rows(high)}: the residual is up to {residual[high].max():.3g} times the noise: the "
+            "prior does not explain the data, or it takes more iterations, a smaller beta or "
+            "another noise level"
+        )
+    if low.any():
+        warnings.append(
+            f"{_rows(low)}: the residual is only {residual[low].min():.2g} of the noise: the noise "
+            "is fitted; take a larger beta or another noise level"
+        )
+    return residual, tuple(warnings)
+
+
+def _rows(mask: Tensor) -> str:
+    numbers = mask.nonzero()[:, 0].tolist()
+    listed = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return f"rows {listed}" if len(numbers) > 1 else f"row {listed}"
