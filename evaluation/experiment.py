@@ -1,60 +1,87 @@
-"""An inverse problem as a config describes it, and the data it gives."""
+"""What a table of inversions compares: experiments and methods, as a config describes them."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
+from evaluation.cells import Label
+from flowprior.inversion import Solver
+from flowprior.physics import Noise, find_operator, make_operator
 
-from evaluation.methods import Method
-from evaluation.records import Label
-from flowprior.physics import gaussian_noise, make_operator, noise_for_snr, relative_noise
+Start = Literal["random", "constant", "smoothed_truth", "file"]
+REFINEMENT = 4
+"""Data of an operator on a grid are made on one so many times finer."""
 
-Noise = Literal["gaussian", "gaussian_255", "relative", "snr"]
+
+@dataclass
+class Method:
+    """A way to recover images.
+
+    Args:
+        solver: how.
+        labels: of its rows in the table; `{method: its name}` by default.
+        iterations: maximum number; that of the evaluation by default.
+        start: what it starts from; that of the evaluation by default.
+        tune: values to try, by option of the solver, such as `{beta: [0.1, 1.0]}`; a dot reaches
+            into an option, as in `reparameterization.temperature`. `evaluate.py --tune` takes the
+            best on validation images.
+    """
+
+    solver: Solver
+    labels: dict[str, Label] = field(default_factory=dict)
+    iterations: int | None = None
+    start: Start | None = None
+    tune: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.iterations is not None and self.iterations < 1:
+            raise ValueError(f"methods: iterations must be at least 1, got {self.iterations}")
+        for option, values in self.tune.items():
+            if not values:
+                raise ValueError(f"methods: tune.{option} must have at least one value")
 
 
 @dataclass
 class Experiment:
-    """An operator, its noise, and the methods that are to undo both.
+    """An operator and the noise of its data, and what is to undo both.
 
     Args:
         labels: of its rows in the table.
-        operator: a name of `flowprior.physics.make_operator`.
-        methods: what is compared.
+        operator: a name of `flowprior.physics.OPERATORS`, or an import path such as
+            `deepinv.physics.Inpainting`.
         options: of the operator.
+        noise: of the data. For measured data it is what the methods believe.
         assumed: options that the methods believe in, where they are wrong about some.
-        noise: "gaussian" of standard deviation `sigma` on the data; "gaussian_255", the same on
-            8-bit pixels; "relative", data × (1 + N(0, sigma²)); "snr", `sigma` is a
-            signal-to-noise ratio in dB on the observed entries.
-        sigma: see `noise`.
+        data_operator: operator that makes the data, if it is another one than the methods use.
+        data_options: its options, on top of `options`. An operator on a grid (one that takes
+            `refine`) makes data on a finer one by default, so that data and inversion do not share
+            their discretisation; `{refine: 1}` makes them on the same.
+        methods: names of those compared; all by default.
+        priors: names of those compared; all by default.
     """
 
     labels: dict[str, Label]
     operator: str
-    methods: list[Method]
     options: dict[str, Any] = field(default_factory=dict)
+    noise: Noise | None = None
     assumed: dict[str, Any] = field(default_factory=dict)
-    noise: Noise = "gaussian"
-    sigma: float = 0.0
+    data_operator: str | None = None
+    data_options: dict[str, Any] = field(default_factory=dict)
+    methods: list[str] | None = None
+    priors: list[str] | None = None
 
-    def physics(self, image_shape: tuple[int, int, int], assumed: bool = False) -> Any:
-        """The true operator, or the one that the methods assume."""
-        options = {**self.options, **self.assumed} if assumed else self.options
-        return make_operator(self.operator, image_shape, **options)
+    def physics(self, image_shape: tuple[int, int, int]) -> Any:
+        """The operator that the methods believe in."""
+        return make_operator(self.operator, image_shape, **{**self.options, **self.assumed})
 
-    def noisy(self, clean: Tensor, physics: Any, seed: int, indices: list[int]) -> Tensor:
-        """Data with the noise of these images."""
-        if self.noise == "snr":
-            mask = getattr(physics, "mask", None)
-            return noise_for_snr(clean, self.sigma, seed=seed, indices=indices, observed=mask)
-        if self.noise == "relative":
-            return relative_noise(clean, self.sigma, seed=seed, indices=indices)
-        scale = "255" if self.noise == "gaussian_255" else "data"
-        return gaussian_noise(clean, self.sigma, seed=seed, indices=indices, scale=scale)
-
-    def settings(self) -> dict[str, Any]:
-        """All that decides its data, JSON-like."""
-        names = ("operator", "options", "assumed", "noise", "sigma")
-        return {name: getattr(self, name) for name in names}
+    def data_physics(self, image_shape: tuple[int, int, int]) -> Any:
+        """The operator that makes the data."""
+        name = self.data_operator or self.operator
+        options = dict(self.options) if self.data_operator is None else {}
+        if "refine" in inspect.signature(find_operator(name)).parameters:
+            options.setdefault("refine", REFINEMENT)
+        return make_operator(name, image_shape, **{**options, **self.data_options})
 
 
 @dataclass
@@ -69,6 +96,14 @@ class Published:
     labels: dict[str, Label]
     metrics: dict[str, float]
 
-    def matches(self, labels: dict[str, Label]) -> bool:
+    def matches(self, labels: Mapping[str, Label]) -> bool:
         """Whether it is about the row with these labels."""
         return self.labels.items() <= dict(labels).items()
+
+
+def chosen(names: list[str] | None, known: Mapping[str, Any], what: str) -> list[str]:
+    """The names, or all known ones; ValueError names an unknown one."""
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ValueError(f"experiments: no {what} named {unknown[0]!r}; there are {', '.join(known)}")
+    return list(known) if names is None else names

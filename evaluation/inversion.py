@@ -1,150 +1,158 @@
-"""How well images are recovered: any operators × any methods, on a data set or on measured data."""
+"""How well images are recovered: operators × priors × methods, on a data set or measured data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore, file_names, save_arrays
-from evaluation.base import Cell, Evaluation
-from evaluation.device import checked_device
-from evaluation.experiment import Experiment, Published
-from evaluation.inversion_figures import (
-    array_name,
-    inversion_figures,
-    is_finite,
-    write_boards,
-)
-from evaluation.layout import labels_text
-from evaluation.methods import Keep, Method, Outcome, Task
-from evaluation.records import Labels, Record, file_digest
-from evaluation.sources import Measured, Simulated, rms
+from evaluation.base import Evaluation
+from evaluation.baselines import Data, Start
+from evaluation.cells import Cell, Labels, Result, labels_text
+from evaluation.experiment import Experiment, Method, Published, chosen
+from evaluation.experiment import Start as StartName
+from evaluation.fingerprints import digest, plain
+from evaluation.inversion_figures import inversion_figures, is_finite, write_boards
+from evaluation.measures import Measure, Similarity, measured
+from evaluation.priors import PriorSource
+from evaluation.sources import MeasuredData, SimulatedData, Source
 from evaluation.table import Metric, Table
-from evaluation.weights import found_weights
-from flowprior.command_line import UsageError
-from flowprior.flows import Flow
-from flowprior.inversion import batch_invariant, smoothed
-from flowprior.metrics import lpips, typicality
+from flowprior.inversion import (
+    Checkpoint,
+    Estimate,
+    Problem,
+    Recording,
+    batch_invariant,
+    make_problem,
+    smoothed,
+    solve,
+)
+from flowprior.priors import Prior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIMILARITY = {"ssim": True, "lpips": False, "psnr": True}
-"""Name of a measure, and whether more is better."""
+BASELINES = {"data": Method(Data()), "start": Method(Start())}
+"""Rows of every experiment beside its methods."""
 
-Start = Literal["latent", "smoothed_truth", "file"]
+
+@dataclass(frozen=True)
+class InversionCell(Cell):
+    """A cell, and what it is made of."""
+
+    experiment: Experiment = field(kw_only=True)
+    method: Method = field(kw_only=True)
+    prior: str = field(kw_only=True)
+    seed: int = field(kw_only=True)
 
 
 class InversionEvaluation(Evaluation):
-    """Recover test images, or measured data, with every method of every experiment.
+    """Recover test images, or measured data, with every method and prior of every experiment.
 
-    Similarity is that of the last iterate and, as papers give it, of the iteration with the best
-    mean over the images of a cell, which takes the truth to find. Images whose loss became NaN or
-    infinite are left out of the means and counted.
+    Similarity to the truth is that of the last iterate and, as papers give it, of the iteration
+    with the best mean over the images of a row, which takes the truth to find. Images whose loss
+    became NaN or infinite are left out of the means and counted. Every experiment also has a row
+    for the data, where they are images, and one for the start.
 
     Args:
-        weights: folder of an exported flow, found beside evaluate.py too.
-        experiments: operators, noise and methods.
-        data: the data set; its test split, unquantised, is what is to be recovered.
+        priors: by name: folders of exported weights, found beside evaluate.py too, or priors.
+        methods: by name.
+        experiments: operators and noise.
+        data: the data set; images of its test split, unquantised, are to be recovered.
         observations: .npy or .npz file of measured data instead (see `Observations.load`).
         images: number of test images, from the first; null for all.
-        seeds: of the noise and the start; every image is recovered once with each.
-        iterations: of the solvers, at most.
-        start: "latent", one draw of N(0, I) for all images; "smoothed_truth", the truth under a
-            Gaussian of `start_deviation` pixels; "file", the start that `observations` has.
+        seeds: of the noise and of the start; every image is recovered once with each.
+        iterations: maximum number, of solvers that have none of their own.
+        start: "random", one draw of N(0, I) for all images; "constant", grey; "smoothed_truth", the
+            truth under a Gaussian of `start_deviation` pixels; "file", the start in `observations`.
         start_deviation: in pixels.
-        batch_size: images that a process inverts at once. It changes nothing else.
+        batch_size: number of images that a process inverts at once. It changes nothing else.
+        tune_images: number of validation images that `--tune` chooses options on.
+        tune_metric: what it makes as large as it can: "psnr" or "ssim".
         shown: number of images in figures.
         compare: labels whose values compete for the best number.
         published: numbers of a paper.
+        measures: further columns.
         title: of the report.
         device: "auto" takes a GPU if there is one.
     """
 
-    metrics = (
-        Metric("ssim", "SSIM", higher_is_better=True),
-        Metric("best_ssim", "SSIM, best iteration", higher_is_better=True),
-        Metric("lpips", "LPIPS", higher_is_better=False, missing="n/a"),
-        Metric("best_lpips", "LPIPS, best iteration", higher_is_better=False, missing="n/a"),
-        Metric("psnr", "PSNR", "dB", higher_is_better=True),
-        Metric("best_psnr", "PSNR, best iteration", "dB", higher_is_better=True),
-        Metric("residual", "Residual/noise (1)"),
-        Metric("residual_rms", "Residual, rms"),
-        Metric("radius", "Latent radius ‖z‖/√n (γ)"),
-        Metric("kurtosis", "Latent kurtosis (3)"),
-        Metric("patch_energy_spread", "Spread of patch energies (1)"),
-    )
-    shareable = True
-
     def __init__(
         self,
-        weights: Path,
+        priors: dict[str, Path | Prior],
+        methods: dict[str, Method],
         experiments: list[Experiment],
         data: ImageDataModule | None = None,
         observations: Path | None = None,
         images: int | None = 100,
         seeds: tuple[int, ...] = (0,),
         iterations: int = 100,
-        start: Start = "latent",
+        start: StartName = "random",
         start_deviation: float = 5.0,
         batch_size: int = 25,
+        tune_images: int = 16,
+        tune_metric: str = "psnr",
         shown: int = 4,
-        compare: tuple[str, ...] = ("method",),
+        compare: tuple[str, ...] = ("method", "prior"),
         published: list[Published] | None = None,
+        measures: list[Measure] | None = None,
         title: str = "Inversion",
         device: str = "auto",
     ) -> None:
-        counts = {"iterations": iterations, "batch_size": batch_size, "shown": shown}
-        for name, value in {**counts, "images": 1 if images is None else images}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
+        self.priors = PriorSource(priors, device)
+        self.methods, self.experiments = methods, experiments
+        self.data, self.observations = data, observations
+        self.images, self.seeds = images, seeds
+        self.iterations = iterations
+        self.start, self.start_deviation = start, start_deviation
+        self.batch_size = batch_size
+        self.tune_images, self.tune_metric = tune_images, tune_metric
+        self.shown, self.compare = shown, compare
+        self.published = published or []
+        self.measures: list[Measure] = [Similarity(), *(measures or [])]
+        self.title = title
+        self.choices: list[str] = []
+        self._check_numbers()
         if (data is None) == (observations is None):
             raise ValueError("either data or observations must be given, and not both")
-        self.weights = found_weights(weights)
-        self.experiments = experiments
-        self.source = Simulated(data, images) if observations is None else Measured(observations)
-        self.seeds = seeds
-        self.iterations = iterations
-        self.start = start
-        self.start_deviation = start_deviation
-        self.batch_size = batch_size
-        self.shown = shown
-        self.compare = compare
-        self.published = published or []
-        self.title = title
-        self.device = checked_device(device)
-        self._check()
+        self.source: Source = (
+            SimulatedData(data, images) if observations is None else MeasuredData(observations)
+        )
 
-    def fingerprint(self) -> Mapping[str, Any]:
-        """Weights, images, experiments and methods."""
-        cells = {labels_text(cell.labels): self._settings(cell) for cell in self.cells()}
-        return {
-            "weights": self._weights_digest,
-            "iterations": self.iterations,
-            "start": [self.start, self.start_deviation],
-            "data": self.source.fingerprint(),
-            **cells,
-        }
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """Columns of the table: those of all measures."""
+        return [metric for measure in self.measures for metric in measure.metrics]
 
-    def cells(self) -> Sequence[Cell]:
-        """Experiments × methods × seeds."""
+    def check(self) -> None:
+        """Fit together experiments, methods, priors and data, all before any is measured."""
+        for name in self.priors.names:
+            self.priors.check(name, self.source)
+        if self.start == "file" and self.source.start([0]) is None:
+            raise ValueError("start=file needs observations with start")
+        if self.start == "smoothed_truth" and self.source.truth([0]) is None:
+            raise ValueError("start=smoothed_truth needs the true images")
+        for experiment in self.experiments:
+            names = chosen(experiment.methods, self.methods, "method")
+            self.source.check(experiment)
+            for prior_name in chosen(experiment.priors, self.priors.names, "prior"):
+                prior = self.priors.load(prior_name)
+                experiment.physics(prior.image_shape)
+                for name in names:
+                    self.methods[name].solver.check(prior, f"methods.{name}: ")
+                self._probe(experiment, prior_name)
+
+    def cells(self) -> Sequence[InversionCell]:
+        """Experiments × priors × methods × seeds, with the baselines first."""
         return [
-            Cell(
-                {**experiment.labels, **method.labels},
-                range(self.source.count),
-                self.batch_size,
-                part=f"seed {seed}",
-            )
+            self._cell(experiment, prior, name, seed)
             for experiment in self.experiments
-            for method in experiment.methods
+            for prior, name in self._rows(experiment)
             for seed in self.seeds
         ]
 
@@ -152,59 +160,42 @@ class InversionEvaluation(Evaluation):
         self, cell: Cell, images: Sequence[int], arrays: ArrayStore
     ) -> Sequence[Mapping[str, float]]:
         """Invert the data of these images, and keep curves and pictures."""
-        experiment, method, seed = self._at(cell)
         with batch_invariant():
-            task, noise = self._task(experiment, list(images), seed, arrays)
-            outcome = method.solve(task)
-            rows = _measured(task, outcome, noise)
-        self._keep(cell, images, task, outcome, arrays)
+            problem, truth = self._problem(cell, list(images), arrays)
+            iterations = cell.method.iterations or self.iterations
+            recording = Recording(truth, self.shown, last=iterations)
+            key = digest(repr(cell.settings), repr(list(images)))[:24]
+            checkpoint = Checkpoint(arrays.folder.parent / "underway" / f"{key}.ckpt")
+            estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
+            rows = measured(self.measures, estimate, problem, truth)
+        self._keep(cell, images, problem, truth, estimate, recording, arrays)
+        checkpoint.remove()
         return rows
 
-    def derived(self, records: Sequence[Record], arrays: ArrayStore) -> Sequence[Record]:
-        """Add the similarity at the iteration whose mean over the images is best."""
-        best: list[dict[str, float]] = [{} for _ in records]
-        finite = [is_finite(record) for record in records]
-        curves = [arrays.load(array_name(record)) for record in records]
-        for name, more_is_better in SIMILARITY.items():
-            if not any(finite) or any(name not in kept for kept in curves):
-                continue
-            found = torch.stack([torch.from_numpy(kept[name]) for kept in curves])
-            mean = found[finite].mean(0)
-            at = int(mean.argmax() if more_is_better else mean.argmin())
-            for row, value in enumerate(found[:, at].tolist()):
-                best[row][f"best_{name}"] = value if finite[row] else float("nan")
-        return [
-            replace(record, metrics={**record.metrics, **extra})
-            for record, extra in zip(records, best, strict=True)
-        ]
+    def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
+        """Further columns of the measures, which take all images of a row."""
+        found: list[dict[str, float]] = [{} for _ in results]
+        for measure in self.measures:
+            for row, extra in zip(found, measure.derived(results), strict=True):
+                row.update(extra)
+        return found
 
     def figures(
-        self, table: Table, records: Sequence[Record], arrays: ArrayStore
+        self, table: Table, results: Sequence[Result]
     ) -> Mapping[str, tuple["Figure", str]]:
-        """Similarity against iteration, recovered images beside the truth, latents."""
-        return inversion_figures(self.experiments, records, arrays, self.shown)
+        """Similarity by iteration, recovered images beside the truth, latents."""
+        return inversion_figures(results, self.shown)
 
-    def write(self, records: Sequence[Record], arrays: ArrayStore, output: Path) -> None:
+    def write(self, results: Sequence[Result], output: Path) -> None:
         """TensorBoard curves of each row of the table; recovered images of measured data."""
-        write_boards(records, arrays, output / "tensorboard", self.shown)
-        if isinstance(self.source, Measured):
-            self._write_recovered(records, arrays, output / "recovered")
+        write_boards(results, output / "tensorboard", self.shown)
+        if isinstance(self.source, MeasuredData):
+            write_recovered(results, output / "recovered")
 
     def notes(self) -> Sequence[str]:
-        """How to get LPIPS where it is missing."""
-        probe = torch.zeros(1, 1, 16, 16)
-        if self.source.truth([0]) is not None and lpips(probe, probe) is None:
-            return [
-                "LPIPS is n/a: its network is not on this machine. With access to the network, "
-                "python -c \"import lpips; lpips.LPIPS(net='alex')\" downloads it once; then "
-                "measure into a new folder."
-            ]
-        return []
-
-    def use_device(self, process: int) -> None:
-        """One GPU for each process, as far as there are so many."""
-        if self.device == "cuda":
-            self.device = f"cuda:{process % torch.cuda.device_count()}"
+        """What was tuned, and what the measures have to say."""
+        has_truth = self.source.truth([0]) is not None
+        return [*self.choices, *(n for m in self.measures for n in m.notes(has_truth))]
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """From `published`."""
@@ -213,127 +204,185 @@ class InversionEvaluation(Evaluation):
                 return known.metrics[metric]
         return None
 
-    @cached_property
-    def flow(self) -> Flow:
-        """The prior, frozen."""
-        flow = flowprior.load(self.weights, self.device).eval().requires_grad_(False)
-        truth = self.source.truth([0])
-        if truth is not None and flow.image_shape != truth.shape[1:]:
-            raise UsageError(
-                f"evaluation.weights models images of shape {flow.image_shape}, those to be "
-                f"recovered have {tuple(truth.shape[1:])}"
-            )
-        return flow
+    def with_methods(self, methods: dict[str, Method], experiments: list[Experiment]) -> Any:
+        """The same evaluation with other methods and experiments."""
+        import copy
+
+        other = copy.copy(self)
+        other.__dict__ = {**self.__getstate__(), "methods": methods, "experiments": experiments}
+        return other
 
     @cached_property
-    def _weights_digest(self) -> str:
-        return file_digest(self.weights / "model.safetensors")
+    def _common(self) -> dict[str, Any]:
+        """What the results of all cells depend on."""
+        return {"data": self.source.fingerprint(), "start_deviation": self.start_deviation}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the flow: every process loads its own, on its device."""
-        return {name: value for name, value in vars(self).items() if name != "flow"}
+    def _rows(self, experiment: Experiment) -> list[tuple[str, str]]:
+        """Prior and method of each row; one that needs no prior has one row for all priors."""
+        priors = chosen(experiment.priors, self.priors.names, "prior")
+        names = chosen(experiment.methods, self.methods, "method")
+        rows = [(priors[0], name) for name in self._baselines(experiment)]
+        for name in names:
+            needs = self.methods[name].solver.needs
+            rows += [(prior, name) for prior in (priors if needs else priors[:1])]
+        return rows
 
-    def _check(self) -> None:
-        for experiment in self.experiments:
-            self.source.check(experiment)
-        if self.start == "smoothed_truth" and self.source.truth([0]) is None:
-            raise ValueError("start=smoothed_truth needs the truth, which observations lacks")
-        if self.start == "file" and self.source.start([0]) is None:
-            raise ValueError("start=file needs observations with a start")
+    def _baselines(self, experiment: Experiment) -> list[str]:
+        if self.source.truth([0]) is None:
+            return []
+        seed = self.seeds[0]
+        y = self.source.observed(experiment, [0], seed)
+        are_images = y.shape[1:] == self.source.truth([0]).shape[1:] and not y.is_complex()
+        return ["data", "start"] if are_images else ["start"]
 
-    def _settings(self, cell: Cell) -> dict[str, Any]:
-        experiment, method, _ = self._at(cell)
-        return {**experiment.settings(), **method.settings()}
-
-    def _at(self, cell: Cell) -> tuple[Experiment, Method, int]:
-        seed = int(cell.part.removeprefix("seed "))
-        for experiment in self.experiments:
-            for method in experiment.methods:
-                if {**experiment.labels, **method.labels} == dict(cell.labels):
-                    return experiment, method, seed
-        raise KeyError(labels_text(cell.labels))
-
-    def _task(
-        self, experiment: Experiment, images: list[int], seed: int, arrays: ArrayStore
-    ) -> tuple[Task, Tensor | None]:
-        """What a method gets to see, and the rms of the noise, (B,), if it is known."""
-        y, noise = self.source.observed(experiment, images, seed)
-        truth, start = self.source.truth(images), self._starting_images(images)
-        dtype = next(self.flow.parameters()).dtype
-        physics = experiment.physics(self.flow.image_shape, assumed=True).to(self.device)
-        task = Task(
-            prior=self.flow,
-            physics=physics.double() if dtype == torch.float64 else physics,
-            y=y.to(self.device, dtype.to_complex() if y.is_complex() else dtype),
-            truth=None if truth is None else truth.to(self.device, dtype),
-            start=None if start is None else start.to(self.device, dtype),
-            iterations=self.iterations,
+    def _cell(self, experiment: Experiment, prior: str, name: str, seed: int) -> InversionCell:
+        method = self.methods.get(name) or BASELINES[name]
+        several = len(self.priors.names) > 1 and method.solver.needs
+        labels = {
+            **experiment.labels,
+            **(method.labels or {"method": name}),
+            **({"prior": prior} if several else {}),
+        }
+        described = replace(experiment, labels={}, methods=None, priors=None)
+        settings = {
+            **self._common,
+            "experiment": plain(described),
+            "solver": plain(method.solver),
+            "iterations": method.iterations or self.iterations,
+            "start": method.start or self.start,
+            "prior": self.priors.fingerprint(prior),
+            "seed": seed,
+        }
+        return InversionCell(
+            labels,
+            range(self.source.count),
+            settings,
+            self.batch_size,
+            repeat=self.seeds.index(seed),
+            experiment=experiment,
+            method=method,
+            prior=prior,
             seed=seed,
-            pictures=self.shown,
-            keep=Keep(arrays, images, self.device, self._weights_digest),
-            progress=self.progress,
         )
-        return task, noise
 
-    def _starting_images(self, images: list[int]) -> Tensor | None:
-        if self.start == "latent":
+    def _problem(
+        self, cell: InversionCell, images: list[int], arrays: ArrayStore
+    ) -> tuple[Problem, Tensor | None]:
+        """Data of these images as a problem, and the truth if it is known."""
+        prior = self.priors.load(cell.prior)
+        truth, start = self.source.truth(images), self._starting_images(cell.method, images)
+        truth, start = (None if t is None else t.to(prior.like) for t in (truth, start))
+        y = self.source.observed(cell.experiment, images, cell.seed)
+        y = y.to(prior.like.device, _precision(y, prior.like))
+        problem = make_problem(
+            prior,
+            cell.experiment.physics(prior.image_shape).to(prior.like.device),
+            y,
+            noise=cell.experiment.noise,
+            start=start,
+            seed=cell.seed,
+            indices=images,
+            cache=Cache(arrays, images, str(self.priors.fingerprint(cell.prior))),
+        )
+        return problem, truth
+
+    def _starting_images(self, method: Method, images: list[int]) -> Tensor | None:
+        name = method.start or self.start
+        if name == "random":
             return None
-        if self.start == "file":
+        if name == "file":
             return self.source.start(images)
+        if name == "constant":
+            shape = self.source.image_shape or self.priors.image_shape
+            return torch.full((len(images), *shape), 0.5)
         return smoothed(self.source.truth(images), self.start_deviation)
 
+    def _probe(self, experiment: Experiment, prior_name: str) -> None:
+        """Make the problem of one image: a wrong operator is found before anything is written."""
+        prior = self.priors.load(prior_name)
+        y = self.source.observed(experiment, [0], self.seeds[0])
+        make_problem(
+            prior,
+            experiment.physics(prior.image_shape).to(prior.like.device),
+            y.to(prior.like.device, _precision(y, prior.like)),
+            noise=experiment.noise,
+        )
+
     def _keep(
-        self, cell: Cell, images: Sequence[int], task: Task, outcome: Outcome, arrays: ArrayStore
+        self,
+        cell: InversionCell,
+        images: Sequence[int],
+        problem: Problem,
+        truth: Tensor | None,
+        estimate: Estimate,
+        recording: Recording,
+        arrays: ArrayStore,
     ) -> None:
-        recording = outcome.recording
         curves = {**recording.curves, **recording.diagnostics}
         for row, image in enumerate(images):
             kept = {name: curve[:, row] for name, curve in curves.items()}
             kept["milestones"] = torch.tensor(list(recording.snapshots))
             if row < self.shown and image < self.shown:
-                kept |= _pictures(task, outcome, row)
+                kept |= {"x": estimate.x[row], "y": problem.y[row]}
+                kept |= {} if truth is None else {"truth": truth[row]}
+                kept |= {} if estimate.z is None else {"z": estimate.z[row]}
                 for iteration, pictures in recording.snapshots.items():
                     kept[f"x_{iteration}"] = pictures[row]
-            if isinstance(self.source, Measured):
-                kept["x"] = outcome.x[row]
-            arrays.save(array_name(Record(cell.labels, image, {}, cell.part)), kept)
+            if isinstance(self.source, MeasuredData):
+                kept["x"] = estimate.x[row]
+            arrays.save(cell.key, image, kept)
 
-    def _write_recovered(self, records: Sequence[Record], arrays: ArrayStore, folder: Path) -> None:
-        cells: dict[str, list[Record]] = {}
-        for record in records:
-            name = f"{labels_text(record.labels)} {record.part}".strip()
-            cells.setdefault(name, []).append(record)
-        places = file_names(cells)
-        for name, group in cells.items():
-            images = [torch.from_numpy(arrays.load(array_name(record))["x"]) for record in group]
-            save_arrays(folder / f"{places[name]}.npz", {"x": torch.stack(images)})
-
-
-def _measured(task: Task, outcome: Outcome, noise: Tensor | None) -> list[dict[str, float]]:
-    latest = outcome.recording.latest
-    columns = {name: latest[name] for name in SIMILARITY if name in latest}
-    with torch.no_grad():
-        residual = rms(task.physics.A(outcome.x) - task.y)
-    if noise is None:
-        columns["residual_rms"] = residual
-    elif (noise > 0).all():
-        columns["residual"] = residual / noise.to(residual)
-    if outcome.z is not None and outcome.z.ndim == 4:
-        found = typicality(outcome.z)
-        columns |= {name: found[name] for name in ("radius", "kurtosis", "patch_energy_spread")}
-    finite = outcome.finite.tolist()
-    lists = {name: column.tolist() for name, column in columns.items()}
-    return [
-        {name: values[row] if finite[row] else float("nan") for name, values in lists.items()}
-        for row in range(len(finite))
-    ]
+    def _check_numbers(self) -> None:
+        counts = {
+            "iterations": self.iterations,
+            "batch_size": self.batch_size,
+            "shown": self.shown,
+            "tune_images": self.tune_images,
+            "images": 1 if self.images is None else self.images,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        seeds = self.seeds
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
+        if self.tune_metric not in ("psnr", "ssim"):
+            raise ValueError(f"tune_metric must be psnr or ssim, got {self.tune_metric!r}")
 
 
-def _pictures(task: Task, outcome: Outcome, row: int) -> dict[str, Tensor]:
-    """What figures show of an image: data, truth, result and latent."""
-    kept = {"x": outcome.x[row], "y": task.y[row]}
-    if task.truth is not None:
-        kept["truth"] = task.truth[row]
-    if outcome.z is not None:
-        kept["z"] = outcome.z[row]
-    return kept
+class Cache:
+    """Tensors of these images by name, looked up or else computed and kept in an `ArrayStore`.
+
+    What does not depend on the data need not be computed for each noise level.
+    """
+
+    def __init__(self, arrays: ArrayStore, images: Sequence[int], prior: str) -> None:
+        self.arrays, self.images, self.prior = arrays, images, prior
+
+    def __call__(self, name: str, of: Tensor, compute: Any) -> Tensor:
+        """Rows (B, ...) that follow from the name, the prior and the rows `of` (B, ...)."""
+        groups = [f"kept-{digest(name, self.prior, row)[:16]}" for row in of]
+        places = list(zip(groups, self.images, strict=True))
+        if not all(self.arrays.has(*place) for place in places):
+            for place, row in zip(places, compute(), strict=True):
+                self.arrays.save(*place, {"row": row})
+        rows = [torch.from_numpy(self.arrays.load(*place)["row"]) for place in places]
+        return torch.stack(rows).to(of.device)
+
+
+def write_recovered(results: Sequence[Result], folder: Path) -> None:
+    """Recovered images (n, C, H, W) of each row of the table, as .npz."""
+    cells: dict[str, list[Result]] = {}
+    for result in results:
+        repeat = f" {result.cell.repeat}" if result.cell.repeat else ""
+        cells.setdefault(labels_text(result.cell.labels) + repeat, []).append(result)
+    for name, place in file_names(cells).items():
+        images = [torch.from_numpy(result.arrays["x"]) for result in cells[name]]
+        save_arrays(folder / f"{place}.npz", {"x": torch.stack(images)})
+
+
+def _precision(y: Tensor, like: Tensor) -> torch.dtype:
+    return like.dtype.to_complex() if y.is_complex() else like.dtype
+
+
+__all__ = ["Experiment", "InversionEvaluation", "Method", "Published", "is_finite"]

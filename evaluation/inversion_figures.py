@@ -11,81 +11,65 @@ import numpy as np
 import torch
 
 from callbacks.inversion_curves import margins, progress_grid, write_margin
-from evaluation.arrays import ArrayStore, file_names
-from evaluation.experiment import Experiment
-from evaluation.layout import labels_text
-from evaluation.methods import Method
-from evaluation.records import Labels, Record
+from evaluation.arrays import file_names
+from evaluation.cells import Labels, Result, labels_text
 from flowprior.figures import curve_panels, image_grid, qq_plot
-from flowprior.inversion.solvers import CURVES as SOLVER_CURVES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    Shown = Mapping[str, tuple[Figure, str]]
+    Shown = dict[str, tuple[Figure, str]]
 
-MEASURES = {"ssim": "SSIM", "lpips": "LPIPS", "psnr": "PSNR (dB)", "misfit": "Data misfit"}
-CURVES = (*SOLVER_CURVES, "psnr", "ssim", "lpips")
+MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "misfit": "Data misfit"}
+CURVES = ("loss", "misfit", "log_prior", "beta", "psnr", "ssim", "lpips")
 DIAGNOSTICS = ("radius", "skewness", "kurtosis", "patch_energy_spread")
-Kept = Mapping[str, np.ndarray]
+Rows = Mapping[str, list[Result]]
 
 
-def array_name(record: Record) -> str:
-    """Where the curves and pictures of an image of a cell are kept."""
-    return f"{labels_text(record.labels)} {record.part} {record.image}"
+def is_finite(result: Result) -> bool:
+    """Whether the image was recovered at all: PSNR may be infinite, nothing may be NaN."""
+    return not any(map(math.isnan, result.metrics.values()))
 
 
-def is_finite(record: Record) -> bool:
-    """Whether the image was recovered at all."""
-    return all(map(math.isfinite, record.metrics.values()))
-
-
-def inversion_figures(
-    experiments: Sequence[Experiment], records: Sequence[Record], arrays: ArrayStore, shown: int
-) -> Shown:
+def inversion_figures(results: Sequence[Result], shown: int) -> Shown:
     """Curves of all experiments; recovered images and latents of each."""
-    found: dict[str, tuple[Figure, str]] = {}
+    found: Shown = {}
+    experiments = _by_experiment([result for result in results if is_finite(result)])
     for name, title in MEASURES.items():
-        panels = {
-            _title(experiment): _series(experiment, records, arrays, name)
-            for experiment in experiments
-        }
-        panels = {title: series for title, series in panels.items() if series}
+        panels = {label: _series(rows, name) for label, rows in experiments.items()}
+        panels = {label: series for label, series in panels.items() if series}
         if panels:
             figure = curve_panels(panels, "Iteration", title, log_y=name == "misfit")
             band = " ± one standard deviation" if name != "misfit" else ""
             found[f"{name}_by_iteration"] = (figure, f"{title}: mean{band} over the images.")
-    for number, experiment in enumerate(experiments, 1):
+    for number, (label, rows) in enumerate(experiments.items(), 1):
         suffix = f"_{number}" if len(experiments) > 1 else ""
-        kept = _pictures(experiment, records, arrays, shown)
+        kept = _pictured(rows, shown)
         if kept:
-            found[f"recovered{suffix}"] = _comparison(experiment, kept)
+            found[f"recovered{suffix}"] = _comparison(label, kept)
             latents = _latents(kept)
             if latents:
-                caption = "Latents of these images against N(0, 1)"
-                found[f"latents{suffix}"] = qq_plot(latents), f"{caption}. {_title(experiment)}"
+                caption = f"Latents of these images against N(0, 1). {label}"
+                found[f"latents{suffix}"] = qq_plot(latents), caption
     return found
 
 
-def write_boards(records: Sequence[Record], arrays: ArrayStore, folder: Path, shown: int) -> None:
+def write_boards(results: Sequence[Result], folder: Path, shown: int) -> None:
     """One TensorBoard run for each row of the table, in place of those of an earlier call."""
-    rows: dict[str, list[Record]] = {}
-    for record in records:
-        if is_finite(record):
-            rows.setdefault(labels_text(record.labels), []).append(record)
-    places = file_names(rows)
-    for name, group in rows.items():
-        kept = [arrays.load(array_name(record)) for record in group]
-        _write_board(kept, folder / places[name], shown)
+    rows: dict[str, list[Result]] = {}
+    for result in results:
+        if is_finite(result) and "milestones" in result.arrays:
+            rows.setdefault(labels_text(result.cell.labels), []).append(result)
+    for name, place in file_names(rows).items():
+        _write_board([result.arrays for result in rows[name]], folder / place, shown)
 
 
-def _write_board(kept: Sequence[Kept], folder: Path, shown: int) -> None:
-    from torch.utils.tensorboard import SummaryWriter
+def _write_board(kept: Sequence[Mapping[str, np.ndarray]], folder: Path, shown: int) -> None:
+    from evaluation.outputs import board
 
-    earlier = list(folder.glob("events.out.tfevents.*"))
     names = [name for name in CURVES if name in kept[0]]
     pictured = [item for item in kept if "x_0" in item][:shown]
-    with SummaryWriter(str(folder)) as writer:
+    with board(folder) as writer:
         for name in names:
             values = torch.from_numpy(np.stack([item[name] for item in kept]))
             for iteration, column in enumerate(values.T):
@@ -98,11 +82,11 @@ def _write_board(kept: Sequence[Kept], folder: Path, shown: int) -> None:
             if pictured:
                 grid = progress_grid(_grid_rows(pictured, iteration))
                 writer.add_figure("inversion/images", grid, iteration)
-    for path in earlier:
-        path.unlink()
 
 
-def _grid_rows(pictured: Sequence[Kept], iteration: int) -> dict[str, torch.Tensor]:
+def _grid_rows(
+    pictured: Sequence[Mapping[str, np.ndarray]], iteration: int
+) -> dict[str, torch.Tensor]:
     """Images of what there is, by name."""
     keys = {"truth": "truth", "observation": "y", "start": "x_0", "current": f"x_{iteration}"}
     return {
@@ -123,61 +107,62 @@ def method_name(labels: Labels) -> str:
     return ", ".join([*first, *([labels_text(others)] if others else [])])
 
 
-def _title(experiment: Experiment) -> str:
-    return labels_text(experiment.labels) or experiment.operator
+def _by_experiment(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
+    """Results by experiment and by method, each as figures call it."""
+    found: dict[str, dict[str, list[Result]]] = {}
+    for result in results:
+        shared = result.cell.experiment.labels
+        title = labels_text(shared) or result.cell.experiment.operator
+        own = {name: v for name, v in result.cell.labels.items() if name not in shared}
+        found.setdefault(title, {}).setdefault(method_name(own), []).append(result)
+    return found
 
 
-def _of(experiment: Experiment, method: Method, records: Sequence[Record]) -> list[Record]:
-    labels = {**experiment.labels, **method.labels}
-    return [record for record in records if dict(record.labels) == labels and is_finite(record)]
-
-
-def _series(
-    experiment: Experiment, records: Sequence[Record], arrays: ArrayStore, name: str
-) -> dict[str, tuple[np.ndarray, ...]]:
+def _series(rows: Rows, name: str) -> dict[str, tuple[np.ndarray, ...]]:
     series = {}
-    for method in experiment.methods:
-        kept = [arrays.load(array_name(r)) for r in _of(experiment, method, records)]
-        if kept and name in kept[0]:
-            values = np.stack([item[name] for item in kept])
+    for label, results in rows.items():
+        if name in results[0].arrays and len(results[0].arrays[name]) > 1:
+            values = np.stack([result.arrays[name] for result in results])
             band = () if name == "misfit" else (values.std(0),)
-            x = np.arange(values.shape[1])
-            series[method_name(method.labels)] = (x, values.mean(0), *band)
+            series[label] = (np.arange(values.shape[1]), values.mean(0), *band)
     return series
 
 
-def _pictures(
-    experiment: Experiment, records: Sequence[Record], arrays: ArrayStore, shown: int
-) -> dict[str, list[Kept]]:
-    """By method, what was kept of the first images that all recovered, with the first seed."""
-    found: dict[str, dict[int, Kept]] = {}
-    for method in experiment.methods:
-        group = _of(experiment, method, records)
-        group = [r for r in group if r.part == group[0].part and r.image < shown]
-        kept = {record.image: arrays.load(array_name(record)) for record in group}
-        kept = {image: item for image, item in kept.items() if "x_0" in item}
+def _pictured(rows: Rows, shown: int) -> dict[str, list[Result]]:
+    """By method, the results of the first images that all recovered, with the first seed."""
+    found: dict[str, dict[int, Result]] = {}
+    for label, results in rows.items():
+        kept = {
+            result.image: result
+            for result in results
+            if result.cell.repeat == results[0].cell.repeat
+            and result.image < shown
+            and "x_0" in result.arrays
+        }
         if kept:  # a method may have failed on all of them
-            found[method_name(method.labels)] = kept
+            found[label] = kept
     common = sorted(set.intersection(*map(set, found.values()))) if found else []
     return {name: [kept[i] for i in common] for name, kept in found.items()} if common else {}
 
 
-def _comparison(experiment: Experiment, kept: Mapping[str, list[Kept]]) -> tuple[Figure, str]:
-    """One row for each image: truth, data if they are images, start, and what methods found."""
+def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
+    """One row for each image: the truth, and what methods found, with their PSNR."""
+    columns: dict[str, list[np.ndarray]] = {}
     first = next(iter(kept.values()))
-    columns = {}
-    if "truth" in first[0]:
-        columns["truth"] = [item["truth"] for item in first]
-    if first[0]["y"].shape == first[0]["x"].shape:
-        columns["data"] = [item["y"] for item in first]
-    columns["start"] = [item["x_0"] for item in first]
-    columns |= {name: [item["x"] for item in items] for name, items in kept.items()}
+    if "truth" in first[0].arrays:
+        columns["truth"] = [result.arrays["truth"] for result in first]
+    for name, results in kept.items():
+        psnr = [r.metrics["psnr"] for r in results if "psnr" in r.metrics]
+        score = f"\n{np.mean(psnr):.1f} dB" if psnr else ""
+        columns[name.replace(", ", "\n") + score] = [result.arrays["x"] for result in results]
     images = np.stack([image for row in zip(*columns.values(), strict=True) for image in row])
-    titles = [name.replace(", ", "\n") for name in columns]
-    figure = image_grid(images, len(columns), titles, value_range=(0, 1), label="value")
-    return figure, f"The first images, not selected. {_title(experiment)}"
+    figure = image_grid(images, len(columns), list(columns), value_range=(0, 1), label="value")
+    return figure, f"The first images, not selected; mean PSNR of those shown. {title}"
 
 
-def _latents(kept: Mapping[str, list[Kept]]) -> dict[str, np.ndarray]:
-    found = {name: [item["z"] for item in items if "z" in item] for name, items in kept.items()}
+def _latents(kept: Rows) -> dict[str, np.ndarray]:
+    found = {
+        name: [result.arrays["z"] for result in results if "z" in result.arrays]
+        for name, results in kept.items()
+    }
     return {name: np.stack(latents) for name, latents in found.items() if latents}

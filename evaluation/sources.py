@@ -3,13 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment
-from evaluation.records import digest
+from evaluation.fingerprints import data_fingerprint, digest
+
+Split = Literal["val", "test"]
 
 
 class Source(ABC):
@@ -20,8 +22,13 @@ class Source(ABC):
     def count(self) -> int:
         """The number of images."""
 
+    @property
     @abstractmethod
-    def fingerprint(self) -> list[Any]:
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W), if the images are known."""
+
+    @abstractmethod
+    def fingerprint(self) -> Any:
         """What tells it from other sources, JSON-like."""
 
     @abstractmethod
@@ -33,53 +40,57 @@ class Source(ABC):
         """The images (B, C, H, W) in [0, 1], if they are known."""
 
     @abstractmethod
-    def observed(
-        self, experiment: Experiment, images: Sequence[int], seed: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Data (B, ...), and the rms of their noise (B,) if it is known."""
+    def observed(self, experiment: Experiment, images: Sequence[int], seed: int) -> Tensor:
+        """Data (B, ...)."""
 
     def start(self, images: Sequence[int]) -> Tensor | None:
         """Images (B, C, H, W) in [0, 1] to start from, if it has any."""
         return None
 
 
-class Simulated(Source):
-    """Test images of a data set, unquantised, under the operator and noise of an experiment."""
+class SimulatedData(Source):
+    """Images of a data set, unquantised, under the operator and noise of an experiment."""
 
-    def __init__(self, data: ImageDataModule, images: int | None) -> None:
-        self.data = data
-        self.images = images
+    def __init__(self, data: ImageDataModule, images: int | None, split: Split = "test") -> None:
+        self.data, self.images, self.split = data, images, split
 
     @property
     def count(self) -> int:
         """As many as there are, or as were asked for."""
-        total = len(self.data.images("test"))
+        total = len(self.data.images(self.split))
         return min(self.images or total, total)
 
-    def fingerprint(self) -> list[Any]:
-        """The data set, its first image and its last one."""
-        return [type(self.data).__name__, digest(self.truth([0, self.count - 1]))]
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """That of the data set."""
+        return self.data.image_shape
+
+    def fingerprint(self) -> Any:
+        """All images of the split."""
+        return data_fingerprint(self.data, self.split)
 
     def check(self, experiment: Experiment) -> None:
-        """All of them."""
+        """Build both operators: wrong options are found before anything is measured."""
+        experiment.physics(self.image_shape)
+        experiment.data_physics(self.image_shape)
 
     def truth(self, images: Sequence[int]) -> Tensor:
-        """Test images."""
-        x = next(self.data.batches("test", len(images), images, dequantized=False))[1]
+        """Images of the split."""
+        batches = self.data.batches(self.split, len(images), list(images), dequantized=False)
         low, high = self.data.data_range
-        return (x - low) / (high - low)
+        return (next(batches)[1] - low) / (high - low)
 
-    def observed(
-        self, experiment: Experiment, images: Sequence[int], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def observed(self, experiment: Experiment, images: Sequence[int], seed: int) -> Tensor:
         """A(x) and its noise."""
-        physics = experiment.physics(self.data.image_shape)
+        physics = experiment.data_physics(self.image_shape)
         clean = physics.A(self.truth(images))
-        y = experiment.noisy(clean, physics, seed, images)
-        return y, rms(y - clean)
+        if experiment.noise is None:
+            return clean
+        mask = getattr(physics, "mask", None)
+        return experiment.noise.add(clean, seed=seed, indices=list(images), observed=mask)
 
 
-class Measured(Source):
+class MeasuredData(Source):
     """A file of observations."""
 
     def __init__(self, path: Path) -> None:
@@ -87,38 +98,41 @@ class Measured(Source):
 
     @property
     def count(self) -> int:
-        """All of them."""
+        """All rows of the file."""
         return len(self.observations.y)
 
-    def fingerprint(self) -> list[Any]:
-        """All that the file holds."""
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """That of the true images or starts in the file."""
+        known = [self.observations.truth, self.observations.start]
+        return next((tuple(images.shape[1:]) for images in known if images is not None), None)
+
+    def fingerprint(self) -> Any:
+        """Everything that the file holds."""
         found = self.observations
         parts = {"y": found.y, "truth": found.truth, "start": found.start}
-        return [digest(*(p for n, t in parts.items() if t is not None for p in (n, t)))]
+        return digest(*(p for n, t in parts.items() if t is not None for p in (n, t)))
 
     def check(self, experiment: Experiment) -> None:
-        """Noise and another true operator are for simulated data."""
-        if experiment.sigma or experiment.assumed:
-            raise ValueError("sigma and assumed are for simulated data, not for observations")
+        """Another true operator is for simulated data."""
+        if experiment.assumed or experiment.data_operator or experiment.data_options:
+            raise ValueError(
+                "experiments: assumed, data_operator and data_options are for simulated data, "
+                "not for observations"
+            )
 
     def truth(self, images: Sequence[int]) -> Tensor | None:
-        """Those of the file."""
-        return self._rows(self.observations.truth, images)
+        """True images from the file."""
+        return _selected(self.observations.truth, images)
 
     def start(self, images: Sequence[int]) -> Tensor | None:
-        """Those of the file."""
-        return self._rows(self.observations.start, images)
+        """Starting images from the file."""
+        return _selected(self.observations.start, images)
 
-    def observed(
-        self, experiment: Experiment, images: Sequence[int], seed: int
-    ) -> tuple[Tensor, None]:
-        """Those of the file."""
-        return self.observations.y[list(images)], None
-
-    def _rows(self, tensor: Tensor | None, images: Sequence[int]) -> Tensor | None:
-        return None if tensor is None else tensor[list(images)]
+    def observed(self, experiment: Experiment, images: Sequence[int], seed: int) -> Tensor:
+        """Data from the file."""
+        return self.observations.y[list(images)]
 
 
-def rms(residual: Tensor) -> Tensor:
-    """Root mean square of (B, ...), which may be complex, (B,)."""
-    return residual.abs().flatten(1).square().mean(1).sqrt()
+def _selected(tensor: Tensor | None, images: Sequence[int]) -> Tensor | None:
+    return None if tensor is None else tensor[list(images)]

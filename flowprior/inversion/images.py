@@ -89,7 +89,6 @@ class ImageRun:
 
     def __init__(self, problem: Problem, x: Tensor | None = None) -> None:
         self.problem = problem
-        self.noise = problem.misfit(None, type(self).__name__)
         if x is None:
             shape = (len(problem.y), *problem.image_shape)
             grey = problem.like.new_full(shape, 0.5)
@@ -110,15 +109,20 @@ class ImageRun:
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Note the misfit of the images as they are."""
-        self.values = {"misfit": self.noise.misfit(self.problem.forward(self.x), self.problem.y)}
+        """Note the misfit of the images as they are, if the noise is known."""
+        if self.problem.noise is not None:
+            self.values = {"misfit": self.misfit(self.x)}
+
+    def misfit(self, x: Tensor) -> Tensor:
+        """Misfit of images x (B, C, H, W), (B,) float64; ValueError if the noise is not known."""
+        noise = self.problem.misfit(None, type(self).__name__)
+        return noise.misfit(self.problem.forward(x), self.problem.y)
 
     def misfit_gradient(self, x: Tensor) -> Tensor:
         """Gradient of the misfit at images x (B, C, H, W), of the same shape."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            misfit = self.noise.misfit(self.problem.forward(x), self.problem.y)
-            return torch.autograd.grad(misfit.sum(), x)[0]
+            return torch.autograd.grad(self.misfit(x).sum(), x)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Images and values."""

@@ -94,7 +94,7 @@ class Estimate:
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
-        iterations = len(next(iter(self.history.values()))) - 1
+        iterations = len(next(iter(self.history.values()), [None])) - 1
         end = f"; warnings: {'; '.join(self.warnings)}" if self.warnings else ""
         return f"Estimate({len(self.x)} images {shape} after {iterations} iterations{end})"
 

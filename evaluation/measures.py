@@ -1,0 +1,128 @@
+"""Columns of a table of inversions."""
+
+import math
+from abc import ABC
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from evaluation.cells import Result
+from evaluation.inversion_figures import is_finite
+from evaluation.table import Metric
+from flowprior.inversion import Estimate, Problem
+from flowprior.inversion.recording import similarity
+from flowprior.metrics import lpips, typicality
+
+MORE_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
+
+
+class Measure(ABC):
+    """Columns of one's own: what to measure of each image that was recovered.
+
+    Attributes:
+        metrics: its columns.
+    """
+
+    metrics: Sequence[Metric] = ()
+
+    def __call__(
+        self, estimate: Estimate, problem: Problem, truth: Tensor | None
+    ) -> Mapping[str, Tensor]:
+        """Values (B,) by name of a metric.
+
+        Args:
+            estimate: what was recovered.
+            problem: from what.
+            truth: images (B, C, H, W) in [0, 1], if they are known.
+        """
+        return {}
+
+    def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
+        """Values of each image of one row that take all of its images to find."""
+        return [{} for _ in results]
+
+    def notes(self, has_truth: bool) -> Sequence[str]:
+        """Sentences to stand below the table."""
+        return ()
+
+
+class Similarity(Measure):
+    """PSNR, SSIM, LPIPS, residual, β and the typicality of the latents: in every table."""
+
+    metrics = (
+        Metric("psnr", "PSNR", "dB", higher_is_better=True),
+        Metric("ssim", "SSIM", higher_is_better=True),
+        Metric("lpips", "LPIPS", higher_is_better=False, missing="n/a"),
+        Metric("residual", "Residual/noise (1)"),
+        Metric("residual_rms", "Residual, rms"),
+        Metric("beta", "β chosen"),
+        Metric("best_psnr", "PSNR, best iteration", "dB", higher_is_better=True),
+        Metric("best_ssim", "SSIM, best iteration", higher_is_better=True),
+        Metric("best_lpips", "LPIPS, best iteration", higher_is_better=False, missing="n/a"),
+        Metric("radius", "Latent radius ‖z‖/√n"),
+        Metric("kurtosis", "Latent kurtosis (3)"),
+        Metric("patch_energy_spread", "Spread of patch energies (1)"),
+    )
+
+    def __call__(
+        self, estimate: Estimate, problem: Problem, truth: Tensor | None
+    ) -> Mapping[str, Tensor]:
+        """See `Measure`."""
+        found = {} if truth is None else similarity(estimate.x, truth)
+        if estimate.residual is not None:
+            found["residual"] = estimate.residual
+        else:
+            with torch.no_grad():
+                found["residual_rms"] = rms(problem.forward(estimate.x) - problem.y)
+        if "beta" in estimate.history:
+            found["beta"] = estimate.history["beta"][-1]
+        if estimate.z is not None and estimate.z.ndim == 4:
+            latents = typicality(estimate.z)
+            found |= {name: latents[name] for name in ("radius", "kurtosis", "patch_energy_spread")}
+        return found
+
+    def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
+        """Similarity at the iteration whose mean over the images is best."""
+        best: list[dict[str, float]] = [{} for _ in results]
+        finite = [is_finite(result) for result in results]
+        for name, more_is_better in MORE_IS_BETTER.items():
+            if not any(finite) or any(name not in result.arrays for result in results):
+                continue
+            found = torch.stack([torch.from_numpy(result.arrays[name]) for result in results])
+            mean = found[finite].mean(0)
+            at = int(mean.argmax() if more_is_better else mean.argmin())
+            for row, value in enumerate(found[:, at].tolist()):
+                best[row][f"best_{name}"] = value if finite[row] else math.nan
+        return best
+
+    def notes(self, has_truth: bool) -> Sequence[str]:
+        """How to get LPIPS where it is missing."""
+        probe = torch.zeros(1, 1, 16, 16)
+        if not has_truth or lpips(probe, probe) is not None:
+            return []
+        return [
+            "LPIPS is n/a: its network is not on this machine. With access to the internet, "
+            "python -c \"import lpips; lpips.LPIPS(net='alex')\" downloads it once; then measure "
+            "into a new folder."
+        ]
+
+
+def measured(
+    measures: Sequence[Measure], estimate: Estimate, problem: Problem, truth: Tensor | None
+) -> list[dict[str, float]]:
+    """All columns of each image; NaN for one that did not stay finite."""
+    columns: dict[str, Tensor] = {}
+    for measure in measures:
+        columns.update(measure(estimate, problem, truth))
+    finite = estimate.finite.tolist()
+    lists = {name: column.tolist() for name, column in columns.items()}
+    return [
+        {name: values[row] if finite[row] else math.nan for name, values in lists.items()}
+        for row in range(len(finite))
+    ]
+
+
+def rms(residual: Tensor) -> Tensor:
+    """Root mean square of (B, ...), which may be complex, (B,)."""
+    return residual.abs().flatten(1).square().mean(1).sqrt()

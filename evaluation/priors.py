@@ -1,0 +1,107 @@
+"""The priors of a table, by name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import flowprior
+from evaluation.fingerprints import file_digest, plain
+from evaluation.sources import Source
+from flowprior.command_line import ROOT, UsageError
+from flowprior.priors import Prior
+from flowprior.weights import WeightsError
+
+
+class PriorSource:
+    """Loads priors when they are asked for, frozen, on this process's device.
+
+    Args:
+        priors: folders of exported weights, or priors, by name.
+        device: "auto" takes a GPU if there is one.
+
+    Raises:
+        ValueError: there is no prior, or no such device.
+        WeightsError: a folder has no weights.
+    """
+
+    def __init__(self, priors: Mapping[str, Path | Prior], device: str = "auto") -> None:
+        if not priors:
+            raise ValueError("priors: at least one must be given by name")
+        self.given = {
+            name: prior if isinstance(prior, Prior) else found_weights(prior, name)
+            for name, prior in priors.items()
+        }
+        self.device = device
+        self._loaded: dict[str, Prior] = {}
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What was given, by name."""
+        return self.given
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the first prior."""
+        return self.load(next(iter(self.given))).image_shape
+
+    def load(self, name: str) -> Prior:
+        """The prior of a name."""
+        if name not in self._loaded:
+            given = self.given[name]
+            prior = given if isinstance(given, Prior) else flowprior.load(given)
+            self._loaded[name] = prior.to(self.device).eval().requires_grad_(False)
+        return self._loaded[name]
+
+    def check(self, name: str, source: Source) -> None:
+        """Raise UsageError unless the prior models images such as those of the source."""
+        shape = self.load(name).image_shape
+        if source.image_shape is not None and shape != tuple(source.image_shape):
+            raise UsageError(
+                f"priors.{name} models images of shape {shape}, those to be recovered have "
+                f"{tuple(source.image_shape)}"
+            )
+
+    def fingerprint(self, name: str) -> Any:
+        """What tells its weights from others."""
+        given = self.given[name]
+        if isinstance(given, Path):
+            return file_digest(given / "model.safetensors")
+        return plain(given)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is loaded: every process loads its own, on its device."""
+        return {**vars(self), "_loaded": {}}
+
+
+def found_weights(folder: Path, name: str = "") -> Path:
+    """The folder of exported weights: as given, or beside evaluate.py.
+
+    Raises:
+        WeightsError: it is in neither place.
+    """
+    for candidate in (Path(folder), ROOT / folder):
+        if (candidate / "model.safetensors").is_file():
+            return candidate
+    option = f"priors.{name}" if name else "weights"
+    raise WeightsError(
+        f"{option}: there are no weights in {folder}; train a flow first, or give another folder"
+    )
+
+
+def checked_device(device: str) -> str:
+    """The device of that name, "auto" resolved; ValueError if it is not on this machine."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device={device}: expected "auto", "cpu" or "cuda": {reason}') from None
+    return device
+
+
+def all_names(priors: Sequence[str]) -> str:
+    """Names in one line."""
+    return ", ".join(priors)
