@@ -5,14 +5,7 @@ import pytest
 import skfmm
 import torch
 
-from flowprior.physics import EikonalTomography, sweeps_cpu, sweeps_gpu
-
-
-@pytest.fixture(params=[sweeps_cpu, sweeps_gpu], ids=["cpu", "gpu"], autouse=True)
-def sweeps(request, monkeypatch):
-    """The sweeps made for a GPU give the same on a CPU."""
-    monkeypatch.setattr("flowprior.physics.travel_times.sweeps", lambda device: request.param)
-    return request.param
+from flowprior.physics import EikonalTomography, crosshole, sweeps
 
 
 def grid_points(size, step=1):
@@ -160,20 +153,64 @@ def test_bad_velocity_gives_nan_in_its_row_only(bad):
     assert gradient[[0, 2]].isfinite().all()
 
 
-def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"sources has shape \(2,\), expected \(n, 2\)"):
-        EikonalTomography([0, 1], [(0, 0)], 1.0)
-    with pytest.raises(ValueError, match="receivers must be whole numbers"):
-        EikonalTomography([(0, 1)], [(0.5, 0)], 1.0)
-    with pytest.raises(ValueError, match="sources holds -1"):
-        EikonalTomography([(0, -1)], [(0, 0)], 1.0)
-    with pytest.raises(ValueError, match="spacing is 0"):
-        EikonalTomography([(0, 1)], [(0, 0)], 0)
+POINTS = {"sources": [(0, 1)], "receivers": [(3, 0)], "spacing": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("sources", [0, 1]),
+        ("sources", [(0, -1)]),
+        ("sources", []),
+        ("receivers", [(0.5, 0)]),
+        *(("spacing", value) for value in (0, -1.0, float("nan"), float("inf"), "1", True)),
+        *(("refine", value) for value in (0, -1, 1.5, "2", True)),
+    ],
+)
+def test_wrong_options_are_named(option, value):
+    with pytest.raises(ValueError, match=rf"^{option} [^\n]*$"):
+        EikonalTomography(**{**POINTS, option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("sources", 0),
+        ("sources", 9),
+        ("sources", 2.5),
+        ("receivers", 9),
+        ("extent", 0),
+        ("extent", "10"),
+        ("refine", 0),
+    ],
+)
+def test_wrong_options_of_crosshole_are_named(option, value):
+    with pytest.raises(ValueError, match=rf"^{option} [^\n]*$"):
+        crosshole((1, 8, 6), **{option: value})
+
+
+def test_crosshole_positions():
+    physics = crosshole((1, 8, 6), sources=2, receivers=4, extent=10, refine=2)
+    assert physics.sources.tolist() == [[2, 0], [6, 0]]
+    assert physics.receivers.tolist() == [[1, 5], [3, 5], [5, 5], [7, 5]]
+    assert (physics.spacing, physics.refine) == (2.0, 2)
+    assert crosshole((1, 8, 6)).A(torch.rand(3, 1, 8, 6)).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 1)])
+def test_models_that_crosshole_does_not_take(shape):
+    with pytest.raises(ValueError, match="crosshole"):
+        crosshole(shape)
+
+
+def test_models_of_another_shape_are_refused():
     physics = EikonalTomography([(0, 1)], [(8, 0)], 1.0)
-    with pytest.raises(ValueError, match=r"receivers holds \(8, 0\), outside of the grid"):
+    with pytest.raises(ValueError, match="receivers"):
         physics.A(torch.zeros(1, 1, 8, 8))
-    with pytest.raises(ValueError, match=r"x has shape \(1, 3, 8, 8\), expected \(B, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"\(B, 1, H, W\)"):
         physics.A(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="velocity"):
+        EikonalTomography([(0, 1)], [(3, 0)], 1.0, torch.flatten).A(torch.zeros(1, 1, 8, 8))
 
 
 def test_travel_times_and_gradients_do_not_depend_on_the_batch():
@@ -192,19 +229,7 @@ def test_travel_times_and_gradients_do_not_depend_on_the_batch():
         assert all(torch.equal(a, b[rows]) for a, b in zip(apart, together, strict=True))
 
 
-def test_sweeps_of_both_devices_agree(sweeps):
-    generator = torch.Generator().manual_seed(0)
-    shape, sources = (4, 17, 23), torch.tensor([(0, 0), (8, 11), (16, 3)])
-    slowness = 10 ** torch.rand(shape, generator=generator, dtype=torch.float64)
-    u = sweeps.solve(slowness, sources)
-    torch.testing.assert_close(u, sweeps_gpu.solve(slowness, sources), rtol=1e-13, atol=0)
-    gradient = torch.randn(u.shape, generator=generator, dtype=torch.float64)
-    found = sweeps.solve_adjoint(slowness, sources, u, gradient)
-    expected = sweeps_gpu.solve_adjoint(slowness, sources, u, gradient)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_gradient_with_nan_leaves_the_other_models_alone(sweeps):
+def test_gradient_with_nan_leaves_the_other_models_alone():
     slowness, sources = 1 + torch.rand(2, 9, 9, dtype=torch.float64), torch.tensor([(0, 0)])
     u = sweeps.solve(slowness, sources)
     gradient = torch.ones_like(u)
@@ -233,4 +258,76 @@ def test_compiles_where_nothing_can_be_kept(monkeypatch):
     def double(x):
         return 2 * x
 
-    assert sweeps_cpu._compiled(double)(3) == 6
+    assert sweeps._compiled(double)(3) == 6
+
+
+REFINED = {"sources": [(2, 0), (9, 5)], "receivers": [(0, 11), (4, 9), (11, 2)], "spacing": 10.0}
+
+
+@pytest.mark.parametrize("refine", [2, 3, 4])
+def test_a_constant_medium_is_exact_on_a_fine_grid(refine):
+    physics = EikonalTomography(**REFINED, velocity=lambda m: m, refine=refine)
+    found = physics.A(torch.full((1, 1, 12, 12), 2000.0, dtype=torch.float64))[0]
+    expected = torch.cdist(physics.sources.double(), physics.receivers.double()) * 10 / 2000
+    torch.testing.assert_close(found, expected)
+
+
+def refined_times(refine, size=24, c0=1500.0, g=40.0):
+    """Times in c = c0 + g z, z in cells, which interpolation keeps, and the exact ones."""
+    source, points = (size // 2, 0), [(i, size - 1) for i in range(0, size, 3)]
+    z = torch.arange(size, dtype=torch.float64)
+    c = (c0 + g * z).view(1, 1, -1, 1).expand(-1, -1, -1, size)
+    found = EikonalTomography([source], points, 1.0, lambda m: m, refine).A(c)[0, 0]
+    rows, columns = torch.tensor(points).unbind(1)
+    square = (rows - source[0]) ** 2 + columns**2
+    exact = torch.acosh(1 + g**2 * square / (2 * (c0 + g * rows) * (c0 + g * source[0]))) / g
+    return found, exact
+
+
+def test_refined_times_converge_and_differ_by_the_error_of_the_coarse_grid():
+    times, exact = {}, None
+    for refine in (1, 2, 4):
+        times[refine], exact = refined_times(refine)
+    errors = {refine: (found - exact).norm() for refine, found in times.items()}
+    assert errors[2] < 0.65 * errors[1]
+    assert errors[4] < 0.65 * errors[2]
+    assert 0.5 * errors[1] < (times[4] - times[1]).norm() < 1.2 * errors[1]
+
+
+def test_refined_times_of_the_data_differ_from_those_of_the_inversion():
+    x = layered(2, 16)
+    coarse, fine = (crosshole((1, 16, 16), refine=refine).A(x) for refine in (1, 4))
+    assert coarse.shape == fine.shape == (2, 8, 16)
+    assert 1e-5 < ((fine - coarse).abs() / coarse).max() < 2e-2
+
+
+def test_gradcheck_on_a_fine_grid():
+    points = {"sources": [(1, 0), (5, 6)], "receivers": [(0, 6), (4, 6), (4, 3)]}
+    physics = EikonalTomography(**points, spacing=10.0, refine=3)
+    generator = torch.Generator().manual_seed(0)
+    x = 5 * torch.rand(2, 1, 6, 7, generator=generator, dtype=torch.float64)
+    x.requires_grad_()
+    torch.autograd.gradcheck(lambda x: 1e3 * physics.A(x), x, eps=1e-5, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fine_grids_do_not_depend_on_the_batch(dtype):
+    physics = EikonalTomography(**REFINED, refine=4)
+    x = torch.cat([smooth(3, 12, 12), layered(2, 12)]).to(dtype)
+    together = physics.travel_time_maps(x)
+    assert together.shape == (5, 2, 12, 12)
+    for row, single in zip(together, x.split(1), strict=True):
+        assert torch.equal(physics.travel_time_maps(single)[0], row)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_numbers_of_the_cpu():
+    physics = EikonalTomography(**REFINED, refine=2)
+    found = []
+    for device in ("cpu", "cuda"):
+        x = smooth(2, 12, 12).to(device).requires_grad_()
+        times = physics.to(device).A(x)
+        assert times.device == x.device
+        (gradient,) = torch.autograd.grad(times.square().sum(), x)
+        found.append((times.detach().cpu(), gradient.cpu()))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)

@@ -15,26 +15,26 @@ from flowprior.physics.noise import (
     relative_noise,
 )
 
-# The operators stand on deepinv, which takes seconds to import: imported when first asked for.
-_OPERATOR_NAMES = [
-    "OPERATORS",
-    "EikonalTomography",
-    "box_inpainting",
-    "cartesian_mri",
-    "colourisation",
-    "crosshole",
-    "denoising",
-    "gaussian_blur",
-    "limited_angle_ct",
-    "make_operator",
-    "mean_blur",
-    "random_gaussian",
-    "random_inpainting",
-    "super_resolution",
-]
+# Operators stand on deepinv, which takes seconds to import: they are imported when first asked for.
+_MODULES = {
+    "by_name": ["OPERATORS", "make_operator"],
+    "eikonal": ["EikonalTomography", "crosshole"],
+    "operators": [
+        "box_inpainting",
+        "cartesian_mri",
+        "colourisation",
+        "denoising",
+        "gaussian_blur",
+        "limited_angle_ct",
+        "mean_blur",
+        "random_gaussian",
+        "random_inpainting",
+        "super_resolution",
+    ],
+}
 
 __all__ = [
-    *_OPERATOR_NAMES,
+    *(name for names in _MODULES.values() for name in names),
     "SNR",
     "Gaussian",
     "Laplace",
@@ -48,6 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OPERATOR_NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.operators"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

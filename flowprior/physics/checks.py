@@ -1,18 +1,33 @@
 """Checks of options, whose errors name the option and what was expected."""
 
 from math import inf, isfinite
-from numbers import Real
+from numbers import Integral, Real
 
 
 def check_number(name: str, value: object, *, least: float = -inf, most: float = inf) -> None:
     """Raise a ValueError unless the value is a finite number in [least, most]."""
+    if not (_is(Real, value) and isfinite(value) and least <= value <= most):
+        raise ValueError(f"{name} must be a finite number{_limits(least, most)}, got {value!r}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise a ValueError unless the value is a finite number above 0."""
+    if not (_is(Real, value) and 0 < value < inf):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+
+
+def check_integer(name: str, value: object, *, least: float = -inf, most: float = inf) -> None:
+    """Raise a ValueError unless the value is an integer in [least, most]."""
+    if not (_is(Integral, value) and least <= value <= most):
+        raise ValueError(f"{name} must be an integer{_limits(least, most)}, got {value!r}")
+
+
+def _is(kind: type, value: object) -> bool:
     # A bool counts as a number in Python, but not in a config.
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if is_number and isfinite(value) and least <= value <= most:
-        return
-    limits = [
-        *([f"of at least {least:g}"] if least > -inf else []),
-        *([f"of at most {most:g}"] if most < inf else []),
-    ]
-    expected = " ".join(["a finite number", " and ".join(limits)]).strip()
-    raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _limits(least: float, most: float) -> str:
+    if most < inf:
+        return f" from {least:g} to {most:g}"
+    return f" of at least {least:g}" if least > -inf else ""

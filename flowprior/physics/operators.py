@@ -5,15 +5,12 @@ no noise of its own. The same seed gives the same operator on every device. Oper
 and move with `.to(...)`; `.double()` is exact but for stored weights, which `dtype` makes exact.
 """
 
-import inspect
 import math
-from collections.abc import Callable
 
 import torch
-from deepinv.physics import MRI, Blur, Denoising, Inpainting, LinearPhysics, Physics, ZeroNoise
+from deepinv.physics import MRI, Blur, Denoising, Inpainting, ZeroNoise
 from torch import Tensor
 
-from flowprior.physics.eikonal import crosshole
 from flowprior.physics.linear import (
     BoxDownsampling,
     ChannelMean,
@@ -229,45 +226,6 @@ def limited_angle_ct(
         )
     degrees = torch.linspace(first, last, angles, dtype=torch.float64).to(dtype)
     return ParallelBeam(degrees, image_shape[1], normalize=False, dtype=dtype)
-
-
-OPERATORS: dict[str, Callable[..., LinearPhysics]] = {
-    "denoising": denoising,
-    "gaussian_blur": gaussian_blur,
-    "mean_blur": mean_blur,
-    "box_inpainting": box_inpainting,
-    "random_inpainting": random_inpainting,
-    "super_resolution": super_resolution,
-    "colourisation": colourisation,
-    "random_gaussian": random_gaussian,
-    "cartesian_mri": cartesian_mri,
-    "limited_angle_ct": limited_angle_ct,
-}
-
-
-NONLINEAR_OPERATORS: dict[str, Callable[..., Physics]] = {"crosshole_tomography": crosshole}
-
-
-def make_operator(name: str, image_shape: ImageShape, **options: object) -> Physics:
-    """The operator of this name for images of this shape.
-
-    Raises ValueError if there is none or the options are not its own.
-    """
-    known = OPERATORS | NONLINEAR_OPERATORS
-    if name not in known:
-        raise ValueError(f"operator must be one of {', '.join(known)}; got {name!r}")
-    try:
-        inspect.signature(known[name]).bind(image_shape, **options)
-    except TypeError as error:
-        expected = list(inspect.signature(known[name]).parameters)[1:]
-        raise ValueError(
-            f"{name}: {error}; its options are {', '.join(expected) or 'none'}"
-        ) from None
-    try:
-        return known[name](tuple(image_shape), **options)
-    except (TypeError, RuntimeError, OverflowError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise ValueError(f"{name} does not take {given}: {error}") from error
 
 
 def _inpainting(image_shape: ImageShape, mask: Tensor) -> Inpainting:

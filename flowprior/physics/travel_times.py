@@ -15,38 +15,34 @@ one may be later than U itself by up to -k s, and then weighs little: sweeps set
 but cells have no strict causal order.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flowprior.physics import sweeps_cpu, sweeps_gpu
+from flowprior.physics import sweeps
 
-# Next to the source U - s / 2 may pass below 0 where the medium is ten times slower than there.
+# Next to the source U - s / 2 may fall below 0 where the medium is ten times slower than there.
 LEAST_FRACTION = 0.05
 
 
 def travel_times(slowness: Tensor, sources: Tensor) -> Tensor:
-    """T (B, S, H, W), zero at its source, positive elsewhere.
+    """T (B, S, H, W), zero at its source, positive elsewhere, in the dtype of the slowness.
+
+    Computed on the CPU in float64; a slowness on a GPU is copied there, and T back. Differentiable
+    once.
 
     Args:
-        slowness: Positive slowness times spacing (B, H, W). On a CPU computed with in float64.
-        sources: Row and column of every source, (S, 2), whole numbers.
+        slowness: positive slowness times spacing (B, H, W).
+        sources: row and column of every source, whole numbers (S, 2).
     """
-    known = slowness.double() if sweeps(slowness.device) is sweeps_cpu else slowness
+    known, sources = slowness.to("cpu", torch.float64), sources.cpu()
     u = CentredTimes.apply(known, sources)
     times = torch.maximum(u - known.unsqueeze(1) / 2, LEAST_FRACTION * u)
-    number = torch.arange(len(sources), device=sources.device)
-    at_source = torch.zeros(u.shape[1:], dtype=torch.bool, device=u.device)
-    at_source[number, sources[:, 0], sources[:, 1]] = True
-    return times.masked_fill(at_source, 0).to(slowness.dtype)
-
-
-def sweeps(device: torch.device) -> ModuleType:
-    """The module whose `solve` and `solve_adjoint` are made for a device."""
-    return sweeps_cpu if device.type == "cpu" else sweeps_gpu
+    at_source = torch.zeros(u.shape[1:], dtype=torch.bool)
+    at_source[torch.arange(len(sources)), sources[:, 0], sources[:, 1]] = True
+    return times.masked_fill(at_source, 0).to(slowness)
 
 
 class CentredTimes(torch.autograd.Function):
@@ -55,7 +51,7 @@ class CentredTimes(torch.autograd.Function):
     @staticmethod
     def forward(slowness: Tensor, sources: Tensor) -> Tensor:
         """U from slowness times spacing (B, H, W) and sources (S, 2)."""
-        return sweeps(slowness.device).solve(slowness, sources)
+        return sweeps.solve(slowness, sources)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -65,6 +61,5 @@ class CentredTimes(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Gradient for the slowness."""
-        solve_adjoint = sweeps(gradient.device).solve_adjoint
-        return solve_adjoint(*ctx.saved_tensors, gradient), None
+        """Gradient with respect to the slowness."""
+        return sweeps.solve_adjoint(*ctx.saved_tensors, gradient), None

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowprior.physics.checks import check_number
+from flowprior.physics.checks import check_positive
 from flowprior.physics.noise.base import Noise, check_real, difference
 from flowprior.physics.noise.draws import Indices, draw
 
@@ -28,9 +28,7 @@ class Poisson(Noise):
     gain: float
 
     def __post_init__(self) -> None:
-        check_number("gain", self.gain, least=0)
-        if self.gain == 0:
-            raise ValueError("gain must be positive, got 0")
+        check_positive("gain", self.gain)
 
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:
         """N/gain."""

@@ -1,7 +1,9 @@
-"""The scheme of `travel_times` on a CPU: compiled, one source of one model after the other.
+"""The scheme of `travel_times`, compiled for the CPU: one source of one model after the other.
 
-Sweeps pass over the cells none of whose neighbours has changed (locking sweeps: Bak, McLaughlin,
-Renzi, Some improvements for the fast sweeping method, SIAM J. Sci. Comput. 2010).
+Sweeps skip cells whose neighbours have not changed (locking sweeps: Bak, McLaughlin, Renzi, Some
+improvements for the fast sweeping method, SIAM J. Sci. Comput. 2010).
+
+A lane is one (model, source); grids have one ghost cell on every side, (H + 2, W + 2).
 """
 
 import warnings
@@ -17,12 +19,12 @@ from torch import Tensor
 
 FAR = 1e300
 TOLERANCE = 4 * np.finfo(np.float64).eps
-# What a gradient may leave behind, by its largest entry.
+# Part of a gradient, relative to its largest entry, that the adjoint may leave undistributed.
 NEGLIGIBLE = 1e-3 * np.finfo(np.float64).eps
 
 
 def solve(slowness: Tensor, sources: Tensor) -> Tensor:
-    """U (B, S, H, W) from slowness times spacing (B, H, W) and sources (S, 2), in float64."""
+    """U (B, S, H, W) from slowness times spacing (B, H, W), float64, and sources (S, 2)."""
     batch, height, width = slowness.shape
     times = np.full((batch * len(sources), height + 2, width + 2), FAR)
     unsettled = _over_lanes(_solve, *_arrays(slowness, sources), times)
@@ -60,7 +62,7 @@ def _upwind_errors(size: int) -> np.ndarray:
 
 
 def _over_lanes(function: Callable[..., int], *arrays: np.ndarray) -> int:
-    """Sum of function(*arrays, first, last) over parts of the lanes, one per thread of torch's."""
+    """Sum of function(*arrays, first, last) over parts of the lanes, one per torch thread."""
     lanes = len(arrays[-1])
     parts = min(torch.get_num_threads(), lanes)
     if parts <= 1:
@@ -73,7 +75,7 @@ def _over_lanes(function: Callable[..., int], *arrays: np.ndarray) -> int:
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         return numba.njit(function, nogil=True, cache=True)
-    except RuntimeError:  # no folder that the compiled code could be kept in
+    except RuntimeError:  # no writable folder for the cache of compiled code
         return numba.njit(function, nogil=True)
 
 
@@ -86,7 +88,7 @@ def _solve(
     first: int,
     last: int,
 ) -> int:
-    """Fill times (lanes, H + 2, W + 2) of lanes first to last - 1; how many have not settled."""
+    """Fill times (lanes, H + 2, W + 2) of lanes first to last - 1; number of unsettled lanes."""
     unsettled = 0
     for lane in range(first, last):
         row, column = sources[lane % len(sources)]
@@ -97,7 +99,7 @@ def _solve(
 
 @_compiled
 def _sweep(s: np.ndarray, row: int, column: int, errors: np.ndarray, u: np.ndarray) -> bool:
-    """Fill u (H + 2, W + 2), FAR before; whether it has settled."""
+    """Fill u (H + 2, W + 2), which holds FAR everywhere; whether it has settled."""
     height, width = s.shape
     stale = np.zeros(u.shape, np.bool_)
     u[row + 1, column + 1] = s[row, column] / 2
@@ -133,7 +135,7 @@ def _solve_adjoint(
     first: int,
     last: int,
 ) -> int:
-    """Add to result (lanes, H, W), 0 before, of lanes first to last - 1; 0."""
+    """Fill result (lanes, H, W), which holds 0, of lanes first to last - 1; returns 0."""
     for lane in range(first, last):
         s, (row, column) = slowness[lane // len(sources)], sources[lane % len(sources)]
         _sweep_back(s, row, column, errors, times[lane], gradient[lane], result[lane])
@@ -150,9 +152,9 @@ def _sweep_back(
     gradient: np.ndarray,
     result: np.ndarray,
 ) -> None:
-    """Hand on what a cell has received to its upwind neighbours, until all is at the source.
+    """Pass the gradient of each cell on to its upwind neighbours, until all of it is at the source.
 
-    Adds to result, 0 before.
+    Adds to result (H, W), which holds 0.
     """
     height, width = s.shape
     row_weight, column_weight, direct = np.empty((3, height, width))
@@ -196,7 +198,7 @@ def _indices(length: int, ascending: bool) -> range:
 
 @_compiled
 def _mark_neighbours(mask: np.ndarray, i: int, j: int) -> None:
-    """Of the inner cell (i, j)."""
+    """Mark the four neighbours of the inner cell (i, j)."""
     mask[i, j + 1] = mask[i + 2, j + 1] = mask[i + 1, j] = mask[i + 1, j + 2] = True
 
 
@@ -204,7 +206,7 @@ def _mark_neighbours(mask: np.ndarray, i: int, j: int) -> None:
 def _upwind(
     u: np.ndarray, i: int, j: int, y: int, x: int, s: float, errors: np.ndarray
 ) -> tuple[float, float, int, int, float, float]:
-    """Upwind neighbours of the inner cell (i, j), which is at (y, x) from the source.
+    """Upwind neighbours of the inner cell (i, j), which lies (y, x) away from the source.
 
     Returns:
         Corrected U of the row and of the column neighbour, the sides they are on (-1 or 1) and
@@ -219,7 +221,7 @@ def _upwind(
 def _smaller(
     before: float, after: float, offset: int, k: float, s: float
 ) -> tuple[float, int, float]:
-    """Smaller of two opposite neighbours, k s added to the one nearer to the source."""
+    """Smaller of two opposite neighbours, after k s is added to the one nearer to the source."""
     k_before, k_after = k if offset > 0 else 0.0, k if offset < 0 else 0.0
     before, after = before + k_before * s, after + k_after * s
     return (before, -1, k_before) if before <= after else (after, 1, k_after)
