@@ -1,6 +1,6 @@
 """Recover images from incomplete, noisy data with a flow as the prior."""
 
-from flowprior.inversion.batch_invariant import batch_invariant
+from flowprior.inversion.batch_invariant import batch_invariant, by_rows
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS
 from flowprior.inversion.invert import Inversion, invert, minimise
 from flowprior.inversion.objective import Objective, Terms
@@ -19,6 +19,7 @@ __all__ = [
     "Terms",
     "TotalVariationProblem",
     "batch_invariant",
+    "by_rows",
     "invert",
     "invert_with_total_variation",
     "minimise",
