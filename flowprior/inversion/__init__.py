@@ -4,7 +4,7 @@
 one loop, whose observers watch, and which ends with an `Estimate`.
 """
 
-from flowprior.inversion.batch_invariant import batch_invariant
+from flowprior.inversion.batch_invariant import batch_invariant, by_rows
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.images import ImageRun, Reconstructor, TotalVariation
@@ -33,6 +33,7 @@ __all__ = [
     "Solver",
     "TotalVariation",
     "batch_invariant",
+    "by_rows",
     "csgm",
     "glow_ip",
     "invert",

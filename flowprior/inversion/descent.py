@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS, RowStatus
 
 Optimizer = Literal["lbfgs", "adam"]
@@ -41,7 +42,25 @@ class Descent:
     def z(self) -> Tensor | None:
         """Latents as the prior sees them."""
         with torch.no_grad():
-            return self.terms.latents(self.v.detach())
+            return by_rows(self.terms.latents, self.v.detach())
+
+    def evaluate(self, rows: Tensor) -> tuple[Tensor, Values]:
+        """Images and values of some rows; sets their gradient, and 0 for the others."""
+        v = self.v.detach()
+        x, values, gradient = by_rows(self._with_gradient, v[rows], rows)
+        self.v.grad = torch.zeros_like(v).index_copy_(0, rows, gradient)
+        return x, values
+
+    def _with_gradient(self, v: Tensor, rows: Tensor) -> tuple[Tensor, Values, Tensor]:
+        v = v.detach().requires_grad_()
+        with torch.enable_grad():
+            x, values = self.terms(v, rows)
+            (gradient,) = torch.autograd.grad(values["loss"].sum(), v)
+        return x.detach(), {name: value.detach() for name, value in values.items()}, gradient
+
+    def _start(self) -> tuple[Tensor, Values]:
+        with torch.no_grad():
+            return by_rows(self.terms, self.v.detach(), self.rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Unknowns, images, values and the optimiser's state."""
@@ -67,8 +86,7 @@ class LBFGSRun(Descent):
     def __init__(self, terms: Terms, v: nn.Parameter) -> None:
         super().__init__(terms, v)
         self.optimizer = BatchedLBFGS([v])
-        with torch.no_grad():
-            self.x, self.values = terms(v, self.rows)
+        self.x, self.values = self._start()
         self.finite = _all_finite(self.values)
 
     @property
@@ -81,10 +99,9 @@ class LBFGSRun(Descent):
         seen: list[tuple[Tensor, Tensor, Values]] = []
 
         def closure(rows: Tensor) -> Tensor:
-            x, values = self.terms(self.v[rows], rows)
-            values["loss"].sum().backward()
-            seen.append((rows, x.detach(), {n: value.detach() for n, value in values.items()}))
-            return values["loss"].detach()
+            x, values = self.evaluate(rows)
+            seen.append((rows, x, values))
+            return values["loss"]
 
         self.optimizer.step(closure)
         # Of the points tried, a row is at the one whose loss is its own.
@@ -107,8 +124,7 @@ class AdamRun(Descent):
         super().__init__(terms, v)
         self.optimizer = torch.optim.Adam([v], learning_rate)
         self.finite = torch.ones(len(v), dtype=torch.bool, device=v.device)
-        with torch.no_grad():
-            self.x, self.values = terms(v, self.rows)
+        self.x, self.values = self._start()
         self._kept = v.detach().clone()
         self._evaluate()
 
@@ -130,18 +146,14 @@ class AdamRun(Descent):
 
     def _evaluate(self) -> None:
         """Loss and gradient at v; rows where they are not finite go back and stay."""
-        self.optimizer.zero_grad()
-        with torch.enable_grad():
-            x, values = self.terms(self.v, self.rows)
-            values["loss"].sum().backward()
-        values = {name: value.detach() for name, value in values.items()}
+        x, values = self.evaluate(self.rows)
         sound = _all_finite(values) & self.v.grad.isfinite().all(1)
         self.finite = self.finite & sound
         with torch.no_grad():
             self.v.copy_(_chosen(self.finite, self.v, self._kept))
         self._gradient = torch.where(self.finite[:, None], self.v.grad, 0)
         self._kept = self.v.detach().clone()
-        self.x = _chosen(self.finite, x.detach(), self.x)
+        self.x = _chosen(self.finite, x, self.x)
         self.values = {
             name: torch.where(self.finite, value, self.values[name])
             for name, value in values.items()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.descent import LBFGSRun, Values, check_number
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
@@ -111,18 +112,20 @@ class ImageRun:
     def measure(self) -> None:
         """Note the misfit of the images as they are, if the noise is known."""
         if self.problem.noise is not None:
-            self.values = {"misfit": self.misfit(self.x)}
+            self.values = {"misfit": by_rows(self._misfit, self.x, self.problem.rows)}
 
-    def misfit(self, x: Tensor) -> Tensor:
-        """Misfit of images x (B, C, H, W), (B,) float64; ValueError if the noise is not known."""
+    def misfit_gradient(self) -> Tensor:
+        """Gradient of the misfit at the images as they are, (B, C, H, W)."""
+        return by_rows(self._gradient, self.x, self.problem.rows)
+
+    def _misfit(self, x: Tensor, rows: Tensor) -> Tensor:
         noise = self.problem.misfit(None, type(self).__name__)
-        return noise.misfit(self.problem.forward(x), self.problem.y)
+        return noise.misfit(self.problem.forward(x, rows), self.problem.y[rows])
 
-    def misfit_gradient(self, x: Tensor) -> Tensor:
-        """Gradient of the misfit at images x (B, C, H, W), of the same shape."""
+    def _gradient(self, x: Tensor, rows: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            return torch.autograd.grad(self.misfit(x).sum(), x)[0]
+            return torch.autograd.grad(self._misfit(x, rows).sum(), x)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Images and values."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior.inversion.batch_invariant import by_rows
 from flowprior.physics.noise import Gaussian, Noise
 from flowprior.priors import Prior
 
@@ -73,6 +74,20 @@ class Problem:
     def like(self) -> Tensor:
         """A tensor of the precision and on the device to compute with."""
         return self.y if self.prior is None else self.prior.like
+
+    @property
+    def rows(self) -> Tensor:
+        """0 to B − 1."""
+        return torch.arange(len(self.y), device=self.y.device)
+
+    @torch.no_grad()
+    def residual(self, x: Tensor) -> Tensor:
+        """Rms of A(x) − y of images x (B, C, H, W) in units of the noise, (B,)."""
+
+        def one(x: Tensor, rows: Tensor) -> Tensor:
+            return self.noise.residual(self.forward(x, rows), self.y[rows])
+
+        return by_rows(one, x, self.rows)
 
     def misfit(self, explicit: Noise | None, who: str) -> Noise:
         """The noise model to fit the data by: the solver's own, or that of the data.

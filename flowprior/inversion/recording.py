@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.solving import Run
 from flowprior.metrics import lpips, psnr, ssim, typicality
 
@@ -38,7 +39,7 @@ class Recording:
         """Note where the run is."""
         row = {name: value.clone() for name, value in run.values.items()}
         if self.truth is not None:
-            row |= similarity(run.x, self.truth)
+            row |= by_rows(similarity, run.x, self.truth)
         self._rows.append(row)
         self.iterations.append(iteration)
         if is_milestone(iteration) or iteration == self.last:
@@ -73,7 +74,7 @@ class Recording:
         self.snapshots[iteration] = run.x[: self.pictures].detach().cpu().clone()
         z = run.z
         if z is not None and z.ndim == 4:
-            self.typicality[iteration] = typicality(z)
+            self.typicality[iteration] = by_rows(typicality, z)
 
 
 def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

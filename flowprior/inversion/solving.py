@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowprior.inversion.batch_invariant import batch_invariant
+from flowprior.inversion.batch_invariant import batch_invariant, by_rows
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.problem import Problem
 from flowprior.priors import Prior, require
@@ -183,7 +183,7 @@ def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]
     if problem.noise is None:
         return None, tuple(warnings)
     with torch.no_grad():
-        residual = problem.noise.residual(problem.forward(run.x), problem.y)
+        residual = problem.residual(run.x)
     high, low = residual > 1.3, residual < 0.7
     if high.any():
         warnings.append(

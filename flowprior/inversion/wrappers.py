@@ -220,8 +220,8 @@ class DiscrepancyRun:
 
     @torch.no_grad()
     def _adjust(self) -> None:
-        problem, settings = self.problem, self.settings
-        residual = problem.noise.residual(problem.forward(self.run.x), problem.y)
+        settings = self.settings
+        residual = self.problem.residual(self.run.x)
         off = (residual - settings.target).abs() > settings.tolerance
         large, small = off & (residual > settings.target), off & (residual <= settings.target)
         self.high = torch.where(large, self.log_beta, self.high)
