@@ -314,7 +314,7 @@ def test_gaussian_misfit_takes_the_square_last(sigma):
 
 def test_reciprocals_of_usual_levels_are_whole():
     assert 1 / 0.001 == 1000.0
-    assert 1 / Gaussian(1, "255")._deviation() == 255.0
+    assert 1 / Gaussian(1, "255").deviation == 255.0
 
 
 def test_complex_data():

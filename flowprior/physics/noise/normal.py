@@ -40,7 +40,7 @@ class Gaussian(Noise):
 
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:
         """A(x) + n."""
-        return clean + self._deviation() * standard_normal(clean, seed, indices)
+        return clean + self.deviation * standard_normal(clean, seed, indices)
 
     def misfit(self, predicted: Tensor, y: Tensor) -> Tensor:
         """½ Σ |(predicted − y)/σ|²."""
@@ -49,9 +49,11 @@ class Gaussian(Noise):
     def standardised(self, predicted: Tensor, y: Tensor) -> Tensor:
         """(predicted − y)/σ."""
         check_density("sigma", self.sigma)
-        return difference(predicted, y) * (1 / self._deviation())
+        return difference(predicted, y) * (1 / self.deviation)
 
-    def _deviation(self) -> float:
+    @property
+    def deviation(self) -> float:
+        """σ in the units of the data."""
         return self.sigma / 255 if self.scale == "255" else self.sigma
 
 
