@@ -8,7 +8,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from flowprior.physics import make_operator
+from flowprior.physics import crosshole, find_operator, make_operator
 
 SHAPE = (2, 8, 8)
 
@@ -58,6 +58,14 @@ def own_operators(tmp_path, monkeypatch):
 
 def images(count=2, shape=SHAPE):
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_find_operator_makes_nothing():
+    assert find_operator("crosshole_tomography") is crosshole
+    assert find_operator("deepinv.physics.Inpainting") is deepinv.physics.Inpainting
+    assert find_operator("my_ops.RowMean").__name__ == "RowMean"
+    with pytest.raises(ValueError, match="sharpen"):
+        find_operator("sharpen")
 
 
 def test_own_class_gets_the_shape():

@@ -102,6 +102,26 @@ def test_images_do_not_mix(name, shape):
         assert torch.allclose(physics.A(x[index : index + 1])[0], y[index], rtol=0, atol=1e-13)
 
 
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize(("name", "shape"), [pair for pair in PAIRS if pair[1][0] != 2])
+@pytest.mark.parametrize("count", [5, 16, 17, 33])
+def test_rows_do_not_depend_on_the_batch(name, shape, count):
+    physics = make(name, shape)
+
+    def results(x):
+        x = x.clone().requires_grad_()
+        y = physics.A(x)
+        (gradient,) = torch.autograd.grad(y.square().sum(), x)
+        return y.detach(), gradient, physics.A_adjoint(y.detach())
+
+    x = normal(count, *shape, dtype=torch.float32)
+    # Both choose their convolutions by the size of the batch.
+    with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        together = results(x)
+        apart = [torch.cat(rows) for rows in zip(*map(results, x.split(1)), strict=True)]
+    assert all(torch.equal(*pair) for pair in zip(together, apart, strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "expected"),
     [
@@ -274,9 +294,13 @@ def test_buffers_move(name):
         ("gaussian_blur", (1, 8, 8), {"tau": 3}, "kernel"),
         ("mean_blur", (1, 8, 8), {"size": 2}, "size"),
         ("mean_blur", (1, 8, 8), {"size": 3.0}, "size"),
+        ("mean_blur", (1, 8, 8), {"size": True}, "size"),
         ("mean_blur", (1, 8, 8), {"padding": "mirror"}, "padding"),
         ("box_inpainting", (1, 8, 8), {"box": 1.5}, "box"),
         ("box_inpainting", (1, 8, 8), {"box": (9, 2)}, "box"),
+        ("box_inpainting", (1, 8, 8), {"box": (2, 2, 2)}, "box must be two"),
+        ("box_inpainting", (1, 8, 8), {"box": (2, 2.5)}, "box must be an integer"),
+        ("box_inpainting", (1, 8, 8), {"box": (2, 2), "centre": 4}, "centre must be two"),
         ("box_inpainting", (1, 8, 8), {"box": (4, 4), "centre": (1, 4)}, "centre"),
         ("random_inpainting", (1, 8, 8), {"kept": 15}, "kept"),
         ("random_inpainting", (1, 8, 8), {"seed": -1}, "seed"),
@@ -285,12 +309,14 @@ def test_buffers_move(name):
         ("super_resolution", (1, 8, 8), {"factor": 0}, "factor"),
         ("colourisation", (1, 8, 8), {}, "channels"),
         ("random_gaussian", (1, 8, 8), {"measurements": 0}, "measurements"),
+        ("random_gaussian", (1, 8, 8), {"measurements": 2.5}, "measurements"),
         ("cartesian_mri", (3, 8, 8), {}, "channels"),
         ("cartesian_mri", (1, 8, 8), {"acceleration": 0.5}, "acceleration"),
         ("cartesian_mri", (1, 8, 8), {"centre_fraction": 0.9}, "centre_fraction"),
         ("limited_angle_ct", (1, 8, 9), {}, "square"),
         ("limited_angle_ct", (1, 8, 8), {"angles": 0}, "angles"),
-        ("limited_angle_ct", (1, 8, 8), {"first": 90, "last": 30}, "first"),
+        ("limited_angle_ct", (1, 8, 8), {"first": 90, "last": 30}, "last"),
+        ("limited_angle_ct", (1, 8, 8), {"first": "30"}, "first"),
         ("crosshole_tomography", (1, 8, 8), {"sources": 9}, "sources"),
         ("mean_blur", (1, 8, 8), {"width": 3}, "width"),
     ],

@@ -31,6 +31,32 @@ OPERATORS: dict[str, Builder] = {
 SHAPE_OPTIONS = ("image_shape", "img_size")
 
 
+def find_operator(name_or_path: str) -> Builder:
+    """The class or function that makes the operator with this name.
+
+    Args:
+        name_or_path: as for `make_operator`.
+
+    Raises:
+        ValueError: there is no such operator, or its module cannot be imported.
+    """
+    if name_or_path in OPERATORS:
+        return OPERATORS[name_or_path]
+    module, _, attribute = name_or_path.rpartition(".")
+    if not module:
+        raise ValueError(
+            f"operator must be one of {', '.join(OPERATORS)}, or an import path; got "
+            f"{name_or_path!r}"
+        )
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:
+        raise ValueError(f"operator {name_or_path}: {_first_line(error)}") from error
+    if not callable(found):
+        raise ValueError(f"operator {name_or_path} is neither a class nor a function")
+    return found
+
+
 def make_operator(name_or_path: str, image_shape: ImageShape, **options: Any) -> nn.Module:
     """The operator with this name for images of this shape.
 
@@ -47,7 +73,7 @@ def make_operator(name_or_path: str, image_shape: ImageShape, **options: Any) ->
     Raises:
         ValueError: there is no such operator, or it does not take these options.
     """
-    builder = _find(name_or_path)
+    builder = find_operator(name_or_path)
     own = inspect.signature(builder).parameters
     shape = {name: tuple(image_shape) for name in SHAPE_OPTIONS if name in own}
     given = _converted(_checked(name_or_path, builder, shape | options), own)
@@ -69,24 +95,6 @@ def _built(builder: Builder, options: dict[str, Any]) -> object:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return builder(**options)
-
-
-def _find(name_or_path: str) -> Builder:
-    if name_or_path in OPERATORS:
-        return OPERATORS[name_or_path]
-    module, _, attribute = name_or_path.rpartition(".")
-    if not module:
-        raise ValueError(
-            f"operator must be one of {', '.join(OPERATORS)}, or an import path; got "
-            f"{name_or_path!r}"
-        )
-    try:
-        found = getattr(import_module(module), attribute)
-    except Exception as error:
-        raise ValueError(f"operator {name_or_path}: {_first_line(error)}") from error
-    if not callable(found):
-        raise ValueError(f"operator {name_or_path} is neither a class nor a function")
-    return found
 
 
 def _checked(name: str, builder: Builder, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Linear operators that deepinv lacks, or whose adjoint, prox or precision it gets wrong."""
+"""Linear operators that deepinv lacks, or whose adjoint, prox or precision is wrong there."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from torch.nn import functional
 
 
 class TightFrame(LinearPhysics):
-    """A with A Aᵀ = s I, hence closed forms of the pseudo-inverse and the proximal map.
+    """A with A Aᵀ = s I, so that pseudo-inverse and proximal map have closed forms.
 
-    `Decolorize.prox_l2` of deepinv takes V for a square matrix and is wrong.
+    deepinv's `Decolorize.prox_l2` is wrong: it assumes a square matrix V.
     """
 
     def __init__(self, gain: float) -> None:
@@ -36,11 +36,11 @@ class BoxDownsampling(TightFrame):
         self.factor = factor
 
     def A(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """The means of the blocks."""
+        """Mean of every block."""
         return functional.avg_pool2d(x, self.factor)
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """Every entry spread over its block, divided by factor²."""
+        """Every entry divided by factor² and copied to its block."""
         rows = y.repeat_interleave(self.factor, -2)
         return rows.repeat_interleave(self.factor, -1) * self.gain
 
@@ -59,14 +59,14 @@ class ChannelMean(TightFrame):
         return x.mean(1, keepdim=True)
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """The grey image in every channel, divided by C."""
+        """The grey image divided by C, in every channel."""
         return y.expand(-1, self.channels, -1, -1) * self.gain
 
 
 class GaussianMeasurements(LinearPhysics):
     """Product with a stored matrix: (B, C, H, W) → (B, m).
 
-    `CompressedSensing` of deepinv stores the matrix twice and its pseudo-inverse besides, draws
+    deepinv's `CompressedSensing` stores the matrix twice and also its pseudo-inverse, draws
     another one on another device, and cannot change its precision.
     """
 
@@ -76,7 +76,7 @@ class GaussianMeasurements(LinearPhysics):
         self.register_buffer("matrix", matrix)
 
     def A(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """The m measurements of every image."""
+        """The measurements (B, m) of images (B, C, H, W)."""
         if x.shape[1:] != self.image_shape:
             raise ValueError(
                 f"GaussianMeasurements takes (B, {', '.join(map(str, self.image_shape))}), got "
@@ -85,12 +85,12 @@ class GaussianMeasurements(LinearPhysics):
         return _rows_times(x.flatten(1), self.matrix.mT)
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """Back to images (B, C, H, W)."""
+        """Product of the transposed matrix and measurements (B, m), as images (B, C, H, W)."""
         return _rows_times(y, self.matrix).unflatten(1, self.image_shape)
 
 
 def _rows_times(x: Tensor, matrix: Tensor) -> Tensor:
-    """X M; on a CPU row by row, since a product's last digits depend on how many rows there are."""
+    """X M; on a CPU row by row, because the last digits of a product depend on the batch size."""
     if x.device.type != "cpu" or not len(x):
         return x @ matrix
     return torch.stack([row @ matrix for row in x])
@@ -122,7 +122,7 @@ class RealMRI(LinearPhysics):
 class ParallelBeam(Tomography):
     """`deepinv.physics.Tomography` that can change device and precision after its first adjoint.
 
-    deepinv keeps the adjoint of the first call, by shape only, and returns float32 ever after.
+    deepinv caches the adjoint of the first call by its shape alone, and then returns float32.
     """
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:

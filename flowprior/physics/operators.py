@@ -1,8 +1,9 @@
-"""Named constructors of the papers' operators, as deepinv physics.
+"""Constructors of the papers' operators, as deepinv physics.
 
-`image_shape` is (C, H, W) everywhere; an operator takes images (B, C, H, W) in any range and adds
-no noise of its own. The same seed gives the same operator on every device. Operators are float32
-and move with `.to(...)`; `.double()` is exact but for stored weights, which `dtype` makes exact.
+`image_shape` is (C, H, W) everywhere. An operator takes images (B, C, H, W) in any range and adds
+no noise. The same seed gives the same operator on every device. Operators are float32 and move
+with `.to(...)`; `.double()` leaves stored weights rounded to float32, unless `dtype` says float64.
+Wrong options raise a ValueError that names the option.
 """
 
 import math
@@ -11,6 +12,7 @@ import torch
 from deepinv.physics import MRI, Blur, Denoising, Inpainting, ZeroNoise
 from torch import Tensor
 
+from flowprior.physics.checks import check_integer, check_number, check_positive
 from flowprior.physics.linear import (
     BoxDownsampling,
     ChannelMean,
@@ -23,7 +25,7 @@ ImageShape = tuple[int, int, int]
 
 
 def denoising(image_shape: ImageShape) -> Denoising:
-    """A = I. deepinv's class adds noise of σ = 0.1 unless told otherwise; this one adds none."""
+    """The identity, A = I; without the noise of σ = 0.1 that deepinv adds by default."""
     _check_shape(image_shape)
     return Denoising(ZeroNoise())
 
@@ -35,22 +37,21 @@ def gaussian_blur(
     padding: str = "reflect",
     dtype: torch.dtype = torch.float32,
 ) -> Blur:
-    r"""Convolution with ∝ exp(−(i² + j²)/(2τ²)), weights of sum 1; y has the shape of x.
+    """Convolution with a Gaussian kernel ∝ exp(−(i² + j²)/(2τ²)) of sum 1; y has the shape of x.
 
     The Gaussianization layers paper: τ = 3, 25×25, reflect.
 
     Args:
         image_shape: (C, H, W).
-        tau: τ > 0, in pixels.
-        kernel_size: odd; 2⌈4τ⌉ + 1 if None, 25 for τ = 3.
-        padding: "reflect" about the centre of the border pixels, which SciPy calls "mirror";
-            "replicate", "circular" or "zeros".
-        dtype: of the weights.
+        tau: standard deviation τ > 0, in pixels.
+        kernel_size: odd number of pixels; 2⌈4τ⌉ + 1 if None, which is 25 for τ = 3.
+        padding: "reflect" (about the centre of the border pixels, SciPy's "mirror"), "replicate",
+            "circular" or "zeros".
+        dtype: type of the weights.
     """
-    if not 0 < tau < float("inf"):
-        raise ValueError(f"tau must be positive and finite, got {tau}")
+    check_positive("tau", tau)
     size = 2 * math.ceil(4 * tau) + 1 if kernel_size is None else kernel_size
-    _check_kernel(image_shape, size, padding)
+    _check_kernel("kernel_size", size, image_shape, padding)
     offsets = torch.arange(size, dtype=torch.float64) - size // 2
     profile = torch.exp(-offsets.square() / (2 * tau**2))
     kernel = torch.outer(profile, profile) / profile.sum() ** 2
@@ -63,12 +64,17 @@ def mean_blur(
     padding: str = "zeros",
     dtype: torch.dtype = torch.float32,
 ) -> Blur:
-    """Mean over size×size pixels, stride 1; y has the shape of x.
+    """Mean over size×size pixels around each pixel; y has the shape of x.
 
-    Chavez's deblurring: 3×3 with zeros around the image, so that borders darken. Paddings as for
-    `gaussian_blur`; `size` is odd.
+    Chavez's deblurring: 3×3 with zeros around the image, so that borders darken.
+
+    Args:
+        image_shape: (C, H, W).
+        size: odd number of pixels.
+        padding: as for `gaussian_blur`.
+        dtype: type of the weights.
     """
-    _check_kernel(image_shape, size, padding)
+    _check_kernel("size", size, image_shape, padding)
     return Blur(torch.full((1, 1, size, size), 1 / size**2, dtype=dtype), padding=padding)
 
 
@@ -77,26 +83,29 @@ def box_inpainting(
     box: tuple[int, int] | float = 0.5,
     centre: tuple[int, int] | None = None,
 ) -> Inpainting:
-    """Set a box of pixels to zero; y has the shape of x and `physics.mask` is 0 in the box.
+    """Set a box of pixels to zero; y has the shape of x, and `physics.mask` is 0 in the box.
 
-    TRUMPET: (10, 10); Chavez: (13, 13); both in the middle.
+    TRUMPET has a box of (10, 10) pixels, Chavez of (13, 13), both in the middle.
 
     Args:
         image_shape: (C, H, W).
-        box: (height, width) in pixels, or that fraction of either side, in (0, 1).
-        centre: (row, column); rows from row − height//2 on are hidden. The middle if None.
+        box: (height, width) in pixels, or the fraction of both sides that is hidden, in (0, 1).
+        centre: (row, column) of the box, whose first row is row − height//2; the middle of the
+            image if None.
     """
     _check_shape(image_shape)
     sides = image_shape[1:]
     if isinstance(box, int | float):
         _check_fraction("box", box)
         box = tuple(max(1, round(box * side)) for side in sides)
+    _check_pair("box", box)
     starts = [(side - length) // 2 for side, length in zip(sides, box, strict=True)]
     if centre is not None:
+        _check_pair("centre", centre)
         starts = [middle - length // 2 for middle, length in zip(centre, box, strict=True)]
     spans = list(zip(starts, box, sides, strict=True))
     if any(length < 1 or start < 0 or start + length > side for start, length, side in spans):
-        raise ValueError(f"a box of {box} pixels, centre {centre}, does not fit in {sides}")
+        raise ValueError(f"box={box} with centre={centre} does not fit in {sides} pixels")
     mask = torch.ones(1, *sides)
     mask[:, starts[0] : starts[0] + box[0], starts[1] : starts[1] + box[1]] = 0
     return _inpainting(image_shape, mask)
@@ -106,6 +115,11 @@ def random_inpainting(image_shape: ImageShape, kept: float = 0.15, seed: int = 0
     """Keep round(kept·H·W) random pixels, the same in all channels, and set the others to zero.
 
     TRUMPET keeps 15 %.
+
+    Args:
+        image_shape: (C, H, W).
+        kept: fraction of the pixels that is kept, in (0, 1).
+        seed: of the random choice, ≥ 0.
     """
     _check_shape(image_shape)
     _check_fraction("kept", kept)
@@ -119,16 +133,21 @@ def random_inpainting(image_shape: ImageShape, kept: float = 0.15, seed: int = 0
 def super_resolution(image_shape: ImageShape, factor: int = 4) -> BoxDownsampling:
     """Means of factor×factor blocks that do not overlap; y is (B, C, H/factor, W/factor).
 
-    TRUMPET's code takes an antialiased bilinear filter in its place.
+    TRUMPET's code uses an antialiased bilinear filter instead.
+
+    Args:
+        image_shape: (C, H, W).
+        factor: divides H and W.
     """
     _check_shape(image_shape)
-    if factor < 1 or any(side % factor for side in image_shape[1:]):
+    check_integer("factor", factor, least=1)
+    if any(side % factor for side in image_shape[1:]):
         raise ValueError(f"factor={factor} must divide the sides of {image_shape}")
     return BoxDownsampling(factor)
 
 
 def colourisation(image_shape: ImageShape) -> ChannelMean:
-    """Mean of the channels, as Chavez has it: y is (B, 1, H, W)."""
+    """Mean of the channels, as in Chavez; y is (B, 1, H, W). Needs at least two channels."""
     _check_shape(image_shape)
     if image_shape[0] < 2:
         raise ValueError(f"colourisation needs at least two channels, got {image_shape}")
@@ -141,13 +160,18 @@ def random_gaussian(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> GaussianMeasurements:
-    """Measure y = Gx, (B, m), G of m×CHW independent entries ~ N(0, 1/m).
+    """Random projections y = Gx, (B, m); G is m×CHW with independent entries ~ N(0, 1/m).
 
-    TRUMPET: m = 250. G is stored: m·CHW numbers.
+    TRUMPET has m = 250. All m·CHW numbers of G are kept in memory.
+
+    Args:
+        image_shape: (C, H, W).
+        measurements: m ≥ 1.
+        seed: of G, ≥ 0.
+        dtype: type of G.
     """
     _check_shape(image_shape)
-    if measurements < 1:
-        raise ValueError(f"measurements must be at least 1, got {measurements}")
+    check_integer("measurements", measurements, least=1)
     pixels = image_shape[0] * image_shape[1] * image_shape[2]
     # Drawn in double precision, so that it is the same matrix in every precision.
     matrix = torch.randn(measurements, pixels, generator=_generator(seed), dtype=torch.float64)
@@ -162,25 +186,26 @@ def cartesian_mri(
 ) -> MRI:
     """Some columns of the centred orthonormal DFT; y is (B, 2, H, W), zero where not measured.
 
-    round(W/acceleration) columns are kept: the lowest frequencies, round(centre_fraction·W) of
-    them, and a random choice of the others, as in fastMRI. Channel 0 of y is real, 1 imaginary.
+    round(W/acceleration) columns are measured: the round(centre_fraction·W) lowest frequencies
+    and a random choice of the others, as in fastMRI. Channel 0 of y is the real part, channel 1 the
+    imaginary part.
 
     Args:
         image_shape: (1, H, W) for real images, (2, H, W) for real and imaginary part.
         acceleration: ≥ 1.
         centre_fraction: in [0, 1/acceleration].
-        seed: of the random columns.
+        seed: of the random columns, ≥ 0.
     """
     _check_shape(image_shape)
     channels, height, width = image_shape
     if channels > 2:
         raise ValueError(f"cartesian_mri takes one or two channels, got {image_shape}")
-    if not 1 <= acceleration < float("inf"):
-        raise ValueError(f"acceleration must be at least 1 and finite, got {acceleration}")
+    check_number("acceleration", acceleration, least=1)
+    check_number("centre_fraction", centre_fraction, least=0)
     total, centre = max(1, round(width / acceleration)), round(centre_fraction * width)
-    if not 0 <= centre <= total:
+    if centre > total:
         raise ValueError(
-            f"centre_fraction={centre_fraction} must be in [0, 1/acceleration]: {centre} central "
+            f"centre_fraction={centre_fraction} must be at most 1/acceleration: {centre} central "
             f"columns of {total} in all"
         )
     columns = _mri_columns(width, total, centre, _generator(seed))
@@ -207,23 +232,22 @@ def limited_angle_ct(
 ) -> ParallelBeam:
     """Parallel-beam line integrals in pixels; y is (B, C, ⌈√2·H⌉, angles).
 
-    TRUMPET: 30 angles in 30°…150°. Angles as in `skimage.transform.radon`, which y agrees with.
+    TRUMPET has 30 angles from 30° to 150°. Angles and results are those of
+    `skimage.transform.radon`.
 
     Args:
         image_shape: (C, H, H).
-        angles: how many, equally spaced, both ends included.
-        first: in degrees.
-        last: in degrees, ≥ first.
-        dtype: of the interpolation grid.
+        angles: number of equally spaced angles, both ends included.
+        first: first angle in degrees.
+        last: last angle in degrees, ≥ first.
+        dtype: type of the interpolation grid.
     """
     _check_shape(image_shape)
     if image_shape[1] != image_shape[2]:
         raise ValueError(f"limited_angle_ct needs square images, got {image_shape}")
-    if angles < 1 or not first <= last:
-        raise ValueError(
-            f"limited_angle_ct needs at least one angle and first <= last, got {angles} angles "
-            f"from {first} to {last}"
-        )
+    check_integer("angles", angles, least=1)
+    check_number("first", first)
+    check_number("last", last, least=first)
     degrees = torch.linspace(first, last, angles, dtype=torch.float64).to(dtype)
     return ParallelBeam(degrees, image_shape[1], normalize=False, dtype=dtype)
 
@@ -233,8 +257,7 @@ def _inpainting(image_shape: ImageShape, mask: Tensor) -> Inpainting:
 
 
 def _generator(seed: int) -> torch.Generator:
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_integer("seed", seed, least=0)
     return torch.Generator().manual_seed(seed)
 
 
@@ -243,18 +266,27 @@ def _check_shape(image_shape: ImageShape) -> None:
         raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
 
 
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 < value < 1:
+def _check_pair(name: str, value: object) -> None:
+    if not (isinstance(value, list | tuple) and len(value) == 2):
+        raise ValueError(f"{name} must be two integers for rows and columns, got {value!r}")
+    for entry in value:
+        check_integer(name, entry, least=0)
+
+
+def _check_fraction(name: str, value: object) -> None:
+    check_positive(name, value)
+    if value >= 1:
         raise ValueError(f"{name} must be a fraction in (0, 1), got {value}")
 
 
-def _check_kernel(image_shape: ImageShape, size: int, padding: str) -> None:
+def _check_kernel(name: str, size: int, image_shape: ImageShape, padding: str) -> None:
     _check_shape(image_shape)
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"a kernel must have an odd size, got {size}")
+    check_integer(name, size, least=1)
+    if size % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {size}")
     if padding not in ("reflect", "replicate", "circular", "zeros"):
         raise ValueError(
             f'padding must be "reflect", "replicate", "circular" or "zeros", got {padding!r}'
         )
     if size // 2 >= min(image_shape[1:]):
-        raise ValueError(f"a kernel of {size}×{size} is too large for images {image_shape}")
+        raise ValueError(f"{name}={size} is too large for images {tuple(image_shape)}")
