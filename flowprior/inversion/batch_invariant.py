@@ -1,54 +1,74 @@
 """Results that do not depend on the rest of the batch."""
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+WORTH_ONE_CALL = 1e9
+"""Floating-point operations of a row that keep a core busy: more rows in a call gain little."""
+_SIZE = 4
+
+
+class _Inline:
+    """An executor that computes at once."""
+
+    map = staticmethod(map)
+
+
+_POOL: ContextVar[ThreadPoolExecutor | _Inline | None] = ContextVar("pool", default=None)
 
 
 @contextmanager
 def batch_invariant() -> Iterator[None]:
-    """Run PyTorch on one CPU thread in this block, and restore the number of threads afterwards.
+    """Make `by_rows` exact in this block: one PyTorch thread for each call, several calls at once.
 
-    With several threads a long sum is split between them, but only if it is the only row, and a
-    matrix product rounds differently from one number of threads to another. With one thread, sums
-    over a row, elementary arithmetic and the optimisers are the same in every batch. Everything
-    else (convolutions, matrix products, FFTs, activations) also needs `by_rows`.
-
-    To use more cores, run more processes. GPUs are not affected.
+    With several threads in one call a long sum is split between them, but only if it is the only
+    row, and a matrix product rounds differently from one number of threads to another. With one,
+    sums over a row, elementary arithmetic and the optimisers are the same in every batch.
+    Everything else (convolutions, matrix products, FFTs, activations) also needs `by_rows`, which
+    uses as many cores as PyTorch had threads before. GPUs are not affected.
     """
+    if _POOL.get() is not None:  # an outer block
+        yield
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    # Every new thread begins with as many PyTorch threads as there are cores.
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    token = _POOL.set(pool if threads > 1 else _Inline())
     try:
         yield
     finally:
+        _POOL.reset(token)
+        pool.shutdown()
         torch.set_num_threads(threads)
 
 
-def by_rows(function: Callable[..., Any], *tensors: Tensor) -> Any:
-    """Apply a function of a batch to one row at a time.
+def by_rows(function: Callable[..., Any], *tensors: Tensor, size: int = 1) -> Any:
+    """Apply a function of a batch to few rows at a time, always to equally many.
 
     On a CPU, and within `batch_invariant`, the result for a row is then the same to the last bit
     whatever the other rows are, however many there are, and wherever the row stands. Libraries for
     convolutions and matrix products choose their algorithm by the size of the batch, round the
     rows at the edge of a block differently, and depend on how the memory is aligned; so do
-    activations, such as the sigmoid, of an odd number of entries. Hence every row is a call of its
-    own, on memory of its own. This holds for any function that is deterministic when it is called
-    twice with the same rows. L-BFGS on an ill-posed problem turns a difference in the last digit
-    into a visible one.
-
-    Gradients are exact in the same sense, both for `backward` within the function, which needs the
-    memory of one row only, and for `backward` through the result. What is computed from the result
-    must be exact by itself.
+    activations, such as the sigmoid, of an odd number of entries. Hence every call has `size` rows,
+    the last of them repeated if there are fewer, on memory of its own. With `size` = 1 this holds
+    for any function that is deterministic; with more it holds where `rows_per_call` says so.
+    L-BFGS on an ill-posed problem turns a difference in the last digit into a visible one.
 
     On other devices this is one call with all rows, and nothing is promised to the last bit.
 
     Args:
-        function: takes one tensor (B, ...) for each of `tensors`, and returns a tensor (B, ...), or
-            a tuple, a named tuple or a dictionary of tensors (B, ...) or None.
+        function: takes one tensor (k, ...) for each of `tensors`, and returns a tensor (k, ...), or
+            a tuple or a dictionary of such, or None. A gradient must be taken within it.
         tensors: (B, ...) each, on one device.
+        size: rows of each call.
 
     Returns:
         What the function returns, for all rows.
@@ -59,28 +79,72 @@ def by_rows(function: Callable[..., Any], *tensors: Tensor) -> Any:
     counts = {len(tensor) for tensor in tensors}
     if len(counts) != 1:
         raise ValueError(f"by_rows: tensors must have equal numbers of rows, got {sorted(counts)}")
-    if counts == {0} or tensors[0].device.type != "cpu":
+    (count,) = counts
+    if count == 0 or tensors[0].device.type != "cpu":
         return function(*tensors)
-    rows = zip(*(tensor.split(1) for tensor in tensors), strict=True)
-    return _joined([function(*map(_aligned, row)) for row in rows])
+    gradients = torch.is_grad_enabled()
+
+    def call(start: int) -> Any:
+        with torch.set_grad_enabled(gradients):  # each thread has a mode of its own
+            return function(*(_padded(tensor[start : start + size], size) for tensor in tensors))
+
+    pool = _POOL.get() or _Inline()
+    return _joined(list(pool.map(call, range(0, count, size))), count)
 
 
-def _joined(results: list[Any]) -> Any:
-    """Join the results of single rows."""
+def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
+    """Number of rows for `by_rows`, for all batches of a problem: 4 where that is exact and pays.
+
+    It pays where a row is so little work that calling PyTorch takes most of the time. It is exact
+    where rows of a call have the same bits at every place and beside any others, which is tried.
+
+    Args:
+        function: as for `by_rows`.
+        row: arguments of it, (1, ...) each; floating-point ones are replaced by draws of N(0, I),
+            so that the answer does not depend on the batch.
+    """
+    if row[0].device.type != "cpu":
+        return 1
+    with FlopCounterMode(display=False) as counter:
+        function(*row)
+    if counter.get_total_flops() > WORTH_ONE_CALL:
+        return 1
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        torch.randn(_SIZE, *r.shape[1:], generator=generator, dtype=r.dtype)
+        if r.is_floating_point()
+        else r.expand(_SIZE, *r.shape[1:])
+        for r in row
+    ]
+    mixed = _flat(function(*(_padded(r, _SIZE) for r in rows)))
+    for place in range(_SIZE):
+        alike = _flat(function(*(_padded(r[place : place + 1], _SIZE) for r in rows)))
+        pairs = zip(alike, mixed, strict=True)
+        if not all(torch.equal(a, m[place : place + 1].expand_as(a)) for a, m in pairs):
+            return 1
+    return _SIZE
+
+
+def _padded(rows: Tensor, size: int) -> Tensor:
+    """Rows on memory of their own, the last one repeated up to `size` of them."""
+    missing = size - len(rows)
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+
+
+def _flat(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    parts = result.values() if isinstance(result, Mapping) else result
+    return [tensor for part in parts for tensor in _flat(part)]
+
+
+def _joined(results: list[Any], count: int) -> Any:
+    """Join the results of all calls, without the rows that were repeated."""
     first = results[0]
     if first is None:
         return None
     if isinstance(first, Mapping):
-        return {name: _joined([result[name] for result in results]) for name in first}
+        return {name: _joined([result[name] for result in results], count) for name in first}
     if isinstance(first, tuple):
-        parts = [_joined(list(part)) for part in zip(*results, strict=True)]
-        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-    for result in results:
-        if result.requires_grad:
-            result.register_hook(_aligned)
-    return torch.cat(results)
-
-
-def _aligned(row: Tensor) -> Tensor:
-    """A copy at the start of a block of memory."""
-    return row.clone(memory_format=torch.contiguous_format)
+        return tuple(_joined(list(part), count) for part in zip(*results, strict=True))
+    return torch.cat(results)[:count]

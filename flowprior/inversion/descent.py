@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from flowprior.inversion.batch_invariant import by_rows
+from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS, RowStatus
 
 Optimizer = Literal["lbfgs", "adam"]
@@ -37,6 +37,7 @@ class Descent:
         self.terms = terms
         self.v = v
         self.rows = torch.arange(len(v), device=v.device)
+        self.size = rows_per_call(self._with_gradient, v.detach()[:1], self.rows[:1])
 
     @property
     def z(self) -> Tensor | None:
@@ -47,7 +48,7 @@ class Descent:
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Values]:
         """Images and values of some rows; sets their gradient, and 0 for the others."""
         v = self.v.detach()
-        x, values, gradient = by_rows(self._with_gradient, v[rows], rows)
+        x, values, gradient = by_rows(self._with_gradient, v[rows], rows, size=self.size)
         self.v.grad = torch.zeros_like(v).index_copy_(0, rows, gradient)
         return x, values
 
@@ -60,7 +61,7 @@ class Descent:
 
     def _start(self) -> tuple[Tensor, Values]:
         with torch.no_grad():
-            return by_rows(self.terms, self.v.detach(), self.rows)
+            return by_rows(self.terms, self.v.detach(), self.rows, size=self.size)
 
     def state_dict(self) -> dict[str, Any]:
         """Unknowns, images, values and the optimiser's state."""
