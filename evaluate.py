@@ -1,21 +1,29 @@
 """Measure a trained flow: python evaluate.py --config density_layers_demo."""
 
+import importlib
+import json
+import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from evaluation import Evaluation, run
-from evaluation.workers import default_processes
+from evaluation.workers import ProcessPool, default_processes
 from flowprior.command_line import (
     ROOT,
     UsageError,
     config_name,
+    find_config,
     named_config_action,
     one_line,
     run_command,
 )
+from flowprior.processes import exit_on_interrupt
 
 CONFIGS = ROOT / "configs" / "evaluate"
 
@@ -29,13 +37,16 @@ def make_parser() -> ArgumentParser:
         action=named_config_action(CONFIGS),
         help="name of a config in configs/evaluate/, or the path of a YAML file",
     )
+    parser.add_argument(
+        "--imports", type=list[str], default=[], help="modules of one's own beside the config"
+    )
     parser.add_subclass_arguments(Evaluation, "evaluation", required=True)
     parser.add_argument("--output", type=Path | None, default=None, help="default: runs/<config>")
     parser.add_argument(
         "--processes",
         type=PositiveInt | None,
         default=None,
-        help="that share the images out; default: one for each GPU, or core without one",
+        help="number of worker processes; default: one for each GPU, or core without one",
     )
     return parser
 
@@ -43,16 +54,62 @@ def make_parser() -> ArgumentParser:
 def main() -> None:
     """Parse, evaluate what has no record yet, write table, figures and report."""
     parser = make_parser()
-    config = parser.parse_args()
+    _import_own(sys.argv[1:])
+    config = parser.parse_args(list(_nested_nulls(sys.argv[1:])))
     output = config.output or Path("runs") / (config_name(sys.argv[1:]) or "unnamed")
     settings = parser.dump(config)
     try:
         evaluation = parser.instantiate(config).evaluation
         processes = config.processes or default_processes(evaluation)
-        run(evaluation, output, settings, processes=processes)
+        with ProcessPool(processes) if processes > 1 else nullcontext() as pool:
+            run(evaluation, output, settings, executor=pool)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 
 
+def _import_own(arguments: Sequence[str]) -> None:
+    """Import what `imports` in a config names, from the config's folder.
+
+    The folder stays on the path, where worker processes look too.
+
+    Raises:
+        UsageError: there is no such module, or it cannot be imported.
+    """
+    for name in re.findall(r"(?:^|\0)(?:--config|-c)[\0=]([^\0]+)", "\0".join(arguments)):
+        path = find_config(name, CONFIGS).resolve()
+        try:
+            content = yaml.safe_load(path.read_bytes())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return  # the parser says what is wrong
+        for module in (content.get("imports") or []) if isinstance(content, dict) else []:
+            if not (path.parent / f"{module}.py").is_file():
+                raise UsageError(f"imports: there is no {module}.py beside {path}")
+            sys.path[:] = dict.fromkeys([*sys.path, str(path.parent)])
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # whatever a user's code raises
+                raise UsageError(f"imports: {module}: {one_line(error)}") from error
+
+
+def _nested_nulls(arguments: Sequence[str]) -> Iterator[str]:
+    """Arguments that jsonargparse takes: ``--evaluation.data.n_bits null`` must be JSON for it."""
+    following = [*arguments[1:], ""]
+    for place, (argument, value) in enumerate(zip(arguments, following, strict=True)):
+        option = re.fullmatch(r"--evaluation\.([\w.]+)", argument)
+        if option and value == "null":
+            yield _with_null(option[1].replace("init_args.", ""))
+        elif argument != "null" or not arguments[place - 1].startswith("--evaluation."):
+            yield argument
+
+
+def _with_null(name: str) -> str:
+    first, *inner = name.split(".")
+    tree = None
+    for part in reversed(inner):
+        tree = {"init_args": {part: tree}}
+    return f"--evaluation.{first}={json.dumps(tree)}"
+
+
 if __name__ == "__main__":
+    exit_on_interrupt()
     sys.exit(run_command(main))

@@ -30,7 +30,7 @@ from datamodules.prepared import (
 from datamodules.sources import Pictures, digest, printable
 from datamodules.tables import HUB
 from flowprior.command_line import UsageError, run_command
-from flowprior.progress import Meter, SweepProgress
+from flowprior.progress import SweepProgress
 
 MODULES = {module.command_name: module for module in (CelebAHQ, CelebA, ChestXray, ImageFolder)}
 _SHOWN = 20
@@ -174,7 +174,7 @@ def _write_missing(
     outcomes = decode_all(data, module.image_size, module.channels, workers)
     # The first one waits for the processes to start: the meter is to measure decoding alone.
     outcomes = chain(list(islice(outcomes, 1)), outcomes)
-    with SweepProgress(Meter(total, total - left), console) as progress:
+    with SweepProgress(total, total - left, console) as progress:
         for split, number, rows in missing:
             progress.start(split)
             names, squares, skipped = [], [], []

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,6 @@ from flowprior.io import atomic_path
 
 if TYPE_CHECKING:
     import numpy as np
-
 
 _LONGEST = 150
 
@@ -30,27 +27,23 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w-]+", "-", name).strip("-")[:_LONGEST] or "unnamed"
 
 
-def unique_file_name(name: str) -> str:
-    """The same with digits that tell it from those of all other names.
-
-    >>> unique_file_name("flow+") != unique_file_name("flow")
-    True
-    """
-    return f"{file_name(name)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """File names of all names, with digits only where two would be one.
+    """File names of all names, numbered where two would be one.
 
-    >>> list(file_names(["flow", "total variation"]).values())
-    ['flow', 'total-variation']
+    >>> list(file_names(["flow", "total variation", "flow+"]).values())
+    ['flow', 'total-variation', 'flow-2']
     """
-    found = {name: file_name(name) for name in names}
-    alike = Counter(found.values())
-    return {
-        name: plain if alike[plain] == 1 else unique_file_name(name)
-        for name, plain in found.items()
-    }
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        plain = candidate = file_name(name)
+        number = 1
+        while candidate.casefold() in taken:
+            number += 1
+            candidate = f"{plain}-{number}"
+        taken.add(candidate.casefold())
+        found[name] = candidate
+    return found
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -63,34 +56,37 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 class ArrayStore:
-    """Named groups of arrays, one ``.npz`` file each.
+    """Arrays of images, one ``.npz`` file for each group and image: ``<group>/<image>.npz``.
 
-    Save inside `Evaluation.evaluate`, under a name that follows from the cell and the image:
-    records are written after it returns, so an image that has a record has its arrays too.
+    The group is `Cell.key`, or what else tells a set of images from others, without ``/``. Save
+    inside `Evaluation.evaluate`: records are written after it returns, so an image that has a
+    record has its arrays too.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def save(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Keep arrays or tensors under a name, in place of those that had it before."""
-        save_arrays(self._path(name), arrays)
+    def save(self, group: str, image: int, arrays: Mapping[str, Any]) -> None:
+        """Keep arrays or tensors of an image, in place of those that it had before."""
+        save_arrays(self._path(group, image), arrays)
 
-    def load(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays kept under a name; ValueError if there are none, or damaged ones."""
+    def has(self, group: str, image: int) -> bool:
+        """Whether arrays of an image are kept."""
+        return self._path(group, image).exists()
+
+    def load(self, group: str, image: int) -> dict[str, np.ndarray]:
+        """The arrays of an image; ValueError if they are missing or damaged."""
         import numpy as np
 
+        path = self._path(group, image)
         try:
-            with np.load(self._path(name), allow_pickle=False) as arrays:
+            with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
-                f"{self._path(name)}, which belongs to a record, is missing or damaged: remove "
+                f"{path}, which belongs to a record, is missing or damaged: remove "
                 f"{self.folder.parent} to measure anew"
             ) from error
 
-    def __contains__(self, name: str) -> bool:
-        return self._path(name).exists()
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{unique_file_name(name)}.npz"
+    def _path(self, group: str, image: int) -> Path:
+        return self.folder / group / f"{image}.npz"

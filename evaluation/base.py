@@ -3,72 +3,47 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.arrays import ArrayStore
-from evaluation.records import Labels, Record
+from evaluation.cells import Cell, Labels, Result
 from evaluation.table import Metric, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One setting of a sweep, measured on some images.
-
-    Args:
-        labels: what tells it from other cells; becomes the row of the table.
-        images: indices of the images, or numbers of the repeats where the cell is timed.
-        batch_size: number of images in one call of `Evaluation.evaluate`.
-        part: tells cells with equal labels apart, which share a row: measurements that are not
-            per image, such as ``"sampling"``, or repeats with other seeds.
-        timed: whether the time per image is noted.
-    """
-
-    labels: Labels
-    images: Sequence[int]
-    batch_size: int = 1
-    part: str = ""
-    timed: bool = True
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-
-
 class Evaluation(ABC):
-    """A sweep over cells. Build what is slow (models, data) lazily: a finished run needs none.
+    """A sweep over cells. Build what is slow (models) in a `cached_property`.
+
+    A finished run needs no model, and each process builds its own: cached properties are not
+    pickled.
 
     Attributes:
         title: heading of the table and the report.
-        metrics: every metric that `evaluate` may return, in the order shown.
+        metrics: every metric that `evaluate` or `derived` may return, the most important first.
         compare: labels whose values compete for the best number (see `Table`).
-        shareable: whether several processes may measure at once; not where speed is measured.
-        progress: to be called by `evaluate` with the share of its work that is done, if it takes
-            more than some seconds.
+        parallel: whether several processes may measure at once; not where speed is measured.
     """
 
     title: str = "Evaluation"
     metrics: Sequence[Metric] = ()
     compare: Sequence[str] = ()
-    shareable: bool = False
-    progress: Callable[[float], None] = staticmethod(lambda share: None)
+    parallel: bool = True
 
-    @abstractmethod
-    def fingerprint(self) -> Mapping[str, Any]:
-        """All that decides the results: settings, `file_digest` of weights. JSON-like.
+    def check(self) -> None:  # noqa: B027
+        """Find every mistake that can be found before measuring; nothing is written yet.
 
-        Leave out what does not (batch size, device), and the number of images where more may be
-        added later.
+        Raises:
+            ValueError, UsageError: the message names the option and what was expected.
         """
 
     @abstractmethod
     def cells(self) -> Sequence[Cell]:
-        """The sweep, in the order of the table's rows."""
+        """The sweep, in the order of the table's rows. Called once, after `check`."""
 
     @abstractmethod
     def evaluate(
@@ -79,31 +54,32 @@ class Evaluation(ABC):
         Args:
             cell: one of `cells`.
             images: some of ``cell.images``, at most ``cell.batch_size``.
-            arrays: where to keep what `figures` needs and the metrics do not hold.
+            arrays: where to save, as ``arrays.save(cell.key, image, {...})``, what `derived`,
+                `figures` and `write` need and the metrics do not hold.
         """
 
-    def derived(self, records: Sequence[Record], arrays: ArrayStore) -> Sequence[Record]:
-        """The records of one cell as tables show them, with metrics that need all of its images."""
-        return records
+    def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
+        """Further metrics of each image of one cell, which take all of its images to find."""
+        return [{} for _ in results]
 
-    def figures(
-        self, table: Table, records: Sequence[Record], arrays: ArrayStore
-    ) -> Mapping[str, tuple[Figure, str]]:
-        """Figure and caption by name, from what was kept: nothing is measured again here."""
+    def figures(self, table: Table, results: Sequence[Result]) -> Mapping[str, tuple[Figure, str]]:
+        """Figure and caption by name; nothing is measured again here."""
         return {}
 
-    def write(  # noqa: B027
-        self, records: Sequence[Record], arrays: ArrayStore, output: Path
-    ) -> None:
-        """Write files of its own, from what was kept, in place of those of an earlier call."""
+    def write(self, results: Sequence[Result], output: Path) -> None:  # noqa: B027
+        """Write files of its own, in place of those of an earlier call."""
 
     def notes(self) -> Sequence[str]:
         """Sentences to stand below the table."""
         return ()
 
-    def use_device(self, process: int) -> None:  # noqa: B027
-        """Compute on the GPU for the process of this number, if it is to compute on GPUs."""
-
     def paper(self, labels: Labels, metric: str) -> float | None:
         """The published number for a row and the name of a metric."""
         return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not isinstance(getattr(type(self), name, None), cached_property)
+        }

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.arrays import file_name
-from evaluation.layout import labels_text
+from evaluation.arrays import file_names
+from evaluation.formats import to_csv, to_json, to_latex, to_markdown
 from evaluation.table import Table
-from evaluation.writers import to_csv, to_json, to_latex, to_markdown
 from flowprior.figures import png_bytes
 from flowprior.io import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,29 @@ def write_figures(figures: Mapping[str, tuple[Figure, str]], folder: Path) -> li
     pictures = [Picture(name, text, png_bytes(figure)) for name, (figure, text) in figures.items()]
     if pictures:
         folder.mkdir(parents=True, exist_ok=True)
+    names = file_names(figures)
     for picture in pictures:
-        atomic_write(folder / f"{file_name(picture.name)}.png", picture.png)
+        atomic_write(folder / f"{names[picture.name]}.png", picture.png)
     return pictures
 
 
-def write_tensorboard(table: Table, pictures: Sequence[Picture], folder: Path) -> None:
-    """Write means and figures for TensorBoard, in place of those of an earlier call."""
+@contextmanager
+def board(folder: Path) -> Iterator[SummaryWriter]:
+    """A run of TensorBoard, which takes the place of that of an earlier call at the end."""
     from torch.utils.tensorboard import SummaryWriter
 
     earlier = list(folder.glob("events.out.tfevents.*"))
     with SummaryWriter(str(folder)) as writer:
-        for row in table.rows:
-            for name, stat in row.stats.items():
-                if stat.mean is not None:
-                    writer.add_scalar(f"{name}/{labels_text(row.labels)}", stat.mean, 0)
-        for picture in pictures:
-            writer.add_image(f"figures/{picture.name}", _pixels(picture.png), 0, dataformats="HWC")
+        yield writer
     for path in earlier:
         path.unlink()
+
+
+def write_summary(writer: SummaryWriter, table: Table, pictures: Sequence[Picture]) -> None:
+    """Add the table, as text, and the figures to a run of TensorBoard."""
+    writer.add_text("table", to_markdown(table))
+    for picture in pictures:
+        writer.add_image(f"figures/{picture.name}", _pixels(picture.png), 0, dataformats="HWC")
 
 
 def _pixels(png: bytes) -> np.ndarray:

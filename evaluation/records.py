@@ -1,142 +1,113 @@
 """One record per (cell, image), kept as it is measured, so that a killed sweep continues."""
 
 import fcntl
-import hashlib
 import json
-import math
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from evaluation.cells import Cell
+from evaluation.fingerprints import plain
+from flowprior.differences import differences
 from flowprior.io import named_error, sync_folder
 
-if TYPE_CHECKING:
-    from torch import Tensor
+_FORMAT = "flowprior_records"
+_VERSION = 2
+_HEADER = f'{{"{_FORMAT}": {_VERSION}}}\n'.encode()
+_ADVICE = "choose another output folder, or delete that file to start again"
 
-Label = str | int | float | bool | None
-Labels = Mapping[str, Label]
-
-_HEADER = b'{"flowprior_records": 1'
-
-
-@dataclass(frozen=True)
-class Record:
-    """What was measured on one image of one cell of a sweep.
-
-    Args:
-        labels: the cell, e.g. ``{"method": "glow", "noise": 0.1}``.
-        image: index of the image, or number of the repeat where a cell is timed.
-        metrics: finite or not; int stays int.
-        part: tells measurements with the same labels apart (images and repeats).
-    """
-
-    labels: Labels
-    image: int
-    metrics: Mapping[str, float]
-    part: str = ""
-
-    @property
-    def cell(self) -> tuple[str, str]:
-        """The cell as something hashable."""
-        return labels_key(self.labels), self.part
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """The cell and the image."""
-        return *self.cell, self.image
-
-
-def labels_key(labels: Labels) -> str:
-    """Labels as one string, whatever the order they were written in."""
-    return json.dumps(dict(labels), sort_keys=True)
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file (of weights, say), for fingerprints."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(*parts: "str | Tensor") -> str:
-    """SHA-256 of texts and tensors, for fingerprints."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            found.update(part.encode())
-        else:
-            found.update(f"{part.dtype} {tuple(part.shape)} ".encode())
-            found.update(part.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+Metrics = dict[str, float]
 
 
 class RecordStore:
-    """Append-only file of JSON lines: a header with the fingerprint, then one record a line.
+    """Append-only file of JSON lines: a header, then a line for each cell and each of its images.
 
+    A cell's line has its labels, repeat and settings, and stands before the first of its images.
     JSON has no NaN: values that are not finite are the strings ``"nan"``, ``"inf"``, ``"-inf"``
     in the file and floats again when read. A last line without its newline is what a killed
-    process left; it is cut off when the file is opened.
+    process left; it is cut off when the file is opened. Cells that the file has besides those
+    given are left alone.
 
     Args:
         path: the file; made, with its folder, if it does not exist.
-        fingerprint: all that decides the results (settings, hash of the weights), JSON-like.
+        cells: those to be measured.
 
     Raises:
-        ValueError: the file holds results of another fingerprint, or a line is corrupt.
+        ValueError: the file holds results of one of these cells under other settings, is of an
+            earlier version, or has a corrupt line. The file is not changed.
         BlockingIOError: another process has the file open.
     """
 
-    def __init__(self, path: str | Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, cells: Sequence[Cell]) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._records: dict[tuple[str, str, int], Record] = {}
-        self._done: dict[tuple[str, str], set[int]] = defaultdict(set)
+        self._settings: dict[str, Any] = {}
+        self._metrics: dict[str, dict[int, Metrics]] = {}
+        self._with_arrays: set[tuple[str, int]] = set()
         # Unbuffered: a failed write must leave nothing behind that a later one would flush.
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         try:
             self._lock()
-            self._load(_plain(fingerprint))
+            end = self._load()
+            self._check(cells)
+            self._file.truncate(end)
+            if not end:
+                self._write(_HEADER)
+                sync_folder(self.path.parent)
         except BaseException:
             self.close()
             raise
 
-    def append(self, records: Iterable[Record]) -> None:
-        """Write records to the disk before returning; on an error, none of them.
+    def append(
+        self,
+        cell: Cell,
+        measured: Mapping[int, Mapping[str, float]],
+        with_arrays: Collection[int] = (),
+    ) -> None:
+        """Write metrics by image to the disk before returning; on an error, none of them.
+
+        Args:
+            cell: that was measured.
+            measured: metrics by image.
+            with_arrays: images of which arrays are kept as well.
 
         Raises:
-            ValueError: a record for this (cell, image) exists.
+            ValueError: one of the images has a record.
             OSError: the disk is full.
         """
-        lines = [_line(record) for record in records]
-        new: dict[tuple[str, str, int], Record] = {}
-        for record in map(_parse, lines):
-            if record.key in self._records or record.key in new:
-                raise ValueError(f"{self.path} already has image {record.image} of {record.cell}")
-            new[record.key] = record
+        again = self.done(cell).intersection(measured)
+        if again:
+            raise ValueError(f"{self.path} already has image {min(again)} of {cell}")
+        lines = [
+            _line({"cell": cell.key, "image": i, "metrics": m, "arrays": i in with_arrays})
+            for i, m in measured.items()
+        ]
+        settings = plain(cell.settings)
+        if self._settings.get(cell.key) != settings:
+            about = {"labels": dict(cell.labels), "repeat": cell.repeat, "settings": settings}
+            lines.insert(0, _line({"cell": cell.key, **about}))
         self._write(b"".join(lines))
-        for record in new.values():
-            self._add(record)
+        for line in lines:
+            self._add(json.loads(line))
 
-    def done(self, labels: Labels, part: str = "") -> frozenset[int]:
+    def done(self, cell: Cell) -> frozenset[int]:
         """Images of a cell that have a record."""
-        return frozenset(self._done.get((labels_key(labels), part), ()))
+        return frozenset(self._metrics.get(cell.key, ()))
 
-    def get(self, labels: Labels, image: int, part: str = "") -> Record:
-        """The record of one image of one cell; KeyError if there is none."""
-        return self._records[labels_key(labels), part, image]
+    def metrics(self, cell: Cell, image: int) -> Metrics:
+        """What was measured on one image of one cell; KeyError if nothing was."""
+        return self._metrics[cell.key][image]
+
+    def has_arrays(self, cell: Cell, image: int) -> bool:
+        """Whether arrays of an image that has a record were kept."""
+        return (cell.key, image) in self._with_arrays
 
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self._records.values())
-
-    def __len__(self) -> int:
-        return len(self._records)
 
     def __enter__(self) -> Self:
         return self
@@ -153,48 +124,56 @@ class RecordStore:
         except OSError:
             pass  # Some network file systems have no locks.
 
-    def _load(self, fingerprint: dict[str, Any]) -> None:
+    def _load(self) -> int:
+        """Read all whole lines; returns where they end."""
         self._file.seek(0)
         whole, newline, torn = self._file.read().rpartition(b"\n")
         lines = whole.split(b"\n") if newline else []
-        # Before anything is cut off, be sure that this is a file of ours.
-        start = lines[0] if lines else torn
-        if start[: len(_HEADER)] != _HEADER[: len(start)]:
-            raise ValueError(f"{self.path} is not a file of evaluation records")
-        if lines:
-            self._check_fingerprint(lines[0], fingerprint)
+        self._check_header(lines[0] + newline if lines else torn)
         for number, line in enumerate(lines[1:], start=2):
-            self._add_line(number, line)
-        if torn:
-            self._file.truncate(len(whole) + len(newline))
-        if not lines:
-            self._write(_HEADER + f', "fingerprint": {json.dumps(fingerprint)}}}\n'.encode())
-            sync_folder(self.path.parent)
+            try:
+                self._add(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f"{self.path}, line {number}: corrupt record") from None
+        return len(whole) + len(newline)
 
-    def _check_fingerprint(self, header: bytes, new: dict[str, Any]) -> None:
-        try:
-            old = json.loads(header)["fingerprint"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{self.path}, line 1: corrupt header") from None
-        changes = list(_differences(old, new))
-        if changes:
+    def _check_header(self, start: bytes) -> None:
+        if start == _HEADER[: len(start)]:
+            return
+        if start.startswith(f'{{"{_FORMAT}": '.encode()):
+            raise ValueError(f"{self.path} is of another version of flowprior: {_ADVICE}")
+        raise ValueError(f"{self.path} is not a file of evaluation records")
+
+    def _check(self, cells: Sequence[Cell]) -> None:
+        changed = [(cell, changes) for cell in cells if (changes := list(self._changes(cell)))]
+        if changed:
+            cell, changes = changed[0]
+            others = f" (and in {len(changed) - 1} other rows)" if len(changed) > 1 else ""
             raise ValueError(
-                f"{self.path} holds results of another setting: {'; '.join(changes)}. "
-                "Choose another output folder, or delete that file to start again"
+                f"{self.path} holds results of {cell} under other settings: "
+                f"{'; '.join(changes)}{others}. Give the row other labels, {_ADVICE}"
             )
 
-    def _add_line(self, number: int, line: bytes) -> None:
-        try:
-            record = _parse(line)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{self.path}, line {number}: corrupt record") from None
-        if record.key in self._records:
-            raise ValueError(f"{self.path}, line {number}: second record of one image")
-        self._add(record)
+    def _changes(self, cell: Cell) -> Iterator[str]:
+        if not self._metrics.get(cell.key):
+            return iter(())
+        return islice(differences(self._settings[cell.key], plain(cell.settings)), 5)
 
-    def _add(self, record: Record) -> None:
-        self._records[record.key] = record
-        self._done[record.cell].add(record.image)
+    def _add(self, content: dict[str, Any]) -> None:
+        key = content["cell"]
+        if "settings" in content:
+            self._settings[key] = content["settings"]
+            self._metrics.setdefault(key, {})
+            return
+        images, image = self._metrics[key], int(content["image"])
+        if image in images:
+            raise ValueError(f"second record of image {image}")
+        if content["arrays"]:
+            self._with_arrays.add((key, image))
+        images[image] = {
+            name: float(value) if isinstance(value, str) else _number(value)
+            for name, value in content["metrics"].items()
+        }
 
     def _write(self, data: bytes) -> None:
         end = os.fstat(self._file.fileno()).st_size
@@ -210,45 +189,12 @@ class RecordStore:
             raise
 
 
-def _line(record: Record) -> bytes:
-    metrics = {name: _number(value) for name, value in record.metrics.items()}
-    content = {"labels": dict(record.labels), "image": int(record.image), "metrics": metrics}
-    if record.part:
-        content["part"] = record.part
-    return json.dumps(_plain(content), allow_nan=False).encode() + b"\n"
-
-
-def _parse(line: bytes) -> Record:
-    content = json.loads(line)
-    metrics = {
-        name: float(value) if isinstance(value, str) else _number(value)
-        for name, value in content["metrics"].items()
-    }
-    return Record(dict(content["labels"]), int(content["image"]), metrics, content.get("part", ""))
+def _line(content: dict[str, Any]) -> bytes:
+    metrics = content.get("metrics", {})
+    numbers = {"metrics": {n: _number(v) for n, v in metrics.items()}} if metrics else {}
+    return json.dumps(plain({**content, **numbers}), allow_nan=False).encode() + b"\n"
 
 
 def _number(value: Any) -> float:
     """A Python number from one of NumPy's or PyTorch's."""
     return int(value) if isinstance(value, Integral) else float(value)
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON gives it back: string keys, lists, no number that is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return str(value)
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(old.get(key, "(absent)"), new.get(key, "(absent)"), inner)
-    elif old != new:
-        yield f"{name or 'fingerprint'} was {old}, is now {new}"

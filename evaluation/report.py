@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluation.formats import to_html
 from evaluation.table import Table
-from evaluation.writers import to_html
 
 if TYPE_CHECKING:
     from evaluation.outputs import Picture
@@ -27,23 +27,21 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --text: #e2e6ea; --soft: #9aa5af; --page: #15181b;
   --panel: #1f2428; --line: #3a4249; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 74rem; background: var(--page);
+body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 110rem; background: var(--page);
   color: var(--text); font: 16px/1.55 system-ui, "Segoe UI", "Noto Sans", Arial, sans-serif; }
-h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .25rem; }
+h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
-p { margin: .25rem 0; }
+p { margin: .25rem 0; max-width: 74rem; }
 .soft, caption, figcaption { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; border-top: 2px solid var(--text);
+.scroll { overflow-x: auto; max-width: 100%; padding-bottom: .5rem; }
+.results { border-collapse: collapse; font-size: .92rem; border-top: 2px solid var(--text);
   border-bottom: 2px solid var(--text); font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .5rem; }
-th, td { padding: .3rem .55rem .3rem 0; text-align: left; vertical-align: top; }
-th + th, td + td { padding-left: .55rem; }
-thead th { border-bottom: 1px solid var(--text); vertical-align: bottom; }
-tbody + tbody tr:first-child td { border-top: 1px solid var(--line); }
-td.number { white-space: nowrap; }
-.number { text-align: right; }
-small { color: var(--soft); }
+caption { text-align: left; caption-side: bottom; padding-top: .5rem; }
+.results th, .results td { padding: .3rem .55rem; text-align: left; vertical-align: top; }
+.results thead th { border-bottom: 1px solid var(--text); vertical-align: bottom;
+  min-width: 5.5rem; }
+.results td { white-space: nowrap; }
+.results .col0 { position: sticky; left: 0; background: var(--page); white-space: normal; }
 figure { margin: 0 0 2rem; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; padding: .5rem;
   border: 1px solid var(--line); border-radius: 4px; }

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.arrays import ArrayStore
-from evaluation.base import Cell, Evaluation
-from evaluation.layout import labels_text
-from evaluation.outputs import write_figures, write_tables, write_tensorboard
-from evaluation.records import Record, RecordStore
+from evaluation.base import Evaluation
+from evaluation.cells import Cell, Result
+from evaluation.formats import print_table
+from evaluation.outputs import board, write_figures, write_summary, write_tables
+from evaluation.records import RecordStore
 from evaluation.report import Report, environment
-from evaluation.table import SECONDS, Table, aggregate
+from evaluation.table import SECONDS, Metric, Table, aggregate
 from evaluation.workers import Batch, Measured, measure
-from evaluation.writers import print_table
 from flowprior.io import atomic_write
-from flowprior.progress import Meter, SweepProgress
+from flowprior.processes import interrupts_heeded, interrupts_held
+from flowprior.progress import SweepProgress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +31,7 @@ def run(
     output: str | Path,
     config_yaml: str,
     console: Console | None = None,
-    processes: int = 1,
+    executor: Executor | None = None,
 ) -> Table:
     """Measure what has no record yet and write every output from the records.
 
@@ -38,13 +41,14 @@ def run(
 
     Args:
         evaluation: what to measure.
-        output: folder; made if it does not exist.
+        output: folder; made if it does not exist, after `Evaluation.check`.
         config_yaml: the settings, shown in the report.
         console: where to print; standard output by default.
-        processes: that share the batches out.
+        executor: that measures the batches; None stays in this process.
 
     Raises:
-        ValueError: ``output`` holds results of other settings, or a damaged file of records.
+        ValueError: the evaluation is mistaken, or ``output`` holds results of one of its cells
+            under other settings or a damaged file of records. Nothing is written.
         OSError: ``output`` cannot be written, or another process is evaluating into it.
     """
     from rich.console import Console
@@ -52,48 +56,75 @@ def run(
     start = time.perf_counter()
     console = console or Console()
     output = Path(output)
-    cells = _checked(evaluation.cells())
-    arrays = ArrayStore(output / "arrays")
-    with RecordStore(output / "records.jsonl", evaluation.fingerprint()) as store:
-        _measure(evaluation, cells, store, arrays, console, processes)
-        records = []
-        for cell in cells:
-            kept = [store.get(cell.labels, image, cell.part) for image in cell.images]
-            records += evaluation.derived(kept, arrays)
-        table = aggregate(records, _metrics(evaluation), evaluation.paper, evaluation.compare)
-        write_tables(table, output)
-        figures = write_figures(evaluation.figures(table, records, arrays), output / "figures")
-        write_tensorboard(table, figures, output / "tensorboard")
-        facts = environment(time.perf_counter() - start, _measuring_seconds(records))
-        evaluation.write(records, arrays, output)
-        notes = evaluation.notes()
-        report = Report(evaluation.title, table, figures, config_yaml, facts, notes)
-        atomic_write(output / "report.html", report.html())
+    with interrupts_heeded() as interrupted:
+        evaluation.check()
+        cells = _distinct(evaluation.cells())
+        arrays = ArrayStore(output / "arrays")
+        with RecordStore(output / "records.jsonl", cells) as store:
+            _measure(evaluation, cells, store, arrays, console, executor, interrupted)
+            results = _results(evaluation, cells, store, arrays)
+        table = aggregate(results, _metrics(evaluation), evaluation.paper, evaluation.compare)
+        _write(evaluation, table, results, output, config_yaml, start)
     print_table(table, console, evaluation.title)
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    path = str((output / "report.html").resolve())
-    console.print(path, markup=False, highlight=False, soft_wrap=True)
+    for line in (*evaluation.notes(), str((output / "report.html").resolve())):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return table
 
 
-def _checked(cells: Sequence[Cell]) -> list[Cell]:
-    keys = [Record(cell.labels, 0, {}, cell.part).cell for cell in cells]
-    for i, (cell, key) in enumerate(zip(cells, keys, strict=True)):
-        if key in keys[:i]:
-            raise ValueError(f"two cells have the labels {dict(cell.labels)}")
-        if len(set(cell.images)) < len(cell.images):
-            raise ValueError(f"an image occurs twice in the cell {dict(cell.labels)}")
-    return list(cells)
+def _distinct(cells: Sequence[Cell]) -> Sequence[Cell]:
+    keys = set()
+    for cell in cells:
+        if cell.key in keys:
+            raise ValueError(f"two cells have the labels {cell}: their rows need different labels")
+        keys.add(cell.key)
+    return cells
 
 
-def _metrics(evaluation: Evaluation) -> list:
+def _metrics(evaluation: Evaluation) -> list[Metric]:
     others = [metric for metric in evaluation.metrics if metric.name != SECONDS.name]
     return [*others, SECONDS]
 
 
-def _measuring_seconds(records: Sequence[Record]) -> float:
-    return sum(record.metrics.get(SECONDS.name, 0.0) for record in records)
+def _results(
+    evaluation: Evaluation, cells: Sequence[Cell], store: RecordStore, arrays: ArrayStore
+) -> list[Result]:
+    """Everything that is known, in the order of the cells; each file of arrays is read once."""
+    found = []
+    for cell in cells:
+        results = [
+            Result(
+                cell,
+                image,
+                store.metrics(cell, image),
+                arrays.load(cell.key, image) if store.has_arrays(cell, image) else {},
+            )
+            for image in cell.images
+        ]
+        extra = evaluation.derived(results)
+        found += [
+            replace(result, metrics={**result.metrics, **more})
+            for result, more in zip(results, extra, strict=True)
+        ]
+    return found
+
+
+def _write(
+    evaluation: Evaluation,
+    table: Table,
+    results: Sequence[Result],
+    output: Path,
+    config_yaml: str,
+    start: float,
+) -> None:
+    write_tables(table, output)
+    pictures = write_figures(evaluation.figures(table, results), output / "figures")
+    with board(output / "tensorboard") as writer:
+        write_summary(writer, table, pictures)
+    evaluation.write(results, output)
+    measuring = sum(result.metrics.get(SECONDS.name, 0.0) for result in results)
+    facts = environment(time.perf_counter() - start, measuring)
+    report = Report(evaluation.title, table, pictures, config_yaml, facts, evaluation.notes())
+    atomic_write(output / "report.html", report.html())
 
 
 def _measure(
@@ -102,28 +133,29 @@ def _measure(
     store: RecordStore,
     arrays: ArrayStore,
     console: Console,
-    processes: int,
+    executor: Executor | None,
+    interrupted: Callable[[], bool],
 ) -> None:
     total = sum(len(cell.images) for cell in cells)
-    done = sum(len(store.done(cell.labels, cell.part).intersection(cell.images)) for cell in cells)
+    done = sum(len(store.done(cell).intersection(cell.images)) for cell in cells)
     if done == total:
         message = f"Already finished: {total} of {total} images. Writing the outputs again."
         console.print(message, highlight=False)
         return
     if done:
         console.print(f"Continuing: {done} of {total} images are done.", highlight=False)
-    batches = [
-        Batch(cell, images)
-        for cell in cells
-        for images in _batches(cell, store.done(cell.labels, cell.part))
-    ]
-    with SweepProgress(Meter(total, done), console) as progress:
-        progress.start(labels_text(batches[0].cell.labels))
-        for result in measure(evaluation, batches, arrays, processes, progress.report):
-            store.append(_records(evaluation, result))
-            progress.start(labels_text(result.batch.cell.labels))
-            progress.report(0.0)
-            progress.advance(len(result.batch.images))
+    batches = [Batch(cell, images) for cell in cells for images in _batches(cell, store.done(cell))]
+    with SweepProgress(total, done, console) as progress:
+        progress.start(str(batches[0].cell))
+        for measured in measure(evaluation, batches, arrays, executor):
+            cell, images = measured.batch.cell, measured.batch.images
+            kept = [image for image in images if arrays.has(cell.key, image)]
+            with interrupts_held():  # what is measured is kept
+                store.append(cell, _records(evaluation, measured), kept)
+            progress.start(str(cell))
+            progress.advance(len(images))
+            if interrupted():
+                raise KeyboardInterrupt
 
 
 def _batches(cell: Cell, done: frozenset[int]) -> list[list[int]]:
@@ -134,23 +166,15 @@ def _batches(cell: Cell, done: frozenset[int]) -> list[list[int]]:
     return [batch for batch in missing if batch]
 
 
-def _records(evaluation: Evaluation, measured: Measured) -> list[Record]:
-    cell, images = measured.batch.cell, measured.batch.images
-    timing = {SECONDS.name: measured.seconds / len(images)} if cell.timed else {}
-    _check_results(evaluation, images, measured.metrics)
-    return [
-        Record(cell.labels, image, {**timing, **metrics}, cell.part)
-        for image, metrics in zip(images, measured.metrics, strict=True)
-    ]
-
-
-def _check_results(
-    evaluation: Evaluation, images: Sequence[int], results: Sequence[Mapping[str, float]]
-) -> None:
+def _records(evaluation: Evaluation, measured: Measured) -> dict[int, Mapping[str, float]]:
+    """Metrics of a batch by image, with the time of each."""
+    images, metrics = measured.batch.images, measured.metrics
     where = f"{type(evaluation).__name__}.evaluate"
-    if len(results) != len(images):
-        raise ValueError(f"{where} returned {len(results)} results for {len(images)} images")
+    if len(metrics) != len(images):
+        raise ValueError(f"{where} returned {len(metrics)} results for {len(images)} images")
     known = {SECONDS.name, *(metric.name for metric in evaluation.metrics)}
-    unknown = sorted({name for metrics in results for name in metrics} - known)
+    unknown = sorted({name for values in metrics for name in values} - known)
     if unknown:
         raise ValueError(f"{where} returned {unknown}, which its `metrics` do not list")
+    seconds = {SECONDS.name: measured.seconds / len(images)}
+    return {image: {**seconds, **values} for image, values in zip(images, metrics, strict=True)}

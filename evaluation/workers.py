@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from evaluation.arrays import ArrayStore
-from evaluation.base import Cell, Evaluation
+from evaluation.base import Evaluation
+from evaluation.cells import Cell
 from flowprior.processes import end_with_parent, interrupts_held
-
-POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,116 +39,103 @@ def measure(
     evaluation: Evaluation,
     batches: Sequence[Batch],
     arrays: ArrayStore,
-    processes: int,
-    on_progress: Callable[[float], None],
+    executor: Executor | None,
 ) -> Iterator[Measured]:
     """Results of all batches as they come.
 
     Args:
         evaluation: what to measure.
         batches: of it.
-        arrays: where it keeps what figures need.
-        processes: at most so many; 1 stays in this one.
-        on_progress: told now and then how many images' worth of work is done in batches underway.
+        arrays: where it keeps what figures need; on a file system that all workers share.
+        executor: that measures them; None stays in this process.
 
     Raises:
         ValueError, OSError, ...: what `Evaluation.evaluate` raises, in whichever process.
-        OSError: a process died.
+        OSError: a worker died.
     """
-    processes = min(processes, len(batches))
-    if processes > 1:
-        yield from _measure_in_processes(evaluation, batches, arrays, processes, on_progress)
+    if executor is None:
+        for batch in batches:
+            yield measure_batch(evaluation, batch, arrays)
         return
-    for batch in batches:
-        images = len(batch.images)
-        evaluation.progress = lambda share, images=images: on_progress(share * images)
-        yield _timed(evaluation, batch, arrays)
-
-
-def default_processes(evaluation: Evaluation) -> int:
-    """One for each GPU, or for each core where there is none; 1 where batches cannot be shared."""
-    import torch
-
-    if not evaluation.shareable:
-        return 1
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
-
-
-def _timed(evaluation: Evaluation, batch: Batch, arrays: ArrayStore) -> Measured:
-    start = time.perf_counter()
-    metrics = evaluation.evaluate(batch.cell, batch.images, arrays)
-    return Measured(batch, metrics, time.perf_counter() - start)
-
-
-def _measure_in_processes(
-    evaluation: Evaluation,
-    batches: Sequence[Batch],
-    arrays: ArrayStore,
-    processes: int,
-    on_progress: Callable[[float], None],
-) -> Iterator[Measured]:
-    context = multiprocessing.get_context("spawn")  # a fork of CUDA or of threads does not work
-    underway = context.Array("d", processes, lock=False)
-    counter = context.Value("i", 0)
-    evaluation.progress = _ignore
-    pool = ProcessPoolExecutor(
-        processes, context, _Worker.start, (evaluation, arrays, underway, counter)
-    )
+    pickled = pickle.dumps(evaluation)
+    futures = [executor.submit(measure_pickled, pickled, batch, arrays) for batch in batches]
     try:
-        with interrupts_held():
-            running = {pool.submit(_Worker.measure, batch) for batch in batches}
-        while running:
-            done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-            on_progress(sum(underway))
-    except BrokenProcessPool as error:
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenExecutor as error:
         raise OSError(
             "a process of the evaluation was killed, perhaps for lack of memory: try fewer "
             "--processes or a smaller batch_size. What is measured is kept"
         ) from error
     finally:
-        started = list(pool._processes.values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in started:  # it may be in the middle of a batch
+        for future in futures:
+            future.cancel()
+
+
+def measure_batch(evaluation: Evaluation, batch: Batch, arrays: ArrayStore) -> Measured:
+    """Measure a batch in this process."""
+    start = time.perf_counter()
+    metrics = evaluation.evaluate(batch.cell, batch.images, arrays)
+    return Measured(batch, metrics, time.perf_counter() - start)
+
+
+def measure_pickled(evaluation: bytes, batch: Batch, arrays: ArrayStore) -> Measured:
+    """Measure a batch in a worker, which keeps the evaluation, and its models, for the next."""
+    return measure_batch(_unpickled(evaluation), batch, arrays)
+
+
+@lru_cache(maxsize=1)
+def _unpickled(evaluation: bytes) -> Evaluation:
+    return pickle.loads(evaluation)
+
+
+def default_processes(evaluation: Evaluation) -> int:
+    """One for each GPU, or for each core where there is none; 1 where batches cannot be shared."""
+    return (len(_gpus()) or len(os.sched_getaffinity(0))) if evaluation.parallel else 1
+
+
+class ProcessPool(ProcessPoolExecutor):
+    """Processes with a share of the cores and one GPU each, that end when the pool does.
+
+    Args:
+        processes: their number; more than there are GPUs share these.
+    """
+
+    def __init__(self, processes: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork of CUDA or of threads fails
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+        started = context.Value("i", 0)
+        super().__init__(processes, context, _start_worker, (threads, started, _gpus()))
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future:
+        """Schedule a call; a process that this starts leaves Ctrl-C to this one."""
+        with interrupts_held():
+            return super().submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
+        """End the processes, in the middle of a call if need be."""
+        processes = list((self._processes or {}).values())
+        super().shutdown(wait=False, cancel_futures=True)
+        for process in processes:
             process.terminate()
 
 
-class _Worker:
-    """State of a process that measures batches."""
+def _start_worker(threads: int, started: Any, gpus: Sequence[str]) -> None:
+    end_with_parent()
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    if gpus:  # before anything of CUDA is used here
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    import torch
 
-    evaluation: Evaluation
-    arrays: ArrayStore
-    underway: Any
-    number: int
-
-    @classmethod
-    def start(cls, evaluation: Evaluation, arrays: ArrayStore, underway: Any, counter: Any) -> None:
-        """Take a number, a GPU if there are some and a share of the cores; end with the parent."""
-        import torch
-
-        end_with_parent()
-        with counter.get_lock():
-            cls.number = counter.value
-            counter.value += 1
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // len(underway)))
-        evaluation.use_device(cls.number)
-        evaluation.progress = cls._note
-        cls.evaluation, cls.arrays, cls.underway = evaluation, arrays, underway
-
-    @classmethod
-    def measure(cls, batch: Batch) -> Measured:
-        """Measure a batch."""
-        cls._images = len(batch.images)
-        try:
-            return _timed(cls.evaluation, batch, cls.arrays)
-        finally:
-            cls.underway[cls.number] = 0.0
-
-    @classmethod
-    def _note(cls, share: float) -> None:
-        cls.underway[cls.number] = share * cls._images
+    torch.set_num_threads(threads)
 
 
-def _ignore(share: float) -> None:
-    pass
+def _gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from flowprior.io import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +14,9 @@ if TYPE_CHECKING:
 DPI = 150
 # Okabe and Ito's palette, told apart by colour-blind readers; lines and markers differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLOUR_MAP = "gray"
+_QUANTILES = 300
+_PANELS_IN_A_ROW = 3
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
 
@@ -26,11 +26,6 @@ def png_bytes(figure: Figure) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
     return data.getvalue()
-
-
-def save_png(figure: Figure, path: str | Path) -> None:
-    """Write a figure to ``path``, all of it or nothing."""
-    atomic_write(path, png_bytes(figure))
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -44,25 +39,21 @@ def image_grid(
     images: Any,
     columns: int = 8,
     titles: Sequence[str] = (),
-    row_titles: Sequence[str] = (),
     value_range: tuple[float, float] | None = None,
-    colour_map: str = "gray",
     label: str = "",
 ) -> Figure:
     """Images in rows; those with one channel get a colour bar.
 
     Args:
-        images: (N, C, H, W) with C = 1 or 3, or (N, H, W); not finite pixels are magenta.
-        columns: images in a row.
+        images: (N, C, H, W) with C = 1 or 3, or (N, H, W); pixels that are not finite are magenta.
+        columns: number of images in a row.
         titles: above the images: one for each, or one for each column.
-        row_titles: left of the rows.
         value_range: values shown as the ends of the colours; by default [0, 1] for three
             channels, the range of the finite pixels for one.
-        colour_map: of matplotlib, for one channel.
-        label: beside the colour bar.
+        label: beside the colour bar, with its unit.
 
     Raises:
-        ValueError: the shape is another one, or there is no image.
+        ValueError: the images have another shape, or there are none.
     """
     from matplotlib import colormaps
 
@@ -74,14 +65,12 @@ def image_grid(
     title_lines = -(-min(len(titles), len(pixels)) // columns)
     aspect = pixels.shape[1] / pixels.shape[2]
     figure, axes, bar = _tiles(rows, columns, aspect, title_lines, one_channel)
-    colours = colormaps[colour_map].with_extremes(bad="magenta")
+    colours = colormaps[_COLOUR_MAP].with_extremes(bad="magenta")
     for axis, image in zip(axes, pixels, strict=False):
         shown = image[..., 0] if one_channel else _rgb(image, low, high)
         drawn = axis.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     for axis, title in zip(axes, titles, strict=False):
         axis.set_title(title, fontsize=9, pad=4)
-    for axis, title in zip(axes[::columns], row_titles, strict=False):
-        axis.set_ylabel(title, fontsize=9)
     if bar is not None:
         figure.colorbar(drawn, cax=bar).set_label(label, fontsize=9)
         bar.tick_params(labelsize=8)
@@ -90,16 +79,12 @@ def image_grid(
 
 def image_rows(
     rows: Mapping[str, Any],
-    value_range: tuple[float, float] = (0.0, 1.0),
-    colour_map: str = "gray",
     label: str = "",
 ) -> Figure:
     """Named rows of images of one shape, drawn as one picture: quicker than `image_grid`.
 
     Args:
-        rows: name to images as in `image_grid`, equally many in each row.
-        value_range: values shown as the ends of the colours.
-        colour_map: of matplotlib, for one channel.
+        rows: name to images in [0, 1], shaped as in `image_grid`, equally many in each row.
         label: beside the colour bar, which images with one channel get.
     """
     import numpy as np
@@ -110,8 +95,8 @@ def image_rows(
     count, columns, height, width, channels = pixels.shape
     gap = max(1, width // 24)
     room = ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0))
-    colours = colormaps[colour_map].with_extremes(bad="magenta")
-    scaled = np.clip((pixels - value_range[0]) / (value_range[1] - value_range[0]), 0, 1)
+    colours = colormaps[_COLOUR_MAP].with_extremes(bad="magenta")
+    scaled = np.clip(pixels, 0, 1)
     shown = colours(scaled[..., 0])[..., :3] if channels == 1 else scaled
     mosaic = np.pad(shown, room, constant_values=1.0).transpose(0, 2, 1, 3, 4)
     mosaic = mosaic.reshape(count * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
@@ -125,17 +110,15 @@ def image_rows(
     axis.set(xticks=[], frame_on=False)
     axis.tick_params(length=0)
     if channels == 1:
-        _colour_bar(figure, axis, colours, value_range, label)
+        _colour_bar(figure, axis, colours, label)
     return figure
 
 
-def _colour_bar(
-    figure: Figure, axis: Axes, colours: Any, value_range: tuple[float, float], label: str
-) -> None:
+def _colour_bar(figure: Figure, axis: Axes, colours: Any, label: str) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    scale = ScalarMappable(Normalize(*value_range), colours)
+    scale = ScalarMappable(Normalize(0, 1), colours)
     bar = figure.colorbar(scale, ax=axis, fraction=0.04, pad=0.02)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -185,22 +168,23 @@ def _tiles(
     return figure, axes, figure.add_subplot(grid[:, columns]) if with_bar else None
 
 
-def qq_plot(samples: Mapping[str, Any], points: int = 300, title: str = "") -> Figure:
+def qq_plot(samples: Mapping[str, Any]) -> Figure:
     """Quantiles of samples against those of the standard normal distribution.
 
     The grey band holds 95 % of the quantiles, each by itself, of as many independent normal draws
     as the smallest sample has. Values that are not finite are left out.
 
     Args:
-        samples: name to values, of any shape.
-        points: at most so many for each sample, dense in the tails.
-        title: above the plot.
+        samples: name to values, of any shape; at most 300 quantiles of each are shown.
+
+    Raises:
+        ValueError: a sample has no finite value.
     """
-    figure, axis = _axes(5.2, 5.0, title)
+    figure, axis = _axes(5.2, 5.0)
     values = {name: _finite(name, sample) for name, sample in samples.items()}
-    _qq_band(axis, min(len(sample) for sample in values.values()), points)
+    _qq_band(axis, min(len(sample) for sample in values.values()))
     for i, (name, sample) in enumerate(values.items()):
-        x, ranks = _normal_quantiles(len(sample), points)
+        x, ranks = _normal_quantiles(len(sample))
         colour, marker = COLORS[i % len(COLORS)], _MARKERS[i % len(_MARKERS)]
         axis.plot(x, sample[ranks - 1], marker, color=colour, label=name, ms=3.5, mew=0)
     axis.axline((0, 0), slope=1, color="black", lw=1, zorder=3)
@@ -210,44 +194,39 @@ def qq_plot(samples: Mapping[str, Any], points: int = 300, title: str = "") -> F
     return figure
 
 
-def _normal_quantiles(n: int, points: int) -> tuple[np.ndarray, np.ndarray]:
+def _normal_quantiles(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Expected quantiles, evenly spaced, and the ranks in 1..n of the samples beside them."""
     import numpy as np
     from scipy.special import ndtr, ndtri
 
     end = ndtri(1 - 0.5 / n)
-    ranks = np.unique(np.round(ndtr(np.linspace(-end, end, points)) * n + 0.5).astype(int))
+    ranks = np.unique(np.round(ndtr(np.linspace(-end, end, _QUANTILES)) * n + 0.5).astype(int))
     ranks = ranks[(ranks >= 1) & (ranks <= n)]
     return ndtri((ranks - 0.5) / n), ranks
 
 
-def _qq_band(axis: Axes, n: int, points: int) -> None:
+def _qq_band(axis: Axes, n: int) -> None:
     from scipy.special import betaincinv, ndtri
 
-    x, ranks = _normal_quantiles(n, points)
+    x, ranks = _normal_quantiles(n)
     low, high = (ndtri(betaincinv(ranks, n + 1 - ranks, p)) for p in (0.025, 0.975))
     axis.fill_between(x, low, high, color="0.85", lw=0, label=f"95 % of N(0, 1), n = {n}")
 
 
-def histogram(
-    samples: Mapping[str, Any],
-    bins: int = 60,
-    x_label: str = "",
-    title: str = "",
-    with_normal: bool = False,
-) -> Figure:
+def histogram(samples: Mapping[str, Any], bins: int, x_label: str) -> Figure:
     """Densities of samples over common bins.
 
     Args:
         samples: name to values, of any shape; those that are not finite are left out.
-        bins: number of them.
-        x_label: what the values are.
-        title: above the plot.
-        with_normal: also draw the standard normal density.
+        bins: number of bins.
+        x_label: what the values are, with their unit.
+
+    Raises:
+        ValueError: a sample has no finite value.
     """
     import numpy as np
 
-    figure, axis = _axes(6.4, 4.0, title)
+    figure, axis = _axes(6.4, 4.0)
     values = {name: _finite(name, sample) for name, sample in samples.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
     for i, (name, sample) in enumerate(values.items()):
@@ -255,61 +234,29 @@ def histogram(
         colour, dashes = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
         axis.stairs(density, edges, fill=True, color=colour, alpha=0.15)
         axis.stairs(density, edges, color=colour, ls=dashes, lw=1.6, label=name)
-    if with_normal:
-        x = np.linspace(edges[0], edges[-1], 400)
-        y = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
-        axis.plot(x, y, color="black", lw=1, label="N(0, 1)")
     axis.set(xlabel=x_label, ylabel="Density")
-    axis.legend(frameon=False, fontsize=9)
-    return figure
-
-
-def curves(
-    series: Mapping[str, Sequence[Any]],
-    x_label: str = "",
-    y_label: str = "",
-    title: str = "",
-    log_x: bool = False,
-    log_y: bool = False,
-) -> Figure:
-    """Lines, each with a band where one is given.
-
-    Args:
-        series: name to (x, y) or (x, y, band); the band reaches from y - band to y + band.
-        x_label: what x is.
-        y_label: what y is.
-        title: above the plot.
-        log_x: logarithmic x axis.
-        log_y: logarithmic y axis.
-    """
-    figure, axis = _axes(6.4, 4.2, title)
-    _draw_series(axis, series)
-    axis.set(xlabel=x_label, ylabel=y_label)
-    axis.set_xscale("log" if log_x else "linear")
-    axis.set_yscale("log" if log_y else "linear")
     axis.legend(frameon=False, fontsize=9)
     return figure
 
 
 def curve_panels(
     panels: Mapping[str, Mapping[str, Sequence[Any]]],
-    x_label: str = "",
-    y_label: str = "",
-    columns: int = 3,
+    x_label: str,
+    y_label: str,
     log_y: bool = False,
 ) -> Figure:
     """Panels of lines with a common scale and legend; a name has one colour in all of them.
 
     Args:
-        panels: title of each panel to its series, as in `curves`.
-        x_label: what x is.
-        y_label: what y is.
-        columns: panels in a row.
+        panels: title of each panel to its series: name to (x, y) or (x, y, band), where the band
+            reaches from y - band to y + band.
+        x_label: what x is, with its unit.
+        y_label: what y is, with its unit.
         log_y: logarithmic y axis.
     """
     from matplotlib.figure import Figure
 
-    columns = min(columns, len(panels))
+    columns = min(_PANELS_IN_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     width = max(3.6 * columns, 6.0)
@@ -319,7 +266,8 @@ def curve_panels(
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     drawn = {}
     for axis, (title, series) in zip(axes, panels.items(), strict=False):
-        _style(axis, title)
+        _style(axis)
+        axis.set_title(title, fontsize=11, loc="left")
         drawn |= _draw_series(axis, series, names)
         axis.set_yscale("log" if log_y else "linear")
     for axis in axes[len(panels) :]:
@@ -336,12 +284,12 @@ def curve_panels(
 
 
 def _draw_series(
-    axis: Axes, series: Mapping[str, Sequence[Any]], names: Sequence[str] = ()
+    axis: Axes, series: Mapping[str, Sequence[Any]], names: Sequence[str]
 ) -> dict[str, Any]:
     """Lines by name, with a band where one is given; colours by the place in `names`."""
-    order, lines = list(names or series), {}
+    lines = {}
     for name, (x, y, *band) in series.items():
-        i = order.index(name)
+        i = names.index(name)
         x, y, *band = (to_numpy(values) for values in (x, y, *band))
         colour, style = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
         marker = _MARKERS[i % len(_MARKERS)] if len(x) <= 20 else ""
@@ -354,17 +302,16 @@ def _draw_series(
     return lines
 
 
-def _axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axis = figure.add_subplot()
-    _style(axis, title)
+    _style(axis)
     return figure, axis
 
 
-def _style(axis: Axes, title: str) -> None:
-    axis.set_title(title, fontsize=11, loc="left")
+def _style(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="0.9", lw=0.8)
     axis.set_axisbelow(True)

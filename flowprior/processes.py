@@ -1,12 +1,55 @@
-"""What processes that work for another one have in common."""
+"""Ctrl-C, and what processes that work for another one have in common."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+
+
+def exit_on_interrupt() -> None:
+    """Let Ctrl-C end this process at once with one word and status 130.
+
+    For the start of a command: libraries that are being imported turn a KeyboardInterrupt into
+    errors of their own, or lose it. Nothing is to be cleaned up yet.
+    """
+
+    def stop(*_: object) -> None:
+        os.write(2, b"stopped\n")
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+
+
+@contextmanager
+def interrupts_heeded() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C ends this block with a KeyboardInterrupt, whatever a library makes of it.
+
+    Yields a function that says whether Ctrl-C was pressed, for a place to check: Python loses a
+    KeyboardInterrupt that is raised in a callback. Lightning turns it into an exit with status 1.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and previous != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    except BaseException:
+        if noted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
@@ -11,93 +10,64 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _FIRST_LINE, _NEXT_LINES = 2.0, 30.0
-
-
-class Meter:
-    """Rate and remaining time, from the images done in this run alone.
-
-    Args:
-        total: number of images in the sweep.
-        done: those done in earlier runs.
-        clock: seconds.
-    """
-
-    def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total = total
-        self.done = done
-        self.underway = 0.0
-        self._before = done
-        self._clock = clock
-        self._start = self._latest = clock()
-
-    def advance(self, images: int) -> None:
-        """Count images that are finished."""
-        self.done += images
-        self._latest = self._clock()
-
-    def report(self, images: float) -> None:
-        """Say how many images' worth of work is done in those that are not finished."""
-        self.underway = images
-        self._latest = self._clock()
-
-    def text(self) -> str:
-        """``12/40 images, 3.1 images/s, 0:00:09 left``; no rate before anything is done."""
-        counts = f"{self.done}/{self.total} images"
-        elapsed = self._latest - self._start
-        worth = min(self.done + self.underway, self.total)
-        if worth == self._before or elapsed <= 0:
-            return counts
-        rate = (worth - self._before) / elapsed
-        remaining = (self.total - worth) / rate - (self._clock() - self._latest)
-        speed = f"{rate:.3g} images/s" if rate >= 1 else f"{1 / rate:.3g} s/image"
-        return f"{counts}, {speed}, {timedelta(seconds=round(max(0, remaining)))} left"
+_DAY = 86400.0
 
 
 class SweepProgress:
-    """Shows a `Meter` while the block runs."""
+    """Counts, rate and remaining time of images while the block runs.
 
-    def __init__(self, meter: Meter, console: Console) -> None:
-        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
-        from rich.table import Column
-        from rich.text import Text
+    Args:
+        total: number of images in the sweep.
+        done: those done in earlier runs, which the rate does not count.
+        console: where to show it.
+    """
 
-        class MeterColumn(ProgressColumn):
-            def render(self, task: object) -> Text:
-                return Text(meter.text())
+    def __init__(self, total: int, done: int, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
 
-        self.meter = meter
         self._console = console
         self._next_line = time.monotonic() + _FIRST_LINE
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12),
-            MeterColumn(Column(no_wrap=True)),
+            MofNCompleteColumn(),
+            TextColumn("images{task.fields[rate]},"),
+            Remaining(),
+            TextColumn("left"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
+            speed_estimate_period=_DAY,  # a batch may take longer than a shorter one
         )
-        self._task = self._bar.add_task("", total=meter.total, completed=meter.done)
+        self._task = self._bar.add_task("", total=total, completed=done, rate="")
+        self._bar.advance(self._task, 0)  # the clock of the first batch starts here
 
     def start(self, what: str) -> None:
         """Name what is being measured now."""
-        self._bar.update(self._task, description=what if len(what) <= 18 else what[:17] + "…")
+        self._bar.update(self._task, description=what if len(what) <= 18 else f"{what[:17]}…")
 
     def advance(self, images: int) -> None:
         """Count images that are finished."""
-        self.meter.advance(images)
-        self._show()
-
-    def report(self, images: float) -> None:
-        """Say how many images' worth of work is done in those that are not finished."""
-        self.meter.report(images)
-        self._show()
-
-    def _show(self) -> None:
-        self._bar.update(self._task, completed=self.meter.done + self.meter.underway)
+        self._bar.advance(self._task, images)
+        self._bar.update(self._task, rate=self._rate())
         now = time.monotonic()
         if self._bar.disable and now >= self._next_line:
-            self._console.print(self.meter.text(), highlight=False)
+            self._console.print(self.text(), highlight=False)
             self._next_line = now + _NEXT_LINES
+
+    def text(self) -> str:
+        """``12/40 images, 3.1 images/s, 0:00:09 left``; no rate before anything is done."""
+        task = self._bar.tasks[0]
+        counts = f"{task.completed:.0f}/{task.total:.0f} images{self._rate()}"
+        left = task.time_remaining
+        return counts if left is None else f"{counts}, {timedelta(seconds=round(left))} left"
+
+    def _rate(self) -> str:
+        speed = self._bar.tasks[0].speed
+        if not speed:
+            return ""
+        return f", {speed:.3g} images/s" if speed >= 1 else f", {1 / speed:.3g} s/image"
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -1,10 +1,12 @@
 """evaluate.py, run as a user runs it: interrupted, killed, repeated, with mistakes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ evaluation:
       init_args: {image_size: 16, num_train: 64, num_val: 9, num_test: 300}
     batch_size: 1
 """
-TIMES = ("encoding_rate", "sampling_rate", "seconds_per_image")
+TIMES = ("encoding_time", "decoding_time", "seconds_per_image")
 
 
 @pytest.fixture
@@ -58,11 +60,12 @@ def test_killed_and_interrupted_evaluation_gives_the_same_table(folder: Path) ->
     whole = finish(folder, "evaluate.py", "--config", "density.yaml", "--output", "whole")
     assert str(folder / "whole" / "report.html") in whole
     expected = metrics(folder, "whole")
-    assert expected["bits_per_dim"].keys() == {"mean", "std", "n", "paper"}
     assert expected["bits_per_dim"]["n"] == 300
+    assert 0 < expected["bits_per_dim"]["ci95"] < expected["bits_per_dim"]["std"]
+    assert "Bits per dimension, maximum" in whole
     for suffix in ("csv", "md", "tex", "json"):
         assert (folder / "whole" / f"table.{suffix}").stat().st_size
-    assert len(list((folder / "whole" / "figures").glob("*.png"))) == 5
+    assert len(list((folder / "whole" / "figures").glob("*.png"))) == 4
 
     arguments = ("evaluate.py", "--config", "density.yaml", "--output", "parts")
     process = start(folder, *arguments)
@@ -88,6 +91,10 @@ MISTAKES = {
     "misspelt option": (["--evaluation.batchsize", "4"], ["batchsize"]),
     "wrong type": (["--evaluation.batch_size", "many"], ["batch_size", "many"]),
     "sizes differ": (["--evaluation.data.image_size", "32"], ["(1, 16, 16)", "(1, 32, 32)"]),
+    "ranges differ": (
+        ["--evaluation.data.data_range", "[0, 1]"],
+        ["data_range", "(-0.5, 0.5)", "(0.0, 1.0)"],
+    ),
     "no process": (["--processes", "0"], ["processes"]),
     "unknown device": (["--evaluation.device", "tpu"], ["device", "tpu"]),
 }
@@ -95,33 +102,105 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_is_one_clear_line(
-    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    mistake: str, folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     arguments, words = MISTAKES[mistake]
     config = [] if "--config" in arguments else ["--config", "density.yaml"]
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *config, *arguments])
-    assert run_command(evaluate.main) == 2
+    assert run_here(folder, *config, *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert len(line) < 500
     assert all(word in line for word in words)
     assert not (folder / "runs").exists()
 
 
-def test_other_settings_do_not_overwrite(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    arguments = ["evaluate.py", "--config", "density.yaml", "--evaluation.images", "2"]
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert run_command(evaluate.main) == 0
+def test_other_settings_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ("--config", "density.yaml", "--evaluation.images", "2")
+    assert run_here(folder, *arguments) == 0
     before = (folder / "runs" / "density" / "records.jsonl").read_bytes()
-    monkeypatch.setattr(sys, "argv", [*arguments, "--evaluation.data.n_bits", "3"])
-    capsys.readouterr()
-    assert run_command(evaluate.main) == 2
+    assert run_here(folder, *arguments, "--evaluation.data.n_bits", "3") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "n_bits" in line
     assert (folder / "runs" / "density" / "records.jsonl").read_bytes() == before
+
+
+def run_here(folder: Path, *arguments: str) -> int:
+    """The same as a command, in one process that has imported everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(sys, "argv", ["evaluate.py", *arguments])
+        return run_command(evaluate.main)
+
+
+def test_other_data_are_noticed_and_another_flow_is_another_row(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ("--config", "density.yaml", "--evaluation.images", "2")
+    assert run_here(folder, *arguments) == 0
+    # The first two images stay; others of the test split change.
+    changed = (*arguments, "--evaluation.data.num_test", "299")
+    assert run_here(folder, *changed) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "data." in line
+    shutil.copytree(folder / "weights", folder / "others")
+    assert run_here(folder, *arguments, "--evaluation.weights", "others") == 0
+    records = (folder / "runs" / "density" / "records.jsonl").read_text()
+    assert records.count('"settings"') == 2
+
+
+@pytest.mark.parametrize("option", ["n_bits", "init_args.n_bits"])
+def test_null_of_a_nested_option(folder: Path, option: str) -> None:
+    arguments = ("--config", "density.yaml", "--evaluation.images", "2")
+    assert run_here(folder, *arguments, f"--evaluation.data.{option}", "null") == 0
+    assert "n_bits: null" in (folder / "runs" / "density" / "report.html").read_text()
+
+
+OWN = """
+from datamodules import LayerModels
+
+class OwnModels(LayerModels):
+    pass
+"""
+
+
+def test_classes_beside_the_config(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "my_models.py").write_text(OWN)
+    config = CONFIG.replace("datamodules.LayerModels", "my_models.OwnModels")
+    (folder / "own.yaml").write_text(f"imports: [my_models]\n{config}    images: 2\n")
+    (folder / "elsewhere").mkdir()
+    weights = ("--evaluation.weights", "../weights")
+    arguments = ("--config", "../own.yaml", "--output", "own")
+    assert run_here(folder / "elsewhere", *arguments, *weights) == 0
+    before = (folder / "elsewhere" / "own" / "records.jsonl").read_bytes()
+    (folder / "my_models.py").write_text(f"{OWN}    # changed\n")
+    assert run_here(folder / "elsewhere", *arguments, *weights) == 2
+    assert "code" in capsys.readouterr().err
+    assert (folder / "elsewhere" / "own" / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("code", "word"), [(None, "no my_broken.py"), ("1 / 0", "division")])
+def test_own_module_that_cannot_be_imported(
+    folder: Path, capsys: pytest.CaptureFixture, code: str | None, word: str
+) -> None:
+    (folder / "own.yaml").write_text(f"imports: [my_broken]\n{CONFIG}")
+    if code:
+        (folder / "my_broken.py").write_text(code)
+    assert run_here(folder, "--config", "own.yaml") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "imports" in line
+    assert word in line
+    assert not (folder / "runs").exists()
+
+
+def test_interrupt_during_the_imports_is_one_word(folder: Path) -> None:
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    arguments = ("evaluate.py", "--config", "density.yaml", "--print_config")
+    for wait in (0.5, 1.0, 2.0):
+        process = start(folder, *arguments, preexec_fn=heed)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=30)[0]
+        assert (process.returncode, output) == (130, "stopped\n")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")))

@@ -3,18 +3,18 @@ import io
 import json
 import math
 import random
-from dataclasses import replace
+import re
+import statistics
 
+import numpy as np
 import pytest
+import scipy.stats
 from rich.console import Console
 
-from evaluation.layout import arrange
-from evaluation.outputs import Picture
-from evaluation.records import Record
-from evaluation.report import Report, environment
-from evaluation.table import Metric, Row, Stat, Table, aggregate, format_stat, summarise
-from evaluation.writers import (
-    latex_escape,
+from evaluation.cells import Cell, Result
+from evaluation.digits import format_interval, format_number
+from evaluation.formats import (
+    arrange,
     print_table,
     to_csv,
     to_html,
@@ -22,23 +22,31 @@ from evaluation.writers import (
     to_latex,
     to_markdown,
 )
-from flowprior.figures import curves, histogram, image_grid, png_bytes, qq_plot, save_png
+from evaluation.outputs import Picture
+from evaluation.report import Report, environment
+from evaluation.statistics import Stat, compare, holm, summarise
+from evaluation.table import Metric, Row, Table, aggregate
+from flowprior.figures import histogram, image_grid, png_bytes, qq_plot
 
 PSNR = Metric("psnr", "PSNR", "dB", higher_is_better=True)
 ERROR = Metric("error", higher_is_better=False)
 STEPS = Metric("steps", "Steps")
 
 
+def result(labels, image, metrics, repeat=0):
+    return Result(Cell(labels, [image], {}, repeat=repeat), image, metrics, {})
+
+
 def table(compare=("method",), rows=4):
-    records = [
-        Record({"method": method, "noise": noise}, i, {"psnr": base + i, "steps": 5 * i})
+    results = [
+        result({"method": method, "noise": noise}, i, {"psnr": base + i, "steps": 5 * i})
         for noise in (0.1, 0.2)
         for method, base in (("glow", 30.0), ("dip_2", 28.5))
         for i in range(3)
     ]
     paper = {("glow", "psnr"): 31.2}
     return aggregate(
-        records[: 3 * rows],
+        results[: 3 * rows],
         [PSNR, STEPS],
         lambda labels, metric: paper.get((labels["method"], metric)),
         compare,
@@ -46,16 +54,16 @@ def table(compare=("method",), rows=4):
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "text"),
+    ("mean", "half_width", "text"),
     [
         (3.14159, 0.01273, "3.142 ± 0.013"),
         (27.316, 0.0996, "27.32 ± 0.10"),
         (103.44, 5.21, "103.4 ± 5.2"),
         (12345.678, 1234.5, "12346 ± 1234"),
         (-0.0004, 0.3, "0.00 ± 0.30"),
-        (0.0, 0.0, "0 ± 0"),
+        (0.0, 0.0, "0"),
         (12, None, "12"),
-        (12, 0.0, "12 ± 0"),
+        (12, 0.0, "12"),
         (44123456, None, "44123456"),
         (27.31649, None, "27.32"),
         (0.99996, None, "1.000"),
@@ -63,41 +71,124 @@ def table(compare=("method",), rows=4):
         (1.2e-7, 3.4e-8, "(1.20 ± 0.34)e-7"),
         (2.5e8, 3e6, "(2.500 ± 0.030)e8"),
         (5e-324, 5e-324, "(4.9 ± 4.9)e-324"),
-        (3.14159265, 1e-12, "3.141593 ± 1e-12"),
-        (None, None, "–"),
+        (1.0, 3e-8, "1.000"),
+        (3.14159265, 1e-12, "3.142"),
+        (24.98765, 0.00321, "24.988 ± 0.003"),
     ],
 )
-def test_digits(mean, std, text):
-    assert format_stat(Stat(mean, std, 3)) == text
+def test_digits(mean, half_width, text):
+    assert format_interval(mean, half_width) == text
+
+
+def test_number_without_interval():
+    assert [format_number(value) for value in (0.5, 1234567.0, 7)] == ["0.5000", "1.235e6", "7"]
+
+
+def of_images(values):
+    return summarise(enumerate(values))
 
 
 def test_summary_of_known_values():
-    assert summarise([1.0, 2.0, 4.5]) == Stat(2.5, math.sqrt(3.25), 3)
-    assert summarise([7]) == Stat(7, None, 1)
-    assert isinstance(summarise([1, 3]).mean, int)
-    assert summarise([math.nan, 2.0, math.inf, 4.0], 3.5) == Stat(3.0, math.sqrt(2), 2, 3.5, 2)
-    assert summarise([math.nan]) == Stat(None, None, 0, None, 1)
-    assert summarise([1e308, 1e308]).mean == 1e308
+    stat = of_images([1.0, 2.0, 4.5])
+    assert (stat.mean, stat.median, stat.maximum, stat.n) == (2.5, 2.0, 4.5, 3)
+    assert stat.std == pytest.approx(math.sqrt(3.25))
+    low, high = scipy.stats.t.interval(0.95, 2, 2.5, scipy.stats.sem([1.0, 2.0, 4.5]))
+    assert stat.ci95 == pytest.approx((high - low) / 2, rel=1e-12)
+    assert of_images([7]) == Stat(7, None, None, 7, 7, 1)
+    assert isinstance(of_images([1, 3]).mean, int)
+    assert of_images([1e308, 1e308]).mean == 1e308
+
+
+def test_values_that_are_not_finite_are_counted_by_kind():
+    stat = of_images([math.nan, 2.0, math.inf, 4.0, -math.inf])
+    assert (stat.mean, stat.n, stat.n_excluded, stat.n_infinite) == (3.0, 2, 1, 2)
+    assert of_images([math.nan]) == Stat(n_excluded=1)
+
+
+def test_repeats_of_an_image_are_one_unit():
+    values = {0: [1.0, 2.0, 3.0], 1: [4.0, 4.0, 4.0], 2: [6.0, 7.0, 8.0], 3: [9.0, 9.0, 9.0]}
+    stat = summarise((image, value) for image, repeats in values.items() for value in repeats)
+    units = [2.0, 4.0, 7.0, 9.0]
+    assert (stat.n, stat.mean) == (4, 5.5)
+    assert stat.std == statistics.stdev(units)
+    expected = scipy.stats.t.ppf(0.975, 3) * scipy.stats.sem(units)
+    assert stat.ci95 == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_failed_repeat_leaves_the_image_in():
+    stat = summarise([(0, 1.0), (0, math.nan), (1, 3.0), (1, 3.0)])
+    assert (stat.mean, stat.n, stat.n_excluded) == (2.0, 2, 1)
 
 
 def test_summary_does_not_depend_on_the_order():
-    values = [random.Random(0).gauss(0, 10.0**i) for i in range(-8, 9)] * 3
-    assert summarise(values) == summarise(sorted(values))
+    values = [(i, random.Random(i).gauss(0, 10.0 ** (i % 17 - 8))) for i in range(51)]
+    assert summarise(values) == summarise(sorted(values, key=lambda pair: pair[1]))
+
+
+def test_comparison_is_paired_by_image():
+    generator = np.random.default_rng(0)
+    first = 20 + 5 * generator.standard_normal(12)
+    second = first - 0.3 + 0.2 * generator.standard_normal(12)
+    (found,) = compare([(of_images(first), summarise(reversed(list(enumerate(second)))))])
+    expected = scipy.stats.ttest_rel(first, second)
+    low, high = expected.confidence_interval(0.95)
+    assert found.mean == pytest.approx((low + high) / 2, rel=1e-9)
+    assert found.ci95 == pytest.approx((high - low) / 2, rel=1e-9)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert found.p_holm == found.p
+    assert found.significant == (low > 0)
+    # The images differ far more than the methods: unpaired intervals see nothing.
+    assert of_images(first).ci95 > abs(found.mean)
+
+
+def test_comparison_uses_the_common_images_only():
+    (found,) = compare([(summarise([(0, 1.0), (1, 5.0), (7, 99.0)]), of_images([0.0, 2.0, -9.0]))])
+    assert (found.mean, found.n) == (2.0, 2)
+    with pytest.raises(ValueError, match="no image in common"):
+        compare([(summarise([(0, 1.0)]), summarise([(1, 1.0)]))])
+
+
+def test_comparison_of_one_image_claims_nothing():
+    (found,) = compare([(of_images([1.0]), of_images([0.0]))])
+    assert (found.ci95, found.p, found.significant) == (None, 1.0, False)
+
+
+def test_holm_by_hand():
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, made increasing.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_corrects_over_all_comparisons():
+    base = [0.0, 0.1, -0.1, 0.05, -0.05]
+    pairs = [(of_images([x + shift for x in base]), of_images([0.0] * 5)) for shift in (0.1, 0.3)]
+    weak, strong = compare(pairs)
+    assert strong.p < weak.p
+    assert (strong.p_holm, weak.p_holm) == (2 * strong.p, weak.p)
 
 
 def test_json_has_exactly_the_promised_form():
-    records = [Record({"m": "a"}, 0, {"psnr": 1.0}), Record({"m": "a"}, 1, {"psnr": math.nan})]
-    rows = json.loads(to_json(aggregate(records, [PSNR, ERROR])))
-    stat = {"mean": 1.0, "std": None, "n": 1, "paper": None, "excluded": 1}
+    results = [result({"m": "a"}, 0, {"psnr": 1.0}), result({"m": "a"}, 1, {"psnr": math.nan})]
+    rows = json.loads(to_json(aggregate(results, [PSNR, ERROR])))
+    stat = {
+        "mean": 1.0,
+        "std": None,
+        "ci95": None,
+        "median": 1.0,
+        "maximum": 1.0,
+        "n": 1,
+        "n_excluded": 1,
+        "n_infinite": 0,
+        "paper": None,
+    }
     assert rows == {"rows": [{"labels": {"m": "a"}, "metrics": {"psnr": stat}}]}
     content = json.loads(to_json(table()))
     assert [row["labels"] for row in content["rows"]] == [
         {"method": m, "noise": n} for n in (0.1, 0.2) for m in ("glow", "dip_2")
     ]
-    assert content["rows"][0]["metrics"] == {
-        "psnr": {"mean": 31.0, "std": 1.0, "n": 3, "paper": 31.2},
-        "steps": {"mean": 5, "std": 5.0, "n": 3, "paper": None},
-    }
+    psnr = content["rows"][0]["metrics"]["psnr"]
+    assert (psnr["mean"], psnr["std"], psnr["n"], psnr["paper"]) == (31.0, 1.0, 3, 31.2)
 
 
 def test_best_only_among_rivals():
@@ -109,16 +200,22 @@ def test_best_only_among_rivals():
     assert best_rows(table(), STEPS) == []
 
 
-@pytest.mark.parametrize("change", [{"n": 2}, {"excluded": 1}, {"mean": None}])
-def test_no_best_where_the_images_differ(change):
-    stats = [Stat(1.0, 0.1, 3), replace(Stat(2.0, 0.1, 3), **change)]
+@pytest.mark.parametrize(
+    "other",
+    [[(0, 2.0), (1, 2.1)], [(0, 2.0), (1, 2.1), (3, 2.2)], [(0, 2.0), (1, 2), (2, math.nan)]],
+)
+def test_no_best_where_the_images_differ(other):
+    stats = [of_images([1.0, 1.1, 1.2]), summarise(other)]
     rows = [Row({"method": i}, {"error": stat}) for i, stat in enumerate(stats)]
     assert best_rows(Table([ERROR], rows, ["method"]), ERROR) == []
 
 
-def test_lowest_is_best_where_it_should():
-    rows = [Row({"method": i}, {"error": Stat(float(i), 0.1, 3)}) for i in range(3)]
-    assert best_rows(Table([ERROR], rows, ["method"]), ERROR) == rows[:1]
+@pytest.mark.parametrize(("noise", "bold"), [(0.01, True), (1.0, False)])
+def test_best_must_beat_its_runner_up_by_more_than_the_interval(noise, bold):
+    values = [[1.0, 2.0, 3.0], [1.5 + noise, 2.5 - noise, 3.5], [9.0, 9.0, 9.0]]
+    rows = [Row({"method": i}, {"error": of_images(v)}) for i, v in enumerate(values)]
+    found = best_rows(Table([ERROR], rows, ["method"]), ERROR)
+    assert found == (rows[:1] if bold else [])
 
 
 def best_rows(results, metric=PSNR):
@@ -128,16 +225,18 @@ def best_rows(results, metric=PSNR):
 def test_markdown():
     lines = to_markdown(table()).splitlines()
     assert lines[:3] == [
-        "| method | noise | PSNR (dB) ↑ | paper | Steps | n |",
-        "| :--- | ---: | ---: | ---: | ---: | ---: |",
-        "| glow | 0.1 | **31.0 ± 1.0** | 31.2 | 5.0 ± 5.0 | 3 |",
+        "| method | noise | PSNR (dB) ↑ | PSNR, paper | Steps | n |",
+        "| :--- | :--- | ---: | ---: | ---: | ---: |",
+        "| glow | 0.1 | **31.0 ± 2.5** | 31.2 | 5 ± 12 | 3 |",
     ]
-    assert lines[3].startswith(r"| dip\_2 | 0.1 | 29.5 ± 1.0 |  |")
+    assert lines[3].startswith(r"| dip\_2 | 0.1 | 29.5 ± 2.5 |  |")
+    assert "95 % interval" in lines[-1]
+    assert "bold" in lines[-1]
 
 
 def test_markdown_keeps_its_columns_whatever_the_labels():
-    records = [Record({"a|b": text}, 0, {"psnr": 1.0}) for text in ("x|y\nz", "<b>")]
-    lines = to_markdown(aggregate(records, [PSNR])).splitlines()
+    results = [result({"a|b": text}, 0, {"psnr": 1.0}) for text in ("x|y\nz", "<b>")]
+    lines = to_markdown(aggregate(results, [PSNR])).splitlines()
     assert lines[0].startswith(r"| a\|b |")
     assert lines[2].startswith(r"| x\|y z |")
     assert lines[3].startswith(r"| \<b\> |")
@@ -145,30 +244,26 @@ def test_markdown_keeps_its_columns_whatever_the_labels():
 
 def test_latex():
     lines = to_latex(table()).splitlines()
-    assert r"\begin{tabular}{lrrrrr}" in lines
-    line = r"glow & 0.1 & \textbf{31.0 $\pm$ 1.0} & 31.2 & 5.0 $\pm$ 5.0 & 3 \\"
+    assert r"\begin{tabular}{llrrrr}" in lines
+    line = r"glow & 0.1 & \bfseries 31.0 $\pm$ 2.5 & 31.2 & 5 $\pm$ 12 & 3 \\"
     assert line in lines
     assert any(line.startswith(r"dip\_2 & 0.1 & 29.5") for line in lines)
     assert [lines.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
 
 
 def test_latex_escapes_every_special_character():
-    escaped = latex_escape("\\&%$#_{}~^<>\n")
-    assert (
-        escaped
-        == (
-            r"\textbackslash{}\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}"
-            r"\textless{}\textgreater{} "
-        ).rstrip()
-    )
-    assert latex_escape("σ² in [-1, 1], 1e-7, file-2") == (
-        r"$\sigma$$^2$ in [$-$1, 1], 1$\times 10^{-7}$, file-2"
-    )
+    label = "\\&%$#_{}~^<>"
+    results = [result({label: text}, 0, {"psnr": -2.5e-7}) for text in (label, "λβ² in [-1, 1] Σ")]
+    lines = to_latex(aggregate(results, [PSNR])).splitlines()
+    escaped = r"\textbackslash \&\%\$\#\_\{\}\textasciitilde \textasciicircum $<$$>$"
+    assert rf"{escaped} & PSNR (dB) $\uparrow$ & n \\" in lines
+    value = r"$-$2.500$\times 10^{-7}$"
+    assert rf"$\lambda$$\beta$$^2$ in [$-$1, 1] $\Sigma$ & {value} & 1 \\" in lines
 
 
 def test_csv_is_tidy_and_in_full_precision():
-    records = [Record({'a,"b"': "x,\ny"}, i, {"psnr": 1 / 3 + i}) for i in range(2)]
-    rows = list(csv.DictReader(io.StringIO(to_csv(aggregate(records, [PSNR])))))
+    results = [result({'a,"b"': "x,\ny"}, i, {"psnr": 1 / 3 + i}) for i in range(2)]
+    rows = list(csv.DictReader(io.StringIO(to_csv(aggregate(results, [PSNR])))))
     assert len(rows) == 1
     assert rows[0]['a,"b"'] == "x,\ny"
     assert float(rows[0]["mean"]) == 1 / 3 + 0.5
@@ -183,60 +278,102 @@ def printed(results, width):
 
 def density(rows):
     metrics = [Metric(f"m{i}", f"A metric with number {i}") for i in range(12)]
-    records = [
-        Record({"flow": "glow", "t": t}, i, {m.name: i + 0.5 for m in metrics})
+    results = [
+        result({"flow": "glow", "t": t}, i, {m.name: i + 0.5 for m in metrics})
         for t in range(rows)
         for i in range(3)
     ]
-    return aggregate(records, metrics, lambda labels, name: 1.25 if name == "m3" else None)
+    return aggregate(results, metrics, lambda labels, name: 1.25 if name == "m3" else None)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("width", [80, 120])
 def test_many_metrics_of_few_rows_stand_below_each_other(rows, width):
-    lines = [line.split() for line in printed(density(rows), width).splitlines()]
-    values = [line for line in lines if "number" in line]
-    assert len(values) == 12 * rows
-    assert values[3][-5:] == ["1.5", "±", "1.0", "3", "1.25"]
+    lines = printed(density(rows), width).splitlines()
+    values = [line.split() for line in lines if "number 3" in line]
+    assert values[0][-3 * rows :] == ["1.5", "±", "2.5"] * rows
+    assert values[1][-rows - 1 :] == ["paper", *["1.25"] * rows]
+    assert len([line for line in lines if "A metric" in line]) == 13
+
+
+def wide(methods, metrics=8):
+    metrics = [Metric(f"m{i}", f"Metric {i}", "unit") for i in range(metrics)]
+    results = [
+        result({"method": f"method{j}"}, i, {m.name: 1e-7 * (i + 3.5) for m in metrics})
+        for j in range(methods)
+        for i in range(3)
+    ]
+    return aggregate(results, metrics)
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_wide_tables_are_split_and_nothing_is_cut(width):
-    metrics = [Metric(f"m{i}", f"Metric {i}", "unit") for i in range(8)]
-    records = [
-        Record({"method": f"method{j}"}, i, {m.name: 1e-7 * (i + 3.5) for m in metrics})
-        for j in range(4)
-        for i in range(3)
-    ]
-    text = printed(aggregate(records, metrics), width)
+def test_narrow_console_shows_one_table_and_says_what_is_missing(width):
+    text = printed(wide(4), width)
     assert text.startswith("Title [bold]")
-    assert text.count("(4.5 ± 1.0)e-7") == 32
+    assert text.count("method0") == 1
+    shown = text.count("(4.5 ± 2.5)e-7") // 4
+    assert 2 <= shown < 8
+    missing = text[text.index("Further columns") :]
+    assert [f"Metric {i}" in missing for i in range(8)] == [i >= shown for i in range(8)]
     assert "…" not in text
-    assert 1 < text.count("method0") < 5
     assert max(map(len, text.splitlines())) <= width
 
 
+def test_wide_console_shows_all():
+    text = printed(wide(4), 300)
+    assert text.count("(4.5 ± 2.5)e-7") == 32
+    assert "Further columns" not in text
+
+
 def test_own_count_stands_beside_a_value_that_differs():
-    records = [
-        Record({"m": m}, i, {"psnr": math.nan if i + m == 0 else 1.5, "error": 2.5, "steps": 1})
+    results = [
+        result({"m": m}, i, {"psnr": (1.5, math.nan)[i + m == 0], "error": 2.5, "steps": 1})
         for m in range(3)
         for i in range(4)
     ]
-    grid = arrange(aggregate(records, [PSNR, ERROR, STEPS]))
+    results += [result({"m": 3}, i, {"psnr": math.inf if i else 9, "error": 2.5}) for i in range(4)]
+    grid = arrange(aggregate(results, [PSNR, ERROR, STEPS]))
     assert grid.header[-1] == "n"
-    first, second, _ = grid.groups[0]
-    assert [entry.text for entry in first] == ["0", "1.500 ± 0", "2.500 ± 0", "1 ± 0", "4"]
-    assert [entry.note for entry in first] == ["", "(n=3, 1 not finite)", "", "", ""]
-    assert not any(entry.note for entry in second)
+    assert grid.lines[0] == ["0", "1.500 (n = 3, 1 excluded)", "2.500", "1", "4"]
+    assert grid.lines[1] == ["1", "1.500", "2.500", "1", "4"]
+    assert grid.lines[3] == ["3", "9 (n = 1, 3 at infinity)", "2.500", "–", "4"]
+
+
+def test_nothing_finite_is_said():
+    results = [result({"m": 0}, i, {"psnr": math.nan, "error": math.inf}) for i in range(2)]
+    metrics = [PSNR, ERROR, Metric("lpips", missing="n/a")]
+    assert arrange(aggregate(results, metrics)).lines == [
+        ["2 excluded", "2 at infinity", "n/a", "0"]
+    ]
+
+
+def test_median_and_maximum_stand_beside_the_mean():
+    metrics = [
+        Metric("bits"),
+        Metric("bits", "median", statistic="median"),
+        Metric("bits", "maximum", statistic="maximum"),
+        Metric("time", interval=False),
+    ]
+    results = [result({"m": 0}, i, {"bits": b, "time": b}) for i, b in enumerate((1.0, 2.0, 99.0))]
+    grid = arrange(aggregate(results, metrics))
+    assert grid.lines == [["34 ± 140", "2.000", "99.00", "34.00", "3"]]
+
+
+def test_columns_of_one_name_stay_apart():
+    results = [result({"n": n}, i, {"psnr": 1.0}) for n in "ab" for i in range(2)]
+    found = aggregate(results, [PSNR, PSNR])
+    assert arrange(found).header == ["n", "PSNR (dB) ↑", "PSNR (dB) ↑ [3]", "n [4]"]
+    assert "PSNR" in to_html(found)
 
 
 def test_report_escapes_and_needs_no_network():
     evil = '<script>alert("x")</script>'
     metric = Metric("psnr", evil, evil)
-    results = aggregate([Record({evil: evil}, i, {"psnr": 1.0}) for i in range(2)], [metric])
-    figure = png_bytes(curves({"a": ([0, 1], [1, 2])}))
+    results = [result({evil: evil + m, "x": evil}, i, {"psnr": 1.0}) for m in "ab" for i in (0, 1)]
+    figure = png_bytes(histogram({"a": [0, 1]}, 2, ""))
     facts = environment(1.0, 2.0) | {evil: evil}
-    page = Report(evil, results, [Picture(evil, evil, figure)], evil, facts).html()
+    found = aggregate(results, [metric])
+    page = Report(evil, found, [Picture(evil, evil, figure)], evil, facts).html()
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 10
     assert "src=" in page
@@ -245,17 +382,19 @@ def test_report_escapes_and_needs_no_network():
     assert "prefers-color-scheme" in page
 
 
-def test_html_marks_the_best():
-    assert "<strong>31.0 ± 1.0</strong>" in to_html(table())
+def test_html_marks_the_best_and_scrolls_in_its_box():
+    page = Report("t", table(), [], "", {}).html()
+    (place,) = re.findall(r'id="(\w+)"[^>]*>31.0 ± 2.5', page)[:1]
+    assert re.search(rf"#{place}[^{{]*{{\s*font-weight: bold", page)
+    assert re.search(r'<div class="scroll"><style.*</table>\s*</div>', page, re.DOTALL)
+    assert re.search(r"\.scroll {[^}]*overflow-x: auto", page)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 8, 6), (3, 1, 8, 6), (1, 8, 6)])
 def test_image_grid_takes_what_it_says(shape):
-    import numpy as np
-
     images = np.random.default_rng(0).random(shape)
     images[0].flat[0] = np.nan
-    figure = image_grid(images, columns=2, titles=["a", "b"], row_titles=["r"], label="km/s")
+    figure = image_grid(images, columns=2, titles=["a", "b"], label="km/s")
     drawn = [axis for axis in figure.axes if axis.images]
     assert len(drawn) == len(images)
     assert any(axis.get_ylabel() == "km/s" for axis in figure.axes) == (shape[1] != 3)
@@ -264,14 +403,11 @@ def test_image_grid_takes_what_it_says(shape):
 
 @pytest.mark.parametrize("shape", [(5, 2, 8, 8), (8, 8), (0, 3, 8, 8)])
 def test_image_grid_refuses_other_shapes(shape):
-    import numpy as np
-
-    with pytest.raises(ValueError, match="images must be"):
+    with pytest.raises(ValueError, match="images"):
         image_grid(np.zeros(shape))
 
 
 def test_qq_plot_puts_normal_quantiles_on_the_diagonal():
-    import numpy as np
     from scipy.special import ndtri
 
     n = 20000
@@ -284,13 +420,14 @@ def test_qq_plot_puts_normal_quantiles_on_the_diagonal():
     assert x[-1] == sample[-1]
     for tiny in ([0.3], [0.3, 0.3]):
         assert png_bytes(qq_plot({"tiny": tiny}))
-    with pytest.raises(ValueError, match="'empty' has no finite value"):
+    with pytest.raises(ValueError, match="empty"):
         qq_plot({"empty": [np.nan]})
 
 
-def test_histogram_and_file(tmp_path):
-    figure = histogram({"a": [0.0, 1.0, 1.0, math.inf], "b": [2.0]}, bins=4, with_normal=True)
-    save_png(figure, tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+def test_histogram_leaves_out_what_is_not_finite():
+    figure = histogram({"a": [0.0, 1.0, 1.0, math.inf], "b": [2.0]}, 4, "Misfit (s²)")
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert names == ["a", "b", "N(0, 1)"]
+    assert names == ["a", "b"]
+    assert figure.axes[0].get_xlim()[1] < 3
+    assert figure.axes[0].get_xlabel() == "Misfit (s²)"
+    assert png_bytes(figure).startswith(b"\x89PNG")

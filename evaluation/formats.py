@@ -1,0 +1,307 @@
+"""A table as JSON, CSV, Markdown, LaTeX, HTML and on the console."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import textwrap
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from evaluation.cells import label_text, labels_text
+from evaluation.digits import format_interval, format_number
+from evaluation.table import Metric, Row, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.io.formats.style import Styler
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+FOOTNOTE = "Means over images ± 95 % interval; n: number of images"
+_BOLD_NOTE = "bold: better than the runner-up by more than the interval of their difference"
+_UNBOUNDED, _NARROWEST = 10_000, 16  # characters
+_SYMBOLS = {
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+    "−": "$-$",
+    "‖": r"$\|$",
+    "√": r"$\surd$",
+    "|": "$|$",
+    "<": "$<$",
+    ">": "$>$",
+    "⁻": "$^-$",
+    "¹": "$^1$",
+    "²": r"$^2$",
+    "³": r"$^3$",
+    "°": r"$^\circ$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "∞": r"$\infty$",
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text.
+
+    Args:
+        caption: the labels that all rows share.
+        header: one text a column.
+        lines: one text a column each.
+        best: (line, column) of the values to be marked.
+        labels: number of columns, from the first, that hold no measurements.
+    """
+
+    caption: str
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    best: frozenset[tuple[int, int]]
+    labels: int
+
+    @property
+    def footnote(self) -> str:
+        """What the numbers are."""
+        return "; ".join([FOOTNOTE, _BOLD_NOTE] if self.best else [FOOTNOTE]) + "."
+
+
+def arrange(table: Table) -> Grid:
+    """Lay a table out: one row a line, or one metric a line where few rows have many metrics."""
+    grid = _wide(table)
+    return _transposed(grid) if len(table.rows) <= 2 and len(table.metrics) > 4 else grid
+
+
+def _wide(table: Table) -> Grid:
+    names = _varying(table)
+    header, best = list(names), set()
+    lines = [[label_text(row.labels.get(name)) for name in names] for row in table.rows]
+    usual = [_usual_n(row) for row in table.rows]
+    for metric in table.metrics:
+        for number, (line, row) in enumerate(zip(lines, table.rows, strict=True)):
+            if table.is_best(row, metric):
+                best.add((number, len(header)))
+            line.append(_value(row, metric, usual[number]))
+        header.append(metric.heading)
+        papers = [_paper(row, metric) for row in table.rows]
+        if any(papers):
+            header.append(f"{metric.title or metric.name}, paper")
+            lines = [[*line, paper] for line, paper in zip(lines, papers, strict=True)]
+    lines = [[*line, str(n)] for line, n in zip(lines, usual, strict=True)]
+    header = _distinct([*header, "n"])
+    return Grid(_caption(table, names), header, lines, frozenset(best), len(names))
+
+
+def _transposed(grid: Grid) -> Grid:
+    names = [
+        ", ".join(f"{name} {text}" for name, text in zip(grid.header, line, strict=False))
+        for line in (line[: grid.labels] for line in grid.lines)
+    ]
+    columns = zip(grid.header, *grid.lines, strict=True)
+    lines = list(columns)[grid.labels :]
+    best = frozenset((column - grid.labels, line + 1) for line, column in grid.best)
+    header = ["metric", *(_distinct(names) if grid.labels else ["value"] * len(names))]
+    return Grid(grid.caption, header, lines, best, 1)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The same names, numbered where one occurs again."""
+    return [
+        name if name not in names[:place] else f"{name} [{place + 1}]"
+        for place, name in enumerate(names)
+    ]
+
+
+def _varying(table: Table) -> list[str]:
+    names = dict.fromkeys(name for row in table.rows for name in row.labels)
+    return [n for n in names if len({label_text(row.labels.get(n)) for row in table.rows}) > 1]
+
+
+def _caption(table: Table, varying: Sequence[str]) -> str:
+    labels = table.rows[0].labels if table.rows else {}
+    return labels_text({name: v for name, v in labels.items() if name not in varying})
+
+
+def _usual_n(row: Row) -> int:
+    counts = Counter(stat.n for stat in row.stats.values() if stat.n)
+    return max(counts, key=lambda n: (counts[n], n), default=0)
+
+
+def _value(row: Row, metric: Metric, usual_n: int) -> str:
+    """The number, with its own n where that is not the one in the row's column."""
+    stat = row.stats.get(metric.name)
+    if stat is None:
+        return "–"
+    left_out = {"excluded": stat.n_excluded, "at infinity": stat.n_infinite}
+    notes = [f"{count} {reason}" for reason, count in left_out.items() if count]
+    if stat.mean is None:
+        return ", ".join(notes) or metric.missing or "–"
+    if notes or stat.n != usual_n:
+        notes.insert(0, f"n = {stat.n}")
+    if metric.statistic == "mean":
+        text = format_interval(stat.mean, stat.ci95 if metric.interval else None)
+    else:
+        text = format_number(getattr(stat, metric.statistic))
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _paper(row: Row, metric: Metric) -> str:
+    stat = row.stats.get(metric.name)
+    has_none = stat is None or stat.paper is None or metric.statistic != "mean"
+    return "" if has_none else f"{stat.paper:.10g}"
+
+
+def to_json(table: Table) -> str:
+    """``{"rows": [{"labels": {...}, "metrics": {name: {"mean", "ci95", "n", ...}}}]}``.
+
+    Each metric has the numbers of `Stat`, but for those of its single images.
+    """
+    rows = []
+    for row in table.rows:
+        metrics = {name: asdict(replace(stat, by_image={})) for name, stat in row.stats.items()}
+        for numbers in metrics.values():
+            del numbers["by_image"]
+        rows.append({"labels": dict(row.labels), "metrics": metrics})
+    return json.dumps({"rows": rows}, indent=1, allow_nan=False)
+
+
+def to_csv(table: Table) -> str:
+    """One line for each row and metric, in full precision."""
+    import pandas as pd
+
+    units = {metric.name: metric.unit for metric in table.metrics}
+    lines = [
+        {**row["labels"], "metric": name, "unit": units.get(name, ""), **numbers}
+        for row in json.loads(to_json(table))["rows"]
+        for name, numbers in row["metrics"].items()
+    ]
+    return pd.DataFrame(lines).to_csv(index=False)
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown; the best of comparable values in bold."""
+    grid = arrange(table)
+    rule = [":---"] * grid.labels + ["---:"] * (len(grid.header) - grid.labels)
+    lines = [
+        [
+            f"**{_markdown(text)}**" if (number, column) in grid.best else _markdown(text)
+            for column, text in enumerate(line)
+        ]
+        for number, line in enumerate(grid.lines)
+    ]
+    rows = [[_markdown(text) for text in grid.header], rule, *lines]
+    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    caption = f"{_markdown(grid.caption)}\n\n" if grid.caption else ""
+    return f"{caption}{text}\n{grid.footnote}\n"
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def to_latex(table: Table) -> str:
+    r"""A ``tabular`` for the package booktabs; the best of comparable values in bold."""
+    grid = arrange(table)
+    columns = "l" * grid.labels + "r" * (len(grid.header) - grid.labels)
+    tabular = _styled(grid, "latex").to_latex(hrules=True, convert_css=True, column_format=columns)
+    comments = [r"\usepackage{booktabs}", " ".join(grid.caption.split()), grid.footnote]
+    heading = "".join(f"% {comment}\n" for comment in comments if comment)
+    return heading + _latex_symbols(tabular)
+
+
+def _latex_symbols(text: str) -> str:
+    r"""Escaped LaTeX with Greek letters, minus signs and powers of ten as LaTeX sets them.
+
+    >>> _latex_symbols("β (-1.2 ± 0.3)e-7")
+    '$\\beta$ ($-$1.2 $\\pm$ 0.3)$\\times 10^{-7}$'
+    """
+    text = re.sub(r"(?<![\w)\]])-(?=\d)", "$-$", text)
+    text = re.sub(r"(?<=[\d)])e(-?\d+)\b", r"$\\times 10^{\1}$", text)
+    return "".join(_SYMBOLS.get(letter) or _greek(letter) for letter in text)
+
+
+def _greek(letter: str) -> str:
+    name = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(letter, ""))
+    if not name:
+        return letter
+    command = name[2].replace("LAMDA", "LAMBDA").lower()
+    return rf"${chr(92)}{command if name[1] == 'SMALL' else command.capitalize()}$"
+
+
+def to_html(table: Table) -> str:
+    """A ``<table>`` with everything escaped; the best of comparable values in bold."""
+    grid = arrange(table)
+    styled = _styled(grid, "html").set_table_attributes('class="results"').set_uuid("results")
+    right = [
+        {"selector": f".col{column}", "props": "text-align: right"}
+        for column in range(grid.labels, len(grid.header))
+    ]
+    caption = html.escape(f"{grid.caption}. " if grid.caption else "") + grid.footnote
+    return styled.set_table_styles(right).set_caption(caption).to_html()
+
+
+def _styled(grid: Grid, escape: str) -> Styler:
+    import pandas as pd
+
+    def bold(frame: pd.DataFrame) -> pd.DataFrame:
+        styles = pd.DataFrame("", frame.index, frame.columns)
+        for place in grid.best:
+            styles.iloc[place] = "font-weight: bold"
+        return styles
+
+    lines = [[" ".join(text.split()) for text in line] for line in grid.lines]
+    header = [" ".join(text.split()) for text in grid.header]
+    styler = pd.DataFrame(lines, columns=header, dtype=object).style
+    styler = styler.hide(axis="index").format(escape=escape)
+    return styler.format_index(escape=escape, axis=1).apply(bold, axis=None)
+
+
+def print_table(table: Table, console: Console, title: str = "") -> None:
+    """Print one table; where the console is too narrow, the first metrics and where the rest is."""
+    shown, grid = len(table.metrics), arrange(table)
+    unbounded = console.options.update(width=_UNBOUNDED)
+    while (
+        shown > 1 and console.measure(_rich_table(grid), options=unbounded).minimum > console.width
+    ):
+        shown -= 1
+        grid = _wide(replace(table, metrics=table.metrics[:shown]))
+    heading = " – ".join(filter(None, (title, grid.caption)))
+    console.print(heading, style="bold", markup=False, highlight=False)
+    console.print(_rich_table(grid))
+    console.print(grid.footnote, markup=False, highlight=False)
+    if shown < len(table.metrics):
+        rest = ", ".join(metric.heading for metric in table.metrics[shown:])
+        console.print(f"Further columns in the files: {rest}.", markup=False, highlight=False)
+
+
+def _rich_table(grid: Grid) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE)
+    for column, name in enumerate(grid.header):
+        numeric = column >= grid.labels
+        # A heading is no reason for a column wider than its numbers.
+        width = max([8, *(len(line[column]) for line in grid.lines)])
+        wrapped = Text(textwrap.fill(name, width, break_long_words=False))
+        justify = "right" if numeric else "left"
+        drawn.add_column(
+            wrapped,
+            justify=justify,
+            no_wrap=numeric,
+            overflow="fold",
+            min_width=None if numeric else min(width, _NARROWEST),
+        )
+    for number, line in enumerate(grid.lines):
+        texts = enumerate(line)
+        bold = ["bold" if (number, column) in grid.best else "" for column in range(len(line))]
+        drawn.add_row(*(Text(text, style=bold[column]) for column, text in texts))
+    return drawn
