@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def make_parser() -> ArgumentParser:
         default=None,
         help="number of worker processes; default: one for each GPU, or core without one",
     )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="choose the options of methods that have `tune` on validation images first",
+    )
     return parser
 
 
@@ -62,9 +68,22 @@ def main() -> None:
         evaluation = parser.instantiate(config).evaluation
         processes = config.processes or default_processes(evaluation)
         with ProcessPool(processes) if processes > 1 else nullcontext() as pool:
+            if config.tune:
+                evaluation = _tuned(evaluation, output / "tuning", settings, pool)
             run(evaluation, output, settings, executor=pool)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
+
+
+def _tuned(
+    evaluation: Evaluation, output: Path, settings: str, pool: Executor | None
+) -> Evaluation:
+    from evaluation.tuning import tuned
+
+    if not hasattr(evaluation, "tunable"):
+        raise UsageError(f"--tune: {type(evaluation).__name__} has nothing to tune")
+    evaluation.check()
+    return tuned(evaluation, lambda other: run(other, output, settings, executor=pool))
 
 
 def _import_own(arguments: Sequence[str]) -> None:

@@ -105,5 +105,7 @@ def chosen(names: list[str] | None, known: Mapping[str, Any], what: str) -> list
     """The names, or all known ones; ValueError names an unknown one."""
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise ValueError(f"experiments: no {what} named {unknown[0]!r}; there are {', '.join(known)}")
+        raise ValueError(
+            f"experiments: no {what} named {unknown[0]!r}; there are {', '.join(known)}"
+        )
     return list(known) if names is None else names

@@ -6,13 +6,13 @@ import hashlib
 import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+if TYPE_CHECKING:
     from datamodules import ImageDataModule
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -37,12 +37,12 @@ def digest(*parts: str | Tensor) -> str:
     return found.hexdigest()
 
 
-def data_fingerprint(data: ImageDataModule) -> Any:
-    """What tells the test split from any other: of all its images, not of the first ones."""
+def data_fingerprint(data: ImageDataModule, split: str = "test") -> Any:
+    """What tells the images of a split from any others: all of them, not the first ones."""
     if hasattr(data, "fingerprint"):
-        return plain(data.fingerprint(split="test"))
+        return plain(data.fingerprint(split))
     found = hashlib.sha256()
-    for _, x in data.batches("test", _BATCH, dequantized=False):
+    for _, x in data.batches(split, _BATCH, dequantized=False):
         found.update(x.contiguous().numpy().tobytes())
     return {
         "class": type(data).__name__,
@@ -64,31 +64,35 @@ def code_digest(kind: type) -> str | None:
 def plain(value: Any) -> Any:
     """The value as JSON gives it back: string keys, lists, no number that is not finite.
 
-    A dataclass becomes its class and its fields, with a digest of its code if it is a user's own.
-
-    Raises:
-        TypeError: the value has no such form, so it could not be told from another.
+    An object becomes its class and its public attributes, with a digest of its code if it is a
+    user's own; a torch module also has a digest of its weights.
     """
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain_dataclass(value)
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | range):
         return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, Path):
+    if isinstance(value, Path | torch.dtype | torch.device):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is no part of a fingerprint: {value!r}")
+    if isinstance(value, Tensor):
+        return digest(value)
+    return _plain_object(value)
 
 
-def _plain_dataclass(value: Any) -> dict[str, Any]:
-    kind = type(value)
+def _plain_object(value: Any) -> dict[str, Any]:
+    kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
     code = code_digest(kind)
-    return {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
-        **({"code": code} if code else {}),
-        **{field.name: plain(getattr(value, field.name)) for field in fields(value)},
-    }
+    found = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    if code:
+        found["code"] = code
+    if isinstance(value, nn.Module) and value.state_dict():
+        found["weights"] = digest(*(p for item in value.state_dict().items() for p in item))
+    if kind is value:
+        return found
+    attributes = getattr(value, "__dict__", {})
+    own = {name: item for name, item in attributes.items() if not name.startswith("_")}
+    inner = dict(value.named_children()) if isinstance(value, nn.Module) else {}
+    return {**found, **{name: plain(item) for name, item in {**own, **inner}.items()}}

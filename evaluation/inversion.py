@@ -1,10 +1,11 @@
 """How well images are recovered: operators × priors × methods, on a data set or measured data."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from evaluation.measures import Measure, Similarity, measured
 from evaluation.priors import PriorSource
 from evaluation.sources import MeasuredData, SimulatedData, Source
 from evaluation.table import Metric, Table
+from evaluation.tuning import Choice, with_options
 from flowprior.inversion import (
     Checkpoint,
     Estimate,
@@ -116,7 +118,8 @@ class InversionEvaluation(Evaluation):
         self.published = published or []
         self.measures: list[Measure] = [Similarity(), *(measures or [])]
         self.title = title
-        self.choices: list[str] = []
+        self.choices: list[Choice] = []
+        self.baselines = True
         self._check_numbers()
         if (data is None) == (observations is None):
             raise ValueError("either data or observations must be given, and not both")
@@ -195,7 +198,7 @@ class InversionEvaluation(Evaluation):
     def notes(self) -> Sequence[str]:
         """What was tuned, and what the measures have to say."""
         has_truth = self.source.truth([0]) is not None
-        return [*self.choices, *(n for m in self.measures for n in m.notes(has_truth))]
+        return [*map(str, self.choices), *(n for m in self.measures for n in m.notes(has_truth))]
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """From `published`."""
@@ -204,12 +207,37 @@ class InversionEvaluation(Evaluation):
                 return known.metrics[metric]
         return None
 
-    def with_methods(self, methods: dict[str, Method], experiments: list[Experiment]) -> Any:
-        """The same evaluation with other methods and experiments."""
-        import copy
+    def tunable(self) -> list[tuple[Labels, Method]]:
+        """Labels of each row whose method has values to try, and the method."""
+        return [
+            (self._labels(experiment, prior, name), self.methods[name])
+            for experiment in self.experiments
+            for prior, name in self._rows(experiment)
+            if name in self.methods and self.methods[name].tune
+        ]
 
+    def on_validation_images(self, variants: Mapping[str, Mapping[str, Method]]) -> Self:
+        """The same on the first validation images, with variants of some methods by name."""
+        other = self._copy()
+        other.title = f"{self.title}: options tried on validation images"
+        other.source = SimulatedData(self.data, self.tune_images, "val")
+        other.seeds, other.baselines, other.published = self.seeds[:1], False, []
+        other.methods = {n: m for methods in variants.values() for n, m in methods.items()}
+        other.experiments = [
+            replace(e, methods=[n for name in e.methods or self.methods for n in variants[name]])
+            for e in self.experiments
+        ]
+        return other
+
+    def with_choices(self, choices: Sequence[Choice]) -> Self:
+        """The same with the options that were found to be best."""
+        other = self._copy()
+        other.choices = list(choices)
+        return other
+
+    def _copy(self) -> Self:
         other = copy.copy(self)
-        other.__dict__ = {**self.__getstate__(), "methods": methods, "experiments": experiments}
+        other.__dict__ = self.__getstate__()
         return other
 
     @cached_property
@@ -228,21 +256,15 @@ class InversionEvaluation(Evaluation):
         return rows
 
     def _baselines(self, experiment: Experiment) -> list[str]:
-        if self.source.truth([0]) is None:
+        if not self.baselines or self.source.truth([0]) is None:
             return []
-        seed = self.seeds[0]
-        y = self.source.observed(experiment, [0], seed)
+        y = self.source.observed(experiment, [0], self.seeds[0])
         are_images = y.shape[1:] == self.source.truth([0]).shape[1:] and not y.is_complex()
         return ["data", "start"] if are_images else ["start"]
 
     def _cell(self, experiment: Experiment, prior: str, name: str, seed: int) -> InversionCell:
-        method = self.methods.get(name) or BASELINES[name]
-        several = len(self.priors.names) > 1 and method.solver.needs
-        labels = {
-            **experiment.labels,
-            **(method.labels or {"method": name}),
-            **({"prior": prior} if several else {}),
-        }
+        labels = self._labels(experiment, prior, name)
+        method = self._method(name, labels)
         described = replace(experiment, labels={}, methods=None, priors=None)
         settings = {
             **self._common,
@@ -264,6 +286,18 @@ class InversionEvaluation(Evaluation):
             prior=prior,
             seed=seed,
         )
+
+    def _labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
+        method = self.methods.get(name) or BASELINES[name]
+        several = len(self.priors.names) > 1 and method.solver.needs
+        own = method.labels or {"method": name}
+        return {**experiment.labels, **own, **({"prior": prior} if several else {})}
+
+    def _method(self, name: str, labels: Labels) -> Method:
+        """A method with the options that were chosen for a row, if any were."""
+        method = self.methods.get(name) or BASELINES[name]
+        best = [choice.best for choice in self.choices if choice.labels == labels]
+        return replace(method, solver=with_options(method.solver, best[0])) if best else method
 
     def _problem(
         self, cell: InversionCell, images: list[int], arrays: ArrayStore

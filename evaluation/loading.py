@@ -11,7 +11,7 @@ from flowprior.flows import Flow
 from flowprior.weights import WeightsError
 
 
-def found_weights(folder: Path) -> Path:
+def found_weights(folder: Path, option: str = "weights") -> Path:
     """The folder of an exported flow: as given, or beside evaluate.py.
 
     Raises WeightsError if it is in neither place.
@@ -20,8 +20,8 @@ def found_weights(folder: Path) -> Path:
         if (candidate / "model.safetensors").is_file():
             return candidate
     raise WeightsError(
-        f"weights: there is no exported flow in {folder}; train one first, "
-        "or give another folder with --evaluation.weights"
+        f"{option}: there is no exported flow in {folder}; train one first, "
+        f"or give another folder with --evaluation.{option}"
     )
 
 

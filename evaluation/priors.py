@@ -1,17 +1,15 @@
 """The priors of a table, by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import flowprior
 from evaluation.fingerprints import file_digest, plain
+from evaluation.loading import checked_device, found_weights
 from evaluation.sources import Source
-from flowprior.command_line import ROOT, UsageError
+from flowprior.command_line import UsageError
 from flowprior.priors import Prior
-from flowprior.weights import WeightsError
 
 
 class PriorSource:
@@ -30,10 +28,10 @@ class PriorSource:
         if not priors:
             raise ValueError("priors: at least one must be given by name")
         self.given = {
-            name: prior if isinstance(prior, Prior) else found_weights(prior, name)
+            name: prior if isinstance(prior, Prior) else found_weights(prior, f"priors.{name}")
             for name, prior in priors.items()
         }
-        self.device = device
+        self.device = checked_device(device)
         self._loaded: dict[str, Prior] = {}
 
     @property
@@ -73,35 +71,3 @@ class PriorSource:
     def __getstate__(self) -> dict[str, Any]:
         """Without what is loaded: every process loads its own, on its device."""
         return {**vars(self), "_loaded": {}}
-
-
-def found_weights(folder: Path, name: str = "") -> Path:
-    """The folder of exported weights: as given, or beside evaluate.py.
-
-    Raises:
-        WeightsError: it is in neither place.
-    """
-    for candidate in (Path(folder), ROOT / folder):
-        if (candidate / "model.safetensors").is_file():
-            return candidate
-    option = f"priors.{name}" if name else "weights"
-    raise WeightsError(
-        f"{option}: there are no weights in {folder}; train a flow first, or give another folder"
-    )
-
-
-def checked_device(device: str) -> str:
-    """The device of that name, "auto" resolved; ValueError if it is not on this machine."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
-        reason = str(error).splitlines()[0]
-        raise ValueError(f'device={device}: expected "auto", "cpu" or "cuda": {reason}') from None
-    return device
-
-
-def all_names(priors: Sequence[str]) -> str:
-    """Names in one line."""
-    return ", ".join(priors)

@@ -1,15 +1,22 @@
 """Weights and other options chosen on validation images, never on test ones."""
 
+from __future__ import annotations
+
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from evaluation.cells import Labels, labels_key, labels_text
 from evaluation.experiment import Method
 from evaluation.table import Table
 from flowprior.inversion import Solver
+
+if TYPE_CHECKING:
+    from evaluation.inversion import InversionEvaluation
 
 Options = Mapping[str, float]
 
@@ -57,48 +64,93 @@ class Choice:
     """What was tried for one method in one experiment, and what was best.
 
     Args:
-        labels: of its row, in one line.
-        tried: mean of the metric for each combination of options, in the order of the grid.
-        best: the place of the best in it.
-        metric: by which it is best.
+        labels: of its row.
+        tried: options and the mean of the metric, in the order of the grid; −∞ where an image
+            failed.
+        metric: by which the best is best.
         images: number of validation images.
     """
 
-    labels: str
+    labels: Labels
     tried: Sequence[tuple[Options, float]]
-    best: int
     metric: str
     images: int
 
+    @property
+    def best(self) -> Options:
+        """The options with the largest mean."""
+        return max(self.tried, key=itemgetter(1))[0]
+
     def __str__(self) -> str:
-        options, score = self.tried[self.best]
-        chosen = ", ".join(f"{name} {value:g}" for name, value in options.items())
-        others = "; ".join(
-            f"{', '.join(f'{v:g}' for v in tried.values())}: {found:.4g}"
-            for tried, found in self.tried
-        )
+        chosen = ", ".join(f"{name} {value:g}" for name, value in self.best.items())
         edge = ", at the edge of the grid" if self._at_edge() else ""
+        grid = "; ".join(
+            f"{', '.join(f'{value:g}' for value in options.values())}: {score:.4g}"
+            for options, score in self.tried
+        )
         return (
-            f"{self.labels}: {chosen}{edge} ({self.metric} {score:.4g} on {self.images} validation "
-            f"images; tried {others})"
+            f"{labels_text(self.labels)}: {chosen}{edge}, tuned by {self.metric} on {self.images} "
+            f"validation images ({grid})"
         )
 
     def _at_edge(self) -> bool:
-        best = self.tried[self.best][0]
-        for name, value in best.items():
+        for name, value in self.best.items():
             values = sorted({options[name] for options, _ in self.tried})
             if len(values) > 1 and value in (values[0], values[-1]):
                 return True
         return False
 
 
-def scores(table: Table, metric: str) -> dict[str, tuple[float, int]]:
-    """Mean and number of images of a metric in each row of a table, by the row's labels."""
-    from evaluation.cells import labels_key
+def tuned(
+    evaluation: InversionEvaluation, measured: Callable[[InversionEvaluation], Table]
+) -> InversionEvaluation:
+    """The evaluation with the options of its methods that are best on validation images.
 
-    found = {}
-    for row in table.rows:
-        stat = row.stats.get(metric)
-        usable = stat is not None and stat.mean is not None and not stat.excluded
-        found[labels_key(row.labels)] = (stat.mean, stat.n) if usable else (float("-inf"), 0)
-    return found
+    Each method is tuned in each experiment and with each prior by itself, all on the same images,
+    with the noise and start of the first seed.
+
+    Args:
+        evaluation: some of its methods have `tune`.
+        measured: runs an evaluation and gives its table.
+
+    Raises:
+        ValueError: no method has `tune`, or the data are measured, so that there is no truth.
+    """
+    if not any(method.tune for method in evaluation.methods.values()):
+        raise ValueError("--tune: no method has values to try; give methods.NAME.tune")
+    if evaluation.data is None:
+        raise ValueError("--tune needs validation images of evaluation.data, not observations")
+    variants = {name: _variants(name, method) for name, method in evaluation.methods.items()}
+    table = measured(evaluation.on_validation_images(variants))
+    found = {labels_key(row.labels): row.stats.get(evaluation.tune_metric) for row in table.rows}
+    choices = [
+        Choice(labels, [(o, _score(found, labels, o)) for o in grid(method)], *_by(evaluation))
+        for labels, method in evaluation.tunable()
+    ]
+    return evaluation.with_choices(choices)
+
+
+def _variants(name: str, method: Method) -> dict[str, Method]:
+    """One method for each point of its grid; none if there is nothing to try."""
+    if not method.tune:
+        return {}
+    return {
+        f"{name} {number}": replace(
+            method,
+            solver=with_options(method.solver, options),
+            labels={**(method.labels or {"method": name}), **options},
+            tune={},
+        )
+        for number, options in enumerate(grid(method))
+    }
+
+
+def _by(evaluation: InversionEvaluation) -> tuple[str, int]:
+    return evaluation.tune_metric, evaluation.tune_images
+
+
+def _score(found: Mapping[str, Any], labels: Labels, options: Options) -> float:
+    stat = found.get(labels_key({**labels, **options}))
+    if stat is None or stat.mean is None or stat.n_excluded:
+        return float("-inf")
+    return stat.mean

@@ -145,9 +145,7 @@ def make_problem(
     if len(indices) != len(y):
         raise ValueError(f"indices must be {len(y)} numbers, one for each image")
     noise = Gaussian(sigma) if sigma is not None else noise
-    return Problem(
-        forward, y, shape, noise, prior, start, latents, condition, seed, indices, cache
-    )
+    return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices, cache)
 
 
 def check_observations(forward: Forward, y: Tensor, like: Tensor) -> None:
