@@ -80,7 +80,7 @@ def _tuned(
 ) -> Evaluation:
     from evaluation.tuning import tuned
 
-    if not hasattr(evaluation, "tunable"):
+    if not hasattr(evaluation, "with_choices"):
         raise UsageError(f"--tune: {type(evaluation).__name__} has nothing to tune")
     evaluation.check()
     return tuned(evaluation, lambda other: run(other, output, settings, executor=pool))

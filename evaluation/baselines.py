@@ -8,22 +8,13 @@ from torch import Tensor
 from flowprior.inversion import ImageRun, Problem, Run, Solver
 
 
-class _Unchanged(ImageRun):
-    """A run that stays where it is."""
-
-    @property
-    def active(self) -> Tensor:
-        """No row."""
-        return torch.zeros_like(self.finite)
-
-
 @dataclass(frozen=True)
 class Data(Solver):
     """The data themselves as images; for data of the images' shape."""
 
     def begin(self, problem: Problem) -> Run:
         """Take the data."""
-        return _Unchanged(problem, problem.y)
+        return ImageRun(problem, problem.y)
 
 
 @dataclass(frozen=True)
@@ -32,15 +23,15 @@ class Start(Solver):
 
     def begin(self, problem: Problem) -> Run:
         """Take the start."""
-        return _Unchanged(problem, starting_images(problem))
+        return ImageRun(problem, starting_images(problem))
 
 
 @torch.no_grad()
 def starting_images(problem: Problem) -> Tensor:
     """Images (B, C, H, W) in [0, 1] that a solver over latents starts from."""
     prior = problem.prior
-    if problem.start is not None or prior is None:
+    if problem.start is not None:
         return problem.start
-    z = prior.latent.draw(len(problem.y), seed=problem.seed, like=prior.like)
-    extra = () if problem.condition is None else (problem.condition,)
-    return prior.to_unit_range(prior.generate(prior.latent.shaped(z), *extra))
+    z = prior.latent.draw(1, seed=problem.seed, like=prior.like)
+    x = prior.to_unit_range(prior.generate(prior.latent.shaped(z)))
+    return x.expand(len(problem.y), *x.shape[1:])  # one draw for all

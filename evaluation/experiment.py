@@ -1,15 +1,17 @@
 """What a table of inversions compares: experiments and methods, as a config describes them."""
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from evaluation.cells import Label
+from evaluation.cells import Label, Labels
+from evaluation.fingerprints import plain
 from flowprior.inversion import Solver
 from flowprior.physics import Noise, find_operator, make_operator
 
-Start = Literal["random", "constant", "smoothed_truth", "file"]
+StartName = Literal["random", "constant", "smoothed_truth", "file"]
+ImageShape = tuple[int, int, int]
 REFINEMENT = 4
 """Data of an operator on a grid are made on one so many times finer."""
 
@@ -31,12 +33,12 @@ class Method:
     solver: Solver
     labels: dict[str, Label] = field(default_factory=dict)
     iterations: int | None = None
-    start: Start | None = None
-    tune: dict[str, list[float]] = field(default_factory=dict)
+    start: StartName | None = None
+    tune: dict[str, list[int | float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.iterations is not None and self.iterations < 1:
-            raise ValueError(f"methods: iterations must be at least 1, got {self.iterations}")
+        if self.iterations is not None and self.iterations < 0:
+            raise ValueError(f"methods: iterations must be at least 0, got {self.iterations}")
         for option, values in self.tune.items():
             if not values:
                 raise ValueError(f"methods: tune.{option} must have at least one value")
@@ -71,17 +73,23 @@ class Experiment:
     methods: list[str] | None = None
     priors: list[str] | None = None
 
-    def physics(self, image_shape: tuple[int, int, int]) -> Any:
+    def physics(self, image_shape: ImageShape) -> Any:
         """The operator that the methods believe in."""
         return make_operator(self.operator, image_shape, **{**self.options, **self.assumed})
 
-    def data_physics(self, image_shape: tuple[int, int, int]) -> Any:
+    def data_physics(self, image_shape: ImageShape) -> Any:
         """The operator that makes the data."""
         name = self.data_operator or self.operator
         options = dict(self.options) if self.data_operator is None else {}
         if "refine" in inspect.signature(find_operator(name)).parameters:
             options.setdefault("refine", REFINEMENT)
         return make_operator(name, image_shape, **{**options, **self.data_options})
+
+    def fingerprint(self) -> Any:
+        """What results depend on, with the code of an operator of a user's own."""
+        names = [name for name in (self.operator, self.data_operator) if name]
+        described = plain(replace(self, labels={}, methods=None, priors=None))
+        return {**described, "operators": plain([find_operator(name) for name in names])}
 
 
 @dataclass
@@ -96,16 +104,19 @@ class Published:
     labels: dict[str, Label]
     metrics: dict[str, float]
 
-    def matches(self, labels: Mapping[str, Label]) -> bool:
+    def matches(self, labels: Labels) -> bool:
         """Whether it is about the row with these labels."""
         return self.labels.items() <= dict(labels).items()
 
 
 def chosen(names: list[str] | None, known: Mapping[str, Any], what: str) -> list[str]:
     """The names, or all known ones; ValueError names an unknown one."""
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise ValueError(
-            f"experiments: no {what} named {unknown[0]!r}; there are {', '.join(known)}"
-        )
+    check_names(names or (), known, f"experiments: no {what}")
     return list(known) if names is None else names
+
+
+def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise ValueError, which starts with `what`, for the first name that is not known."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{what} named {unknown[0]!r}; there are {', '.join(known)}")

@@ -290,15 +290,16 @@ def _rich_table(grid: Grid) -> RichTable:
     for column, name in enumerate(grid.header):
         numeric = column >= grid.labels
         # A heading is no reason for a column wider than its numbers.
-        width = max([8, *(len(line[column]) for line in grid.lines)])
-        wrapped = Text(textwrap.fill(name, width, break_long_words=False))
-        justify = "right" if numeric else "left"
+        lengths = [len(line[column]) for line in grid.lines]
+        wrapped = textwrap.wrap(name, max([8, *lengths]), break_long_words=False)
+        width = max([*lengths, *map(len, wrapped)])
         drawn.add_column(
-            wrapped,
-            justify=justify,
+            Text("\n".join(wrapped)),
+            justify="right" if numeric else "left",
             no_wrap=numeric,
             overflow="fold",
-            min_width=None if numeric else min(width, _NARROWEST),
+            # Numbers are whole or not there at all: no_wrap alone would cut them off.
+            min_width=width if numeric else min(width, _NARROWEST),
         )
     for number, line in enumerate(grid.lines):
         texts = enumerate(line)

@@ -1,45 +1,36 @@
 """How well images are recovered: operators × priors × methods, on a data set or measured data."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule
-from evaluation.arrays import ArrayStore, file_names, save_arrays
+from evaluation.arrays import ArrayStore
 from evaluation.base import Evaluation
 from evaluation.baselines import Data, Start
-from evaluation.cells import Cell, Labels, Result, labels_text
-from evaluation.experiment import Experiment, Method, Published, chosen
-from evaluation.experiment import Start as StartName
+from evaluation.cells import Cell, Labels, Result
+from evaluation.experiment import Experiment, Method, Published, StartName, check_names, chosen
 from evaluation.fingerprints import digest, plain
-from evaluation.inversion_figures import inversion_figures, is_finite, write_boards
+from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
+from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, measured
 from evaluation.priors import PriorSource
 from evaluation.sources import MeasuredData, SimulatedData, Source
 from evaluation.table import Metric, Table
-from evaluation.tuning import Choice, with_options
-from flowprior.inversion import (
-    Checkpoint,
-    Estimate,
-    Problem,
-    Recording,
-    batch_invariant,
-    make_problem,
-    smoothed,
-    solve,
-)
+from evaluation.tuning import Choice, variants, with_options
+from flowprior.inversion import Checkpoint, Problem, Recording, batch_invariant, make_problem, solve
 from flowprior.priors import Prior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BASELINES = {"data": Method(Data()), "start": Method(Start())}
+BASELINES = {"data": Method(Data(), iterations=0), "start": Method(Start(), iterations=0)}
 """Rows of every experiment beside its methods."""
 
 
@@ -58,8 +49,8 @@ class InversionEvaluation(Evaluation):
 
     Similarity to the truth is that of the last iterate and, as papers give it, of the iteration
     with the best mean over the images of a row, which takes the truth to find. Images whose loss
-    became NaN or infinite are left out of the means and counted. Every experiment also has a row
-    for the data, where they are images, and one for the start.
+    became NaN or infinite are left out of the means and counted. Where the truth is known, every
+    experiment also has a row for the data, if they are images, and one for the start.
 
     Args:
         priors: by name: folders of exported weights, found beside evaluate.py too, or priors.
@@ -69,7 +60,7 @@ class InversionEvaluation(Evaluation):
         observations: .npy or .npz file of measured data instead (see `Observations.load`).
         images: number of test images, from the first; null for all.
         seeds: of the noise and of the start; every image is recovered once with each.
-        iterations: maximum number, of solvers that have none of their own.
+        iterations: maximum number, of methods that have none of their own.
         start: "random", one draw of N(0, I) for all images; "constant", grey; "smoothed_truth", the
             truth under a Gaussian of `start_deviation` pixels; "file", the start in `observations`.
         start_deviation: in pixels.
@@ -106,9 +97,14 @@ class InversionEvaluation(Evaluation):
         title: str = "Inversion",
         device: str = "auto",
     ) -> None:
+        if (data is None) == (observations is None):
+            raise ValueError("either data or observations must be given, and not both")
         self.priors = PriorSource(priors, device)
         self.methods, self.experiments = methods, experiments
-        self.data, self.observations = data, observations
+        self.data = data
+        self.source: Source = (
+            SimulatedData(data, images) if observations is None else MeasuredData(observations)
+        )
         self.images, self.seeds = images, seeds
         self.iterations = iterations
         self.start, self.start_deviation = start, start_deviation
@@ -119,13 +115,8 @@ class InversionEvaluation(Evaluation):
         self.measures: list[Measure] = [Similarity(), *(measures or [])]
         self.title = title
         self.choices: list[Choice] = []
-        self.baselines = True
-        self._check_numbers()
-        if (data is None) == (observations is None):
-            raise ValueError("either data or observations must be given, and not both")
-        self.source: Source = (
-            SimulatedData(data, images) if observations is None else MeasuredData(observations)
-        )
+        self.baselines = self.source.has_truth
+        self._check_options()
 
     @property
     def metrics(self) -> Sequence[Metric]:
@@ -134,28 +125,23 @@ class InversionEvaluation(Evaluation):
 
     def check(self) -> None:
         """Fit together experiments, methods, priors and data, all before any is measured."""
-        for name in self.priors.names:
-            self.priors.check(name, self.source)
-        if self.start == "file" and self.source.start([0]) is None:
-            raise ValueError("start=file needs observations with start")
-        if self.start == "smoothed_truth" and self.source.truth([0]) is None:
-            raise ValueError("start=smoothed_truth needs the true images")
-        for experiment in self.experiments:
-            names = chosen(experiment.methods, self.methods, "method")
-            self.source.check(experiment)
-            for prior_name in chosen(experiment.priors, self.priors.names, "prior"):
-                prior = self.priors.load(prior_name)
-                experiment.physics(prior.image_shape)
-                for name in names:
-                    self.methods[name].solver.check(prior, f"methods.{name}: ")
-                self._probe(experiment, prior_name)
+        self.priors.check(self.source)
+        for name, method in self.methods.items():
+            self.source.check_start(method.start or self.start)
+            variants(name, method)
+        for number, experiment in enumerate(self.experiments):
+            for prior, name in self.rows(experiment):
+                self._method(name).solver.check(self.priors.load(prior), f"methods.{name}: ")
+            for prior in chosen(experiment.priors, self.priors.given, "prior"):
+                with _named(f"experiments[{number}]"):
+                    self._probe(experiment, prior)
 
     def cells(self) -> Sequence[InversionCell]:
         """Experiments × priors × methods × seeds, with the baselines first."""
         return [
             self._cell(experiment, prior, name, seed)
             for experiment in self.experiments
-            for prior, name in self._rows(experiment)
+            for prior, name in [*self._baselines(experiment), *self.rows(experiment)]
             for seed in self.seeds
         ]
 
@@ -163,15 +149,20 @@ class InversionEvaluation(Evaluation):
         self, cell: Cell, images: Sequence[int], arrays: ArrayStore
     ) -> Sequence[Mapping[str, float]]:
         """Invert the data of these images, and keep curves and pictures."""
+        iterations = cell.settings["iterations"]
+        key = digest(repr(cell.settings), repr(list(images)))[:24]
+        checkpoint = Checkpoint(arrays.folder.parent / "underway" / f"{key}.ckpt")
         with batch_invariant():
             problem, truth = self._problem(cell, list(images), arrays)
-            iterations = cell.method.iterations or self.iterations
             recording = Recording(truth, self.shown, last=iterations)
-            key = digest(repr(cell.settings), repr(list(images)))[:24]
-            checkpoint = Checkpoint(arrays.folder.parent / "underway" / f"{key}.ckpt")
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
-        self._keep(cell, images, problem, truth, estimate, recording, arrays)
+        for row, image in enumerate(images):
+            shown = row < self.shown and image < self.shown
+            kept = kept_of_row(row, recording, estimate, problem, truth, shown)
+            if isinstance(self.source, MeasuredData):
+                kept["x"] = estimate.x[row]
+            arrays.save(cell.key, image, kept)
         checkpoint.remove()
         return rows
 
@@ -197,82 +188,80 @@ class InversionEvaluation(Evaluation):
 
     def notes(self) -> Sequence[str]:
         """What was tuned, and what the measures have to say."""
-        has_truth = self.source.truth([0]) is not None
-        return [*map(str, self.choices), *(n for m in self.measures for n in m.notes(has_truth))]
+        of_measures = [n for m in self.measures for n in m.notes(self.source.has_truth)]
+        return [*map(str, self.choices), *of_measures]
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """From `published`."""
-        for known in self.published:
-            if metric in known.metrics and known.matches(labels):
-                return known.metrics[metric]
-        return None
-
-    def tunable(self) -> list[tuple[Labels, Method]]:
-        """Labels of each row whose method has values to try, and the method."""
-        return [
-            (self._labels(experiment, prior, name), self.methods[name])
-            for experiment in self.experiments
-            for prior, name in self._rows(experiment)
-            if name in self.methods and self.methods[name].tune
-        ]
-
-    def on_validation_images(self, variants: Mapping[str, Mapping[str, Method]]) -> Self:
-        """The same on the first validation images, with variants of some methods by name."""
-        other = self._copy()
-        other.title = f"{self.title}: options tried on validation images"
-        other.source = SimulatedData(self.data, self.tune_images, "val")
-        other.seeds, other.baselines, other.published = self.seeds[:1], False, []
-        other.methods = {n: m for methods in variants.values() for n, m in methods.items()}
-        other.experiments = [
-            replace(e, methods=[n for name in e.methods or self.methods for n in variants[name]])
-            for e in self.experiments
-        ]
-        return other
+        found = [known.metrics.get(metric) for known in self.published if known.matches(labels)]
+        return next((value for value in found if value is not None), None)
 
     def with_choices(self, choices: Sequence[Choice]) -> Self:
         """The same with the options that were found to be best."""
-        other = self._copy()
+        other = copy.copy(self)
         other.choices = list(choices)
         return other
 
-    def _copy(self) -> Self:
-        other = copy.copy(self)
-        other.__dict__ = self.__getstate__()
-        return other
+    def names(self, experiment: Experiment) -> list[str]:
+        """Methods of an experiment."""
+        return chosen(experiment.methods, self.methods, "method")
+
+    def rows(self, experiment: Experiment) -> list[tuple[str, str]]:
+        """Prior and method of each row; one that needs no prior has one row for all priors."""
+        priors = chosen(experiment.priors, self.priors.given, "prior")
+        return [
+            (prior, name)
+            for name in self.names(experiment)
+            for prior in (priors if self.methods[name].solver.needs else priors[:1])
+        ]
+
+    def labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
+        """Labels of the row of a prior and a method or baseline."""
+        method = self._method(name)
+        has_prior = method.solver.needs or (name == "start" and self.start == "random")
+        own = method.labels or {"method": name}
+        several = {"prior": prior} if len(self.priors.given) > 1 and has_prior else {}
+        return {**experiment.labels, **own, **several}
+
+    def _baselines(self, experiment: Experiment) -> list[tuple[str, str]]:
+        """Prior and name; a random start is that of the prior."""
+        if not self.baselines:
+            return []
+        priors = chosen(experiment.priors, self.priors.given, "prior")
+        shape = self.priors.load(priors[0]).image_shape
+        y = self.source.probe(experiment, shape)
+        data = [(priors[0], "data")] if y.shape[1:] == shape and not y.is_complex() else []
+        starts = priors if self.start == "random" else priors[:1]
+        return [*data, *((prior, "start") for prior in starts)]
+
+    def _method(self, name: str, labels: Labels | None = None) -> Method:
+        """A method with the options that were chosen for a row, if any were."""
+        method = self.methods.get(name) or BASELINES[name]
+        best = [choice.best for choice in self.choices if choice.labels == labels]
+        return replace(method, solver=with_options(method.solver, best[0])) if best else method
 
     @cached_property
     def _common(self) -> dict[str, Any]:
         """What the results of all cells depend on."""
-        return {"data": self.source.fingerprint(), "start_deviation": self.start_deviation}
+        return {"data": self.source.fingerprint(), "measures": plain(self.measures[1:])}
 
-    def _rows(self, experiment: Experiment) -> list[tuple[str, str]]:
-        """Prior and method of each row; one that needs no prior has one row for all priors."""
-        priors = chosen(experiment.priors, self.priors.names, "prior")
-        names = chosen(experiment.methods, self.methods, "method")
-        rows = [(priors[0], name) for name in self._baselines(experiment)]
-        for name in names:
-            needs = self.methods[name].solver.needs
-            rows += [(prior, name) for prior in (priors if needs else priors[:1])]
-        return rows
-
-    def _baselines(self, experiment: Experiment) -> list[str]:
-        if not self.baselines or self.source.truth([0]) is None:
-            return []
-        y = self.source.observed(experiment, [0], self.seeds[0])
-        are_images = y.shape[1:] == self.source.truth([0]).shape[1:] and not y.is_complex()
-        return ["data", "start"] if are_images else ["start"]
+    @cached_property
+    def _priors(self) -> dict[str, Any]:
+        return {name: self.priors.fingerprint(name) for name in self.priors.given}
 
     def _cell(self, experiment: Experiment, prior: str, name: str, seed: int) -> InversionCell:
-        labels = self._labels(experiment, prior, name)
+        labels = self.labels(experiment, prior, name)
         method = self._method(name, labels)
-        described = replace(experiment, labels={}, methods=None, priors=None)
+        iterations = self.iterations if method.iterations is None else method.iterations
+        start = method.start or self.start
         settings = {
             **self._common,
-            "experiment": plain(described),
+            "prior": self._priors[prior],
+            "experiment": experiment.fingerprint(),
             "solver": plain(method.solver),
-            "iterations": method.iterations or self.iterations,
-            "start": method.start or self.start,
-            "prior": self.priors.fingerprint(prior),
+            "iterations": iterations,
+            "start": start,
+            "start_deviation": self.start_deviation if start == "smoothed_truth" else None,
             "seed": seed,
         }
         return InversionCell(
@@ -287,86 +276,29 @@ class InversionEvaluation(Evaluation):
             seed=seed,
         )
 
-    def _labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
-        method = self.methods.get(name) or BASELINES[name]
-        several = len(self.priors.names) > 1 and method.solver.needs
-        own = method.labels or {"method": name}
-        return {**experiment.labels, **own, **({"prior": prior} if several else {})}
-
-    def _method(self, name: str, labels: Labels) -> Method:
-        """A method with the options that were chosen for a row, if any were."""
-        method = self.methods.get(name) or BASELINES[name]
-        best = [choice.best for choice in self.choices if choice.labels == labels]
-        return replace(method, solver=with_options(method.solver, best[0])) if best else method
-
     def _problem(
         self, cell: InversionCell, images: list[int], arrays: ArrayStore
     ) -> tuple[Problem, Tensor | None]:
         """Data of these images as a problem, and the truth if it is known."""
-        prior = self.priors.load(cell.prior)
-        truth, start = self.source.truth(images), self._starting_images(cell.method, images)
+        prior, truth = self.priors.load(cell.prior), self.source.truth(images)
+        start = cell.settings["start"]
+        start = self.source.start(start, images, prior.image_shape, self.start_deviation)
         truth, start = (None if t is None else t.to(prior.like) for t in (truth, start))
         y = self.source.observed(cell.experiment, images, cell.seed)
-        y = y.to(prior.like.device, _precision(y, prior.like))
-        problem = make_problem(
-            prior,
-            cell.experiment.physics(prior.image_shape).to(prior.like.device),
-            y,
-            noise=cell.experiment.noise,
-            start=start,
-            seed=cell.seed,
-            indices=images,
-            cache=Cache(arrays, images, str(self.priors.fingerprint(cell.prior))),
-        )
-        return problem, truth
+        cache = Cache(arrays, images, repr(cell.settings["prior"]))
+        more = {"start": start, "seed": cell.seed, "indices": images, "cache": cache}
+        return _made(prior, cell.experiment, y, **more), truth
 
-    def _starting_images(self, method: Method, images: list[int]) -> Tensor | None:
-        name = method.start or self.start
-        if name == "random":
-            return None
-        if name == "file":
-            return self.source.start(images)
-        if name == "constant":
-            shape = self.source.image_shape or self.priors.image_shape
-            return torch.full((len(images), *shape), 0.5)
-        return smoothed(self.source.truth(images), self.start_deviation)
+    def _probe(self, experiment: Experiment, prior: str) -> None:
+        """Make a problem: a wrong operator or a missing noise level is found before measuring."""
+        prior = self.priors.load(prior)
+        problem = _made(prior, experiment, self.source.probe(experiment, prior.image_shape))
+        if experiment.noise is None:
+            for name in self.names(experiment):
+                with _named(f"methods.{name}"):
+                    self.methods[name].solver.begin(problem)
 
-    def _probe(self, experiment: Experiment, prior_name: str) -> None:
-        """Make the problem of one image: a wrong operator is found before anything is written."""
-        prior = self.priors.load(prior_name)
-        y = self.source.observed(experiment, [0], self.seeds[0])
-        make_problem(
-            prior,
-            experiment.physics(prior.image_shape).to(prior.like.device),
-            y.to(prior.like.device, _precision(y, prior.like)),
-            noise=experiment.noise,
-        )
-
-    def _keep(
-        self,
-        cell: InversionCell,
-        images: Sequence[int],
-        problem: Problem,
-        truth: Tensor | None,
-        estimate: Estimate,
-        recording: Recording,
-        arrays: ArrayStore,
-    ) -> None:
-        curves = {**recording.curves, **recording.diagnostics}
-        for row, image in enumerate(images):
-            kept = {name: curve[:, row] for name, curve in curves.items()}
-            kept["milestones"] = torch.tensor(list(recording.snapshots))
-            if row < self.shown and image < self.shown:
-                kept |= {"x": estimate.x[row], "y": problem.y[row]}
-                kept |= {} if truth is None else {"truth": truth[row]}
-                kept |= {} if estimate.z is None else {"z": estimate.z[row]}
-                for iteration, pictures in recording.snapshots.items():
-                    kept[f"x_{iteration}"] = pictures[row]
-            if isinstance(self.source, MeasuredData):
-                kept["x"] = estimate.x[row]
-            arrays.save(cell.key, image, kept)
-
-    def _check_numbers(self) -> None:
+    def _check_options(self) -> None:
         counts = {
             "iterations": self.iterations,
             "batch_size": self.batch_size,
@@ -382,41 +314,25 @@ class InversionEvaluation(Evaluation):
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
         if self.tune_metric not in ("psnr", "ssim"):
             raise ValueError(f"tune_metric must be psnr or ssim, got {self.tune_metric!r}")
+        known = {metric.name for metric in self.metrics}
+        for published in self.published:
+            check_names(published.metrics, sorted(known), "published: no metric")
+        for name in BASELINES.keys() & self.methods:
+            raise ValueError(f"methods.{name}: every experiment has a row of this name already")
 
 
-class Cache:
-    """Tensors of these images by name, looked up or else computed and kept in an `ArrayStore`.
-
-    What does not depend on the data need not be computed for each noise level.
-    """
-
-    def __init__(self, arrays: ArrayStore, images: Sequence[int], prior: str) -> None:
-        self.arrays, self.images, self.prior = arrays, images, prior
-
-    def __call__(self, name: str, of: Tensor, compute: Any) -> Tensor:
-        """Rows (B, ...) that follow from the name, the prior and the rows `of` (B, ...)."""
-        groups = [f"kept-{digest(name, self.prior, row)[:16]}" for row in of]
-        places = list(zip(groups, self.images, strict=True))
-        if not all(self.arrays.has(*place) for place in places):
-            for place, row in zip(places, compute(), strict=True):
-                self.arrays.save(*place, {"row": row})
-        rows = [torch.from_numpy(self.arrays.load(*place)["row"]) for place in places]
-        return torch.stack(rows).to(of.device)
+def _made(prior: Prior, experiment: Experiment, y: Tensor, **options: Any) -> Problem:
+    """Data of an experiment as a problem, in the precision and on the device of the prior."""
+    like = prior.like
+    dtype = like.dtype.to_complex() if y.is_complex() else like.dtype
+    physics = experiment.physics(prior.image_shape).to(like.device)
+    return make_problem(prior, physics, y.to(like.device, dtype), noise=experiment.noise, **options)
 
 
-def write_recovered(results: Sequence[Result], folder: Path) -> None:
-    """Recovered images (n, C, H, W) of each row of the table, as .npz."""
-    cells: dict[str, list[Result]] = {}
-    for result in results:
-        repeat = f" {result.cell.repeat}" if result.cell.repeat else ""
-        cells.setdefault(labels_text(result.cell.labels) + repeat, []).append(result)
-    for name, place in file_names(cells).items():
-        images = [torch.from_numpy(result.arrays["x"]) for result in cells[name]]
-        save_arrays(folder / f"{place}.npz", {"x": torch.stack(images)})
-
-
-def _precision(y: Tensor, like: Tensor) -> torch.dtype:
-    return like.dtype.to_complex() if y.is_complex() else like.dtype
-
-
-__all__ = ["Experiment", "InversionEvaluation", "Method", "Published", "is_finite"]
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say where in the config a mistake is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error

@@ -58,7 +58,7 @@ def write_boards(results: Sequence[Result], folder: Path, shown: int) -> None:
     """One TensorBoard run for each row of the table, in place of those of an earlier call."""
     rows: dict[str, list[Result]] = {}
     for result in results:
-        if is_finite(result) and "milestones" in result.arrays:
+        if is_finite(result) and len(result.arrays["milestones"]) > 1:
             rows.setdefault(labels_text(result.cell.labels), []).append(result)
     for name, place in file_names(rows).items():
         _write_board([result.arrays for result in rows[name]], folder / place, shown)

@@ -1,7 +1,7 @@
 """Columns of a table of inversions."""
 
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from evaluation.cells import Result
 from evaluation.inversion_figures import is_finite
 from evaluation.table import Metric
-from flowprior.inversion import Estimate, Problem
+from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.recording import similarity
 from flowprior.metrics import lpips, typicality
 
@@ -26,6 +26,7 @@ class Measure(ABC):
 
     metrics: Sequence[Metric] = ()
 
+    @abstractmethod
     def __call__(
         self, estimate: Estimate, problem: Problem, truth: Tensor | None
     ) -> Mapping[str, Tensor]:
@@ -36,7 +37,6 @@ class Measure(ABC):
             problem: from what.
             truth: images (B, C, H, W) in [0, 1], if they are known.
         """
-        return {}
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Values of each image of one row that take all of its images to find."""
@@ -69,16 +69,17 @@ class Similarity(Measure):
         self, estimate: Estimate, problem: Problem, truth: Tensor | None
     ) -> Mapping[str, Tensor]:
         """See `Measure`."""
-        found = {} if truth is None else similarity(estimate.x, truth)
+        found = {} if truth is None else by_rows(similarity, estimate.x, truth)
         if estimate.residual is not None:
             found["residual"] = estimate.residual
         else:
             with torch.no_grad():
-                found["residual_rms"] = rms(problem.forward(estimate.x) - problem.y)
+                residual = by_rows(problem.forward, estimate.x, problem.rows) - problem.y
+            found["residual_rms"] = residual.abs().flatten(1).square().mean(1).sqrt()
         if "beta" in estimate.history:
             found["beta"] = estimate.history["beta"][-1]
         if estimate.z is not None and estimate.z.ndim == 4:
-            latents = typicality(estimate.z)
+            latents = by_rows(typicality, estimate.z)
             found |= {name: latents[name] for name in ("radius", "kurtosis", "patch_energy_spread")}
         return found
 
@@ -121,8 +122,3 @@ def measured(
         {name: values[row] if finite[row] else math.nan for name, values in lists.items()}
         for row in range(len(finite))
     ]
-
-
-def rms(residual: Tensor) -> Tensor:
-    """Root mean square of (B, ...), which may be complex, (B,)."""
-    return residual.abs().flatten(1).square().mean(1).sqrt()

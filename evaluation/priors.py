@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import flowprior
-from evaluation.fingerprints import file_digest, plain
+from evaluation.fingerprints import code_digest, file_digest, plain
 from evaluation.loading import checked_device, found_weights
 from evaluation.sources import Source
-from flowprior.command_line import UsageError
 from flowprior.priors import Prior
 
 
@@ -34,16 +33,6 @@ class PriorSource:
         self.device = checked_device(device)
         self._loaded: dict[str, Prior] = {}
 
-    @property
-    def names(self) -> dict[str, Any]:
-        """What was given, by name."""
-        return self.given
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the first prior."""
-        return self.load(next(iter(self.given))).image_shape
-
     def load(self, name: str) -> Prior:
         """The prior of a name."""
         if name not in self._loaded:
@@ -52,21 +41,23 @@ class PriorSource:
             self._loaded[name] = prior.to(self.device).eval().requires_grad_(False)
         return self._loaded[name]
 
-    def check(self, name: str, source: Source) -> None:
-        """Raise UsageError unless the prior models images such as those of the source."""
-        shape = self.load(name).image_shape
-        if source.image_shape is not None and shape != tuple(source.image_shape):
-            raise UsageError(
-                f"priors.{name} models images of shape {shape}, those to be recovered have "
-                f"{tuple(source.image_shape)}"
-            )
+    def check(self, source: Source) -> None:
+        """Raise ValueError unless all priors model images such as those of the source."""
+        for name in self.given:
+            shape = self.load(name).image_shape
+            if source.image_shape not in (None, shape):
+                raise ValueError(
+                    f"priors.{name} models images of shape {shape}, those to be recovered have "
+                    f"{source.image_shape}"
+                )
 
     def fingerprint(self, name: str) -> Any:
-        """What tells its weights from others."""
-        given = self.given[name]
-        if isinstance(given, Path):
-            return file_digest(given / "model.safetensors")
-        return plain(given)
+        """What tells a prior from others: its settings, weights and a user's own code."""
+        given, loaded = self.given[name], self.load(name)
+        if isinstance(given, Prior):
+            return plain(loaded)
+        files = {file: file_digest(given / file) for file in ("model.safetensors", "config.json")}
+        return {**files, "code": code_digest(type(loaded))}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is loaded: every process loads its own, on its device."""

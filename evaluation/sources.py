@@ -1,21 +1,28 @@
 """Where the data of an inversion come from: simulated from a data set, or measured."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule, Observations
-from evaluation.experiment import Experiment
+from evaluation.experiment import Experiment, ImageShape, StartName
 from evaluation.fingerprints import data_fingerprint, digest
+from flowprior.inversion import smoothed
 
 Split = Literal["val", "test"]
+_MOST_KEPT = 1000  # noiseless data of images
 
 
 class Source(ABC):
     """Data of a number of images, on the CPU."""
+
+    has_truth: bool
+    has_start: bool = False
 
     @property
     @abstractmethod
@@ -24,7 +31,7 @@ class Source(ABC):
 
     @property
     @abstractmethod
-    def image_shape(self) -> tuple[int, int, int] | None:
+    def image_shape(self) -> ImageShape | None:
         """(C, H, W), if the images are known."""
 
     @abstractmethod
@@ -32,8 +39,12 @@ class Source(ABC):
         """What tells it from other sources, JSON-like."""
 
     @abstractmethod
-    def check(self, experiment: Experiment) -> None:
-        """Raise ValueError if it cannot give the data of an experiment."""
+    def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
+        """Data (B, ...) to check an experiment with, of no image that results depend on.
+
+        Raises:
+            ValueError: it cannot give the data of this experiment.
+        """
 
     @abstractmethod
     def truth(self, images: Sequence[int]) -> Tensor | None:
@@ -43,16 +54,39 @@ class Source(ABC):
     def observed(self, experiment: Experiment, images: Sequence[int], seed: int) -> Tensor:
         """Data (B, ...)."""
 
-    def start(self, images: Sequence[int]) -> Tensor | None:
+    def given_start(self, images: Sequence[int]) -> Tensor | None:
         """Images (B, C, H, W) in [0, 1] to start from, if it has any."""
         return None
+
+    def check_start(self, name: StartName) -> None:
+        """Raise ValueError if it cannot give the images of `start`."""
+        if name == "file" and not self.has_start:
+            raise ValueError("start=file needs observations with start")
+        if name == "smoothed_truth" and not self.has_truth:
+            raise ValueError("start=smoothed_truth needs the true images")
+
+    def start(
+        self, name: StartName, images: Sequence[int], shape: ImageShape, deviation: float
+    ) -> Tensor | None:
+        """Images (B, C, H, W) in [0, 1] to start from; None for latents at random."""
+        if name == "random":
+            return None
+        if name == "constant":
+            return torch.full((len(images), *shape), 0.5)
+        if name == "file":
+            return self.given_start(images)
+        return smoothed(self.truth(images), deviation)
 
 
 class SimulatedData(Source):
     """Images of a data set, unquantised, under the operator and noise of an experiment."""
 
+    has_truth = True
+
     def __init__(self, data: ImageDataModule, images: int | None, split: Split = "test") -> None:
         self.data, self.images, self.split = data, images, split
+        self._operators: dict[str, Any] = {}
+        self._clean: dict[tuple[str, int], Tensor] = {}
 
     @property
     def count(self) -> int:
@@ -61,7 +95,7 @@ class SimulatedData(Source):
         return min(self.images or total, total)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """That of the data set."""
         return self.data.image_shape
 
@@ -69,10 +103,10 @@ class SimulatedData(Source):
         """All images of the split."""
         return data_fingerprint(self.data, self.split)
 
-    def check(self, experiment: Experiment) -> None:
-        """Build both operators: wrong options are found before anything is measured."""
-        experiment.physics(self.image_shape)
-        experiment.data_physics(self.image_shape)
+    def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
+        """Data of a grey image."""
+        physics = self._operator(experiment)[1]
+        return self._noisy(experiment, physics.A(torch.full((1, *image_shape), 0.5)), [0], 0)
 
     def truth(self, images: Sequence[int]) -> Tensor:
         """Images of the split."""
@@ -81,13 +115,35 @@ class SimulatedData(Source):
         return (next(batches)[1] - low) / (high - low)
 
     def observed(self, experiment: Experiment, images: Sequence[int], seed: int) -> Tensor:
-        """A(x) and its noise."""
-        physics = experiment.data_physics(self.image_shape)
-        clean = physics.A(self.truth(images))
+        """A(x) and its noise, one image at a time: the others must not change the last digit."""
+        key, physics = self._operator(experiment)
+        if len(self._clean) > _MOST_KEPT:
+            self._clean.clear()
+        for image in images:
+            if (key, image) not in self._clean:
+                self._clean[key, image] = physics.A(self.truth([image]))
+        clean = torch.cat([self._clean[key, image] for image in images])
+        return self._noisy(experiment, clean, images, seed)
+
+    def _noisy(
+        self, experiment: Experiment, clean: Tensor, images: Sequence[int], seed: int
+    ) -> Tensor:
         if experiment.noise is None:
             return clean
-        mask = getattr(physics, "mask", None)
+        mask = getattr(self._operator(experiment)[1], "mask", None)
         return experiment.noise.add(clean, seed=seed, indices=list(images), observed=mask)
+
+    def _operator(self, experiment: Experiment) -> tuple[str, Any]:
+        """The operator that makes the data, and a name for it; built once for all noise levels."""
+        found = experiment.fingerprint()
+        key = json.dumps([found[n] for n in ("operators", "options", "data_options")])
+        if key not in self._operators:
+            self._operators[key] = experiment.data_physics(self.image_shape)
+        return key, self._operators[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is computed when it is needed."""
+        return {**vars(self), "_operators": {}, "_clean": {}}
 
 
 class MeasuredData(Source):
@@ -95,6 +151,8 @@ class MeasuredData(Source):
 
     def __init__(self, path: Path) -> None:
         self.observations = Observations.load(path)
+        self.has_truth = self.observations.truth is not None
+        self.has_start = self.observations.start is not None
 
     @property
     def count(self) -> int:
@@ -102,7 +160,7 @@ class MeasuredData(Source):
         return len(self.observations.y)
 
     @property
-    def image_shape(self) -> tuple[int, int, int] | None:
+    def image_shape(self) -> ImageShape | None:
         """That of the true images or starts in the file."""
         known = [self.observations.truth, self.observations.start]
         return next((tuple(images.shape[1:]) for images in known if images is not None), None)
@@ -113,19 +171,20 @@ class MeasuredData(Source):
         parts = {"y": found.y, "truth": found.truth, "start": found.start}
         return digest(*(p for n, t in parts.items() if t is not None for p in (n, t)))
 
-    def check(self, experiment: Experiment) -> None:
-        """Another true operator is for simulated data."""
+    def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
+        """The first row of the data."""
         if experiment.assumed or experiment.data_operator or experiment.data_options:
             raise ValueError(
-                "experiments: assumed, data_operator and data_options are for simulated data, "
-                "not for observations"
+                "assumed, data_operator and data_options are for simulated data, not for "
+                "observations"
             )
+        return self.observations.y[:1]
 
     def truth(self, images: Sequence[int]) -> Tensor | None:
         """True images from the file."""
         return _selected(self.observations.truth, images)
 
-    def start(self, images: Sequence[int]) -> Tensor | None:
+    def given_start(self, images: Sequence[int]) -> Tensor | None:
         """Starting images from the file."""
         return _selected(self.observations.start, images)
 

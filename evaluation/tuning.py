@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from evaluation.cells import Labels, labels_key, labels_text
 from evaluation.experiment import Method
-from evaluation.table import Table
+from evaluation.sources import SimulatedData
+from evaluation.table import Row, Table
 from flowprior.inversion import Solver
 
 if TYPE_CHECKING:
@@ -44,19 +45,35 @@ def with_options(solver: Solver, options: Options) -> Solver:
 
 def _with_option(target: Any, names: Sequence[str], value: float, path: str) -> Any:
     name, *rest = names
-    if name not in _option_names(target):
+    known = inspect.signature(type(target)).parameters
+    if name not in known:
         raise ValueError(f"tune.{path}: {type(target).__name__} has no option {name}")
+    given = {option: getattr(target, option) for option in known}
     if rest:
-        value = _with_option(getattr(target, name), rest, value, path)
-    if is_dataclass(target):
-        return replace(target, **{name: value})
-    return type(target)(**{**target.settings, name: value})
+        value = _with_option(given[name], rest, value, path)
+    return type(target)(**{**given, name: value})
 
 
-def _option_names(target: Any) -> set[str]:
-    if is_dataclass(target):
-        return {field.name for field in fields(target)}
-    return set(getattr(target, "settings", {})) if isinstance(target, nn.Module) else set()
+def variants(name: str, method: Method) -> dict[str, Method]:
+    """One method for each point of its grid, by name; none if there is nothing to try.
+
+    Raises:
+        ValueError: its solver has no such option, or does not take a value.
+    """
+    if not method.tune:
+        return {}
+    try:
+        return {
+            f"{name} {number}": replace(
+                method,
+                solver=with_options(method.solver, options),
+                labels={**(method.labels or {"method": name}), **options},
+                tune={},
+            )
+            for number, options in enumerate(grid(method))
+        }
+    except ValueError as error:
+        raise ValueError(f"methods.{name}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ class Choice:
             for options, score in self.tried
         )
         return (
-            f"{labels_text(self.labels)}: {chosen}{edge}, tuned by {self.metric} on {self.images} "
+            f"{labels_text(self.labels)}: {chosen}{edge}, chosen by {self.metric} on {self.images} "
             f"validation images ({grid})"
         )
 
@@ -120,37 +137,44 @@ def tuned(
         raise ValueError("--tune: no method has values to try; give methods.NAME.tune")
     if evaluation.data is None:
         raise ValueError("--tune needs validation images of evaluation.data, not observations")
-    variants = {name: _variants(name, method) for name, method in evaluation.methods.items()}
-    table = measured(evaluation.on_validation_images(variants))
-    found = {labels_key(row.labels): row.stats.get(evaluation.tune_metric) for row in table.rows}
-    choices = [
-        Choice(labels, [(o, _score(found, labels, o)) for o in grid(method)], *_by(evaluation))
-        for labels, method in evaluation.tunable()
-    ]
+    trial = on_validation_images(evaluation)
+    rows = {labels_key(row.labels): row for row in measured(trial).rows}
+    choices = []
+    for labels, method in _tunable(evaluation):
+        scores = [
+            (options, _score(rows[labels_key({**labels, **options})], evaluation.tune_metric))
+            for options in grid(method)
+        ]
+        choices.append(Choice(labels, scores, evaluation.tune_metric, trial.source.count))
     return evaluation.with_choices(choices)
 
 
-def _variants(name: str, method: Method) -> dict[str, Method]:
-    """One method for each point of its grid; none if there is nothing to try."""
-    if not method.tune:
-        return {}
-    return {
-        f"{name} {number}": replace(
-            method,
-            solver=with_options(method.solver, options),
-            labels={**(method.labels or {"method": name}), **options},
-            tune={},
-        )
-        for number, options in enumerate(grid(method))
-    }
+def on_validation_images(evaluation: InversionEvaluation) -> InversionEvaluation:
+    """The same on the first validation images, for each value that a method has to try."""
+    trial = copy.copy(evaluation)
+    trial.title = f"{evaluation.title}: options tried on validation images"
+    trial.source = SimulatedData(evaluation.data, evaluation.tune_images, "val")
+    trial.seeds, trial.baselines, trial.published = evaluation.seeds[:1], False, []
+    tried = {name: variants(name, method) for name, method in evaluation.methods.items()}
+    trial.methods = {n: method for found in tried.values() for n, method in found.items()}
+    trial.experiments = [
+        replace(e, methods=[n for name in evaluation.names(e) for n in tried[name]])
+        for e in evaluation.experiments
+    ]
+    return trial
 
 
-def _by(evaluation: InversionEvaluation) -> tuple[str, int]:
-    return evaluation.tune_metric, evaluation.tune_images
+def _tunable(evaluation: InversionEvaluation) -> list[tuple[Labels, Method]]:
+    """Labels of each row whose method has values to try, and the method."""
+    return [
+        (evaluation.labels(experiment, prior, name), evaluation.methods[name])
+        for experiment in evaluation.experiments
+        for prior, name in evaluation.rows(experiment)
+        if evaluation.methods[name].tune
+    ]
 
 
-def _score(found: Mapping[str, Any], labels: Labels, options: Options) -> float:
-    stat = found.get(labels_key({**labels, **options}))
-    if stat is None or stat.mean is None or stat.n_excluded:
-        return float("-inf")
-    return stat.mean
+def _score(row: Row, metric: str) -> float:
+    """The mean; −∞ where an image failed."""
+    stat = row.stats.get(metric)
+    return float("-inf") if stat is None or stat.mean is None or stat.n_excluded else stat.mean

@@ -1,0 +1,63 @@
+"""What is kept of inversions on disk: curves, pictures, projections, recovered images."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evaluation.arrays import ArrayStore, file_names, save_arrays
+from evaluation.cells import Result, labels_text
+from evaluation.fingerprints import digest
+from flowprior.inversion import Estimate, Problem, Recording
+
+
+class Cache:
+    """Tensors of these images by name, looked up or else computed and kept in an `ArrayStore`.
+
+    What does not depend on the data need not be computed for each noise level.
+    """
+
+    def __init__(self, arrays: ArrayStore, images: Sequence[int], prior: str) -> None:
+        self.arrays, self.images, self.prior = arrays, images, prior
+
+    def __call__(self, name: str, of: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """Rows (B, ...) that follow from the name, the prior and the rows `of` (B, ...)."""
+        groups = [f"kept-{digest(name, self.prior, row)[:16]}" for row in of]
+        places = list(zip(groups, self.images, strict=True))
+        if not all(self.arrays.has(*place) for place in places):
+            for place, row in zip(places, compute(), strict=True):
+                self.arrays.save(*place, {"row": row})
+        rows = [torch.from_numpy(self.arrays.load(*place)["row"]) for place in places]
+        return torch.stack(rows).to(of.device)
+
+
+def kept_of_row(
+    row: int,
+    recording: Recording,
+    estimate: Estimate,
+    problem: Problem,
+    truth: Tensor | None,
+    with_pictures: bool,
+) -> dict[str, Tensor]:
+    """Curves of one row of a batch and, where they are shown, its pictures and latents."""
+    kept = {name: curve[:, row] for name, curve in recording.curves.items()}
+    kept |= {name: values[:, row] for name, values in recording.diagnostics.items()}
+    kept["milestones"] = torch.tensor(list(recording.snapshots))
+    if with_pictures:
+        kept |= {"x": estimate.x[row], "y": problem.y[row]}
+        kept |= {} if truth is None else {"truth": truth[row]}
+        kept |= {} if estimate.z is None else {"z": estimate.z[row]}
+        kept |= {f"x_{k}": pictures[row] for k, pictures in recording.snapshots.items()}
+    return kept
+
+
+def write_recovered(results: Sequence[Result], folder: Path) -> None:
+    """Recovered images (n, C, H, W) of each row of the table, as .npz."""
+    cells: dict[str, list[Result]] = {}
+    for result in results:
+        repeat = f" {result.cell.repeat}" if result.cell.repeat else ""
+        cells.setdefault(labels_text(result.cell.labels) + repeat, []).append(result)
+    for name, place in file_names(cells).items():
+        images = [torch.from_numpy(result.arrays["x"]) for result in cells[name]]
+        save_arrays(folder / f"{place}.npz", {"x": torch.stack(images)})
