@@ -1,4 +1,16 @@
-"""Image data sets as Lightning data modules, and measured data."""
+"""Image data sets as Lightning data modules, and measured data.
+
+The way of a pixel, and the module of each stop:
+
+1. image file or table row, assigned to a split: ``files``, ``tables``
+2. decoded, cropped and resized to a square of bytes: ``decoding``
+3. optionally prepared, that is stored as such squares: ``prepare`` writes, ``shards`` reads
+4. flipped, quantised and filled with noise: ``dequantize``
+5. in a global batch, in the order of the epoch: ``batches``
+
+``base`` connects stops 4 and 5 for every data set, ``pictures`` stops 1 to 3 for all that consist
+of image files. MNIST and CIFAR-10 (``small_images``) and ``layer_models`` enter at stop 4.
+"""
 
 from datamodules.base import ImageDataModule
 from datamodules.chest_xray import ChestXray

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from datamodules.decoding import read_square
-from datamodules.dequantize import ImageError
+from datamodules.errors import ImageError
 from tests.picture_files import encoded, picture
 
 
