@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.dequantize import ImageSource
 from datamodules.errors import ImageError
 from datamodules.files import Pictures, printable, stamp
-from flowprior.processes import interrupts_held
+from flowprior.processes import end_with_parent, interrupts_held
 
 # Pillow's own reader mixes up the channels of 16-bit TIFFs that are stored in planes.
 TiffImagePlugin.READ_LIBTIFF = True
@@ -192,7 +192,9 @@ def decode_all(
         ImageError: a process died.
     """
     outcomes = _Outcomes(pictures, image_size, channels)
-    loader = DataLoader(outcomes, _CHUNK, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        outcomes, _CHUNK, num_workers=workers, collate_fn=list, worker_init_fn=_begin
+    )
     try:
         with interrupts_held():
             chunks = iter(loader)
@@ -203,3 +205,7 @@ def decode_all(
             "a decoding process died, perhaps because memory ran out: run the same command again "
             "to continue, with fewer --workers"
         ) from error
+
+
+def _begin(_: int) -> None:
+    end_with_parent()  # a process left over would keep the lock of the output folder

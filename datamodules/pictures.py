@@ -95,16 +95,21 @@ class PictureModule(ImageDataModule):
                 f"data.source={self.source}: no images there, expected {', '.join(SUFFIXES)}, or "
                 "tables with a column of images"
             )
-        official = self.official_counts
-        if official is not None and len(official) == 2:
-            counts = (counts[0] + counts[1], counts[2])
-        if official not in (None, counts):
+        if self.official_counts is not None:
+            self._compare(counts, self.official_counts)
+        return found
+
+    def _compare(self, counts: tuple[int, ...], official: tuple[int, ...]) -> None:
+        """Tell the user if the splits are not the official ones."""
+        splits = "train / val / test"
+        if len(official) == 2:
+            splits, counts = "train and val / test", (counts[0] + counts[1], counts[2])
+        if counts != official:
             notice(
-                f"{self.source} has {_listed(counts)} images for train / val / test, which are not "
-                f"the official splits of {_listed(official)}: likelihoods cannot be compared with "
+                f"{self.source} has {_listed(counts)} images for {splits}, which are not the "
+                f"official splits of {_listed(official)}: likelihoods cannot be compared with "
                 "published ones"
             )
-        return found
 
     def listed(self, name: str) -> Path:
         """A file or folder that belongs to the set.
