@@ -14,6 +14,7 @@ of image files. MNIST and CIFAR-10 (``small_images``) and ``layer_models`` enter
 
 from datamodules.base import ImageDataModule
 from datamodules.chest_xray import ChestXray
+from datamodules.dequantize import ArrayImages, ImageSource
 from datamodules.faces import CelebA, CelebAHQ
 from datamodules.image_folder import ImageFolder
 from datamodules.layer_models import LayerModels
@@ -23,11 +24,13 @@ from datamodules.small_images import CIFAR10, MNIST
 __all__ = [
     "CIFAR10",
     "MNIST",
+    "ArrayImages",
     "CelebA",
     "CelebAHQ",
     "ChestXray",
     "ImageDataModule",
     "ImageFolder",
+    "ImageSource",
     "LayerModels",
     "Observations",
 ]

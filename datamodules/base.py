@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.batches import GlobalBatchSampler, ResumableLoader, evaluation_loader
+from datamodules.batches import GlobalBatchSampler, ResumableLoader, already_stacked
 from datamodules.dequantize import DequantizedImages, ImageSource
 
 SPLITS = ("train", "val", "test")
@@ -195,7 +195,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             shuffle=False,
             drop_last=False,
         )
-        return evaluation_loader(dataset, sampler, **self._loader_options())
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=already_stacked,
+            generator=torch.Generator(),
+            **self._loader_options(),
+        )
 
     def _process(self) -> tuple[int, int]:
         """(rank, world_size)."""

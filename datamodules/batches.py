@@ -114,7 +114,7 @@ class ResumableLoader(DataLoader):
         # A generator of its own: a loader that drew its workers' seed from the global one would
         # change the model's random numbers at each (re)start.
         options.setdefault("generator", torch.Generator())
-        options.setdefault("collate_fn", _already_stacked)
+        options.setdefault("collate_fn", already_stacked)
         super().__init__(dataset, batch_sampler=batch_sampler, **options)
         self.consumed = 0
 
@@ -148,13 +148,6 @@ class ResumableLoader(DataLoader):
         }
 
 
-def evaluation_loader(
-    dataset: DequantizedImages, batch_sampler: GlobalBatchSampler, **options: Any
-) -> DataLoader:
-    """A loader that gives the same batches each time it is iterated."""
-    options.setdefault("generator", torch.Generator())
-    return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=_already_stacked, **options)
-
-
-def _already_stacked(batch: Tensor) -> Tensor:
+def already_stacked(batch: Tensor) -> Tensor:
+    """A collation for data sets that give whole batches."""
     return batch

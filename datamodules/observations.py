@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         content = np.load(path, allow_pickle=False)
         return {"y": content} if isinstance(content, np.ndarray) else dict(content)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not a .npy or .npz file of numbers: {error}") from error
+        raise DataError(f"{path} is no .npy or .npz file of numbers: {error}") from error
 
 
 def _tensor(path: str | Path, name: str, array: np.ndarray) -> Tensor:

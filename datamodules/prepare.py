@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from jsonargparse.typing import NonNegativeInt
 from rich.console import Console
 
 from datamodules.base import SPLITS
@@ -74,16 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test-fraction", type=float, help="for `folder`")
     parser.add_argument("--column", help="of tables, with the images, if there are several")
     parser.add_argument(
-        "--workers", type=_whole, default=os.cpu_count(), help="number of processes; 0 for one"
+        "--workers", type=NonNegativeInt, default=os.cpu_count(), help="number of processes"
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first bad image")
     return parser
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
-    return int(text)
 
 
 def prepare(
@@ -132,10 +127,8 @@ def prepare(
         _write_missing(module, pictures, shards, output, workers, strict, console)
         info = settings | {"finished": True} | _collected(output, shards)
         _check_strict(strict, info)
-        _print_skipped(output, info["skipped"], console)
-        _check_training(output, info)
+        _report(output, info, console)
         write_info(output, info)
-    console.print(f"{output} is finished: {_summary(info)}", soft_wrap=True, highlight=False)
     return info
 
 
@@ -260,20 +253,22 @@ def _check_strict(strict: bool, info: Mapping[str, Any]) -> None:
         raise ImageError(f"image {info['skipped'][0]} (left out before, without --strict)")
 
 
-def _check_training(output: Path, info: Mapping[str, Any]) -> None:
-    if not any(info["images"]["train"]):
-        first = f": {info['skipped'][0]}" if info["skipped"] else ""
-        raise DataError(
-            f"--output {output}: no image for training can be used{first}; remove the folder"
-        )
-
-
-def _print_skipped(output: Path, skipped: Sequence[str], console: Console) -> None:
+def _report(output: Path, info: Mapping[str, Any], console: Console) -> None:
+    """Print what was left out and the result; a DataError if nothing is left to train on."""
+    skipped = info["skipped"]
     for line in skipped[:_SHOWN]:
         console.print(f"skipped: {line}", soft_wrap=True, highlight=False, markup=False)
     if len(skipped) > _SHOWN:
         more = f"and {len(skipped) - _SHOWN} more, listed in {output / INFO}"
         console.print(more, soft_wrap=True)
+    if not any(info["images"]["train"]):
+        first = f": {skipped[0]}" if skipped else ""
+        raise DataError(
+            f"--output {output}: no image for training can be used{first}; remove the folder"
+        )
+    console.print(f"{output} is finished: {_summary(info)}", soft_wrap=True, highlight=False)
+    if not any(info["images"]["val"]):
+        console.print("there are no validation images, which training needs (--val-fraction)")
 
 
 def _summary(info: Mapping[str, Any]) -> str:

@@ -65,14 +65,11 @@ class TorchvisionModule(ImageDataModule):
         try:
             pixels = self.read(split != "test")
         except (RuntimeError, OSError) as error:
-            if self.download:
-                reason = " ".join(str(error).split())
-                raise DataError(
-                    f"data.root={self.root}: {name} could not be downloaded: {reason}"
-                ) from error
+            advice = "--data.download true fetches them (docs/data.md)"
+            reason = " ".join(str(error).split()) if self.download else advice
             raise DataError(
-                f"data.root={self.root}: the files of {name} are not there, or not the original "
-                "ones; --data.download true fetches them (docs/data.md)"
+                f"data.root={self.root}: the files of {name} are missing or not the original ones: "
+                f"{reason}"
             ) from error
         cut = len(pixels) - self.held_out
         return ArrayImages({"train": pixels[:cut], "val": pixels[cut:], "test": pixels}[split])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_lightning.callbacks import Callback
 
-from datamodules import LayerModels
+from datamodules import ImageDataModule, LayerModels
 from datamodules.batches import GlobalBatchSampler, ResumableLoader
 from datamodules.dequantize import ArrayImages, DequantizedImages, dequantize, quantize
 from datamodules.errors import ImageError
@@ -403,7 +403,39 @@ def test_wrong_options(options, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("method", ["images", "dataset"])
+class Phantoms(ImageDataModule):
+    """As docs/data.md shows it."""
+
+    channels = 1
+
+    def images(self, split):
+        return ArrayImages(np.load(f"{split}.npy", mmap_mode="r"))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_class_of_ones_own(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.arange(3 * 64).reshape(3, 1, 8, 8)
+    for split in ("train", "val", "test"):
+        np.save(f"{split}.npy", (pixels if kind == np.uint8 else pixels / 255).astype(kind))
+    data = Phantoms(image_size=8, batch_size=2)
+    data.check(1)
+    x = next(data.batches("test", 3))[1]
+    np.testing.assert_array_equal(((x + 0.5) * 256).floor(), pixels)
+    before = data.fingerprint()
+    np.save("test.npy", np.load("test.npy")[::-1])
+    assert data.fingerprint() != before
+
+
+def test_fingerprint_of_layer_models_is_their_settings():
+    before = small().fingerprint()
+    assert before == small(batch_size=4, num_workers=2, horizontal_flips=True).fingerprint()
+    for change in ({"num_test": 6}, {"seed": 1}, {"image_size": 9}, {"n_bits": None}):
+        assert small(**change).fingerprint() != before
+    assert small().fingerprint("val") != before
+
+
+@pytest.mark.parametrize("method", ["images", "dataset", "fingerprint"])
 def test_unknown_split(method):
     with pytest.raises(ValueError, match="split='valid': expected one of train, val, test"):
         getattr(small(), method)("valid")
