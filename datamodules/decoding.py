@@ -135,7 +135,7 @@ class DecodedPictures(ImageSource):
             ) from error
 
     def digest(self) -> str:
-        """Hash of names and contents; of files beyond 512 MiB, of their beginnings and stamps."""
+        """Hash of names and contents; after 512 MiB, of the beginning and stamp of each file."""
         hashed, left = blake2b(digest_size=16), _HASHED_WHOLE
         for index, name in enumerate(self.pictures.names):
             data = self.pictures.data(index)
@@ -143,7 +143,7 @@ class DecodedPictures(ImageSource):
             left -= len(whole)
             hashed.update(f"{printable(name)} {len(whole)} ".encode())
             hashed.update(whole)
-            if left < 0 and isinstance(data, Path):
+            if isinstance(data, Path) and data.is_file() and data.stat().st_size > len(whole):
                 hashed.update(stamp(data, "").encode())
         return hashed.hexdigest()
 

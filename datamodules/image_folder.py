@@ -54,7 +54,7 @@ class ImageFolder(TableModule):
         folder = Path(self.source)
         names, others = image_names(folder)
         if others:
-            kinds = ", ".join(f"{kind or 'no suffix'}: {n}" for kind, n in others.most_common())
+            kinds = ", ".join(f"{kind or 'no suffix'}: {n}" for kind, n in others.most_common(5))
             notice(f"{folder}: passed over files that are not named like images ({kinds})")
         own = folder_splits(names) or {"train": names}
         val = 0 if "val" in own else self.val_fraction

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 HUB = "hub:"
 """What the source of a hub set starts with."""
-_SAVED = ("dataset_dict.json", "state.json")
+_SAVED = (["dataset_dict.json"], ["dataset_info.json", "state.json"])
+"""Files that ``save_to_disk`` writes for several splits, and for one."""
 
 
 class Rows(Pictures):
@@ -106,7 +107,7 @@ def table_splits(
 
 
 def _is_saved(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _SAVED)
+    return any(all((folder / name).is_file() for name in names) for names in _SAVED)
 
 
 def _load(source: str) -> "dict[str, Dataset]":
@@ -176,7 +177,7 @@ def _is_image(table: "Dataset", name: str) -> bool:
     try:
         with Image.open(BytesIO(first)):
             return True
-    except OSError:
+    except Exception:  # bytes that are no image make Pillow raise nearly anything
         return False
 
 
