@@ -93,13 +93,11 @@ def _rows(path: Path, columns: int, header: bool = False) -> Iterator[list[str]]
         DataError: it is no text, or a line has another number of fields.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = [line.split() for line in path.read_text().splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, {error}") from error
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields or (header and number == 1):
-            continue
-        if len(fields) != columns:
-            raise DataError(f"{path}, line {number}: expected {columns} columns, got {line!r}")
-        yield fields
+    for number, fields in enumerate(lines[header:], start=1 + header):
+        if len(fields) not in (0, columns):
+            raise DataError(f"{path}, line {number}: expected {columns} columns, got {fields}")
+        if fields:
+            yield fields
