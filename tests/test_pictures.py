@@ -544,7 +544,9 @@ def test_mnist_is_padded(mnist):
         MNIST(str(mnist), n_bits=9)
 
 
-@pytest.mark.parametrize("content", [b"", bytes(99), b"random bytes", None])
+@pytest.mark.parametrize(
+    "content", [b"", bytes(99), b"random bytes", None], ids=["empty", "zeros", "random", "cut"]
+)
 def test_damaged_mnist_is_one_line_and_fetched_again(mnist, monkeypatch, content):
     path = mnist / "MNIST/raw/t10k-images-idx3-ubyte"
     original = path.read_bytes()
