@@ -27,7 +27,7 @@ from callbacks import (
     WeightExport,
 )
 from datamodules import ImageDataModule
-from datamodules.dequantize import DataError
+from datamodules.errors import DataError
 from flowprior.command_line import (
     ROOT,
     UsageError,
