@@ -121,7 +121,9 @@ class InversionEvaluation(Evaluation):
     @property
     def metrics(self) -> Sequence[Metric]:
         """Columns of the table: those of all measures."""
-        return [metric for measure in self.measures for metric in measure.metrics]
+        found = [metric for measure in self.measures for metric in measure.metrics]
+        # A column that nothing can fill is not even shown as missing.
+        return found if self.source.has_truth else [replace(m, missing="") for m in found]
 
     def check(self) -> None:
         """Fit together experiments, methods, priors and data, all before any is measured."""
@@ -295,8 +297,10 @@ class InversionEvaluation(Evaluation):
         problem = _made(prior, experiment, self.source.probe(experiment, prior.image_shape))
         if experiment.noise is None:
             for name in self.names(experiment):
-                with _named(f"methods.{name}"):
-                    self.methods[name].solver.begin(problem)
+                solver = self.methods[name].solver
+                if getattr(solver, "misfit", None) is None:
+                    with _named(f"methods.{name}"):
+                        solver.begin(problem)
 
     def _check_options(self) -> None:
         counts = {

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 WORTH_ONE_CALL = 1e9
 """Floating-point operations of a row that keep a core busy: more rows in a call gain little."""
@@ -105,9 +106,9 @@ def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
     """
     if row[0].device.type != "cpu":
         return 1
-    with FlopCounterMode(display=False) as counter:
+    with _Operations() as operations:
         function(*row)
-    if counter.get_total_flops() > WORTH_ONE_CALL:
+    if operations.count > WORTH_ONE_CALL:
         return 1
     generator = torch.Generator().manual_seed(0)
     rows = [
@@ -123,6 +124,25 @@ def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
         if not all(torch.equal(a, m[place : place + 1].expand_as(a)) for a, m in pairs):
             return 1
     return _SIZE
+
+
+class _Operations(TorchDispatchMode):
+    """Counts floating-point operations, inside of custom autograd functions too.
+
+    PyTorch's FlopCounterMode also follows modules, and fails at those in such functions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        formula = flop_registry.get(getattr(function, "_overloadpacket", function))
+        self.count += formula(*args, **(kwargs or {}), out_val=result) if formula else 0
+        return result
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:
