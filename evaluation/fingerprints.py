@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parent.parent
 _BATCH = 64
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def file_digest(path: str | Path) -> str:
@@ -64,8 +65,8 @@ def code_digest(kind: type) -> str | None:
 def plain(value: Any) -> Any:
     """The value as JSON gives it back: string keys, lists, no number that is not finite.
 
-    An object becomes its class and its public attributes, with a digest of its code if it is a
-    user's own; a torch module also has a digest of its weights.
+    An object becomes its class and its public attributes; one of a user's own also has its private
+    attributes and a digest of its code, and a torch module a digest of its weights.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -93,6 +94,10 @@ def _plain_object(value: Any) -> dict[str, Any]:
     if kind is value:
         return found
     attributes = getattr(value, "__dict__", {})
-    own = {name: item for name, item in attributes.items() if not name.startswith("_")}
+    own = {
+        name: item
+        for name, item in attributes.items()
+        if name not in _OF_EVERY_MODULE and (code or not name.startswith("_"))
+    }
     inner = dict(value.named_children()) if isinstance(value, nn.Module) else {}
     return {**found, **{name: plain(item) for name, item in {**own, **inner}.items()}}

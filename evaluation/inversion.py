@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule
@@ -133,7 +134,8 @@ class InversionEvaluation(Evaluation):
             variants(name, method)
         for number, experiment in enumerate(self.experiments):
             for prior, name in self.rows(experiment):
-                self._method(name).solver.check(self.priors.load(prior), f"methods.{name}: ")
+                with _named(f"methods.{name}"):
+                    self.methods[name].solver.check(self.priors.load(prior))
             for prior in chosen(experiment.priors, self.priors.given, "prior"):
                 with _named(f"experiments[{number}]"):
                     self._probe(experiment, prior)
@@ -330,6 +332,7 @@ def _made(prior: Prior, experiment: Experiment, y: Tensor, **options: Any) -> Pr
     like = prior.like
     dtype = like.dtype.to_complex() if y.is_complex() else like.dtype
     physics = experiment.physics(prior.image_shape).to(like.device)
+    physics = physics.double() if like.dtype == torch.float64 else physics
     return make_problem(prior, physics, y.to(like.device, dtype), noise=experiment.noise, **options)
 
 

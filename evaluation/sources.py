@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment, ImageShape, StartName
 from evaluation.fingerprints import data_fingerprint, digest
-from flowprior.inversion import smoothed
+from flowprior.inversion import Forward, smoothed
 
 Split = Literal["val", "test"]
 _MOST_KEPT = 1000  # noiseless data of images
@@ -85,7 +85,7 @@ class SimulatedData(Source):
 
     def __init__(self, data: ImageDataModule, images: int | None, split: Split = "test") -> None:
         self.data, self.images, self.split = data, images, split
-        self._operators: dict[str, Any] = {}
+        self._operators: dict[str, Forward] = {}
         self._clean: dict[tuple[str, int], Tensor] = {}
 
     @property
@@ -105,8 +105,16 @@ class SimulatedData(Source):
 
     def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
         """Data of a grey image."""
-        physics = self._operator(experiment)[1]
-        return self._noisy(experiment, physics.A(torch.full((1, *image_shape), 0.5)), [0], 0)
+        operator = self._operator(experiment)[1]
+        try:
+            clean = operator(torch.full((1, *image_shape), 0.5))
+            return self._noisy(experiment, clean, [0], 0)
+        except Exception as error:  # whatever a user's code raises
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{operator.name} and its noise make no data of an image of shape {image_shape}: "
+                f"{reason}"
+            ) from error
 
     def truth(self, images: Sequence[int]) -> Tensor:
         """Images of the split."""
@@ -116,12 +124,12 @@ class SimulatedData(Source):
 
     def observed(self, experiment: Experiment, images: Sequence[int], seed: int) -> Tensor:
         """A(x) and its noise, one image at a time: the others must not change the last digit."""
-        key, physics = self._operator(experiment)
+        key, operator = self._operator(experiment)
         if len(self._clean) > _MOST_KEPT:
             self._clean.clear()
         for image in images:
             if (key, image) not in self._clean:
-                self._clean[key, image] = physics.A(self.truth([image]))
+                self._clean[key, image] = operator(self.truth([image]))
         clean = torch.cat([self._clean[key, image] for image in images])
         return self._noisy(experiment, clean, images, seed)
 
@@ -130,15 +138,15 @@ class SimulatedData(Source):
     ) -> Tensor:
         if experiment.noise is None:
             return clean
-        mask = getattr(self._operator(experiment)[1], "mask", None)
+        mask = getattr(self._operator(experiment)[1].physics, "mask", None)
         return experiment.noise.add(clean, seed=seed, indices=list(images), observed=mask)
 
-    def _operator(self, experiment: Experiment) -> tuple[str, Any]:
+    def _operator(self, experiment: Experiment) -> tuple[str, Forward]:
         """The operator that makes the data, and a name for it; built once for all noise levels."""
         found = experiment.fingerprint()
         key = json.dumps([found[n] for n in ("operators", "options", "data_options")])
         if key not in self._operators:
-            self._operators[key] = experiment.data_physics(self.image_shape)
+            self._operators[key] = Forward(experiment.data_physics(self.image_shape))
         return key, self._operators[key]
 
     def __getstate__(self) -> dict[str, Any]:

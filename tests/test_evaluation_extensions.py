@@ -1,0 +1,304 @@
+"""Code of one's own beside a config: prior, operator, noise, solver, layers and columns."""
+
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flowprior.inversion import Checkpoint
+from tests.entry_points import finish
+from tests.inversion_tables import (
+    DATA,
+    noise,
+    records,
+    refused,
+    rows_of,
+    run_here,
+    solver,
+    table,
+    write_config,
+)
+
+EXTENSION = '''
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from evaluation.measures import Measure
+from evaluation.table import Metric
+from flowprior.gaussianization import Reparameterization
+from flowprior.inversion import ImageRun, Solver
+from flowprior.physics import Noise
+from flowprior.priors import Module, Prior
+
+
+def decoder(latent: int = 5) -> Prior:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(latent, 256), nn.Sigmoid(), nn.Unflatten(1, (1, 16, 16)))
+    return Module(net, (1, 16, 16), [latent])
+
+
+class RowMean(nn.Module):
+    """Means of some neighbouring rows."""
+
+    def __init__(self, rows: int = 2) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(2, (-1, self.rows)).mean(3)
+
+
+@dataclass(frozen=True)
+class Uniform(Noise):
+    """Uniform noise, fitted by least squares."""
+
+    width: float
+
+    def sample(self, clean, seed, indices, seen):
+        rows = [torch.Generator().manual_seed(1000 * seed + int(i)) for i in indices]
+        unit = [torch.rand(clean.shape[1:], generator=row) - 0.5 for row in rows]
+        return clean + self.width * torch.stack(unit)
+
+    def misfit(self, predicted, y):
+        return self.standardised(predicted, y).double().square().flatten(1).sum(1) / 2
+
+    def standardised(self, predicted, y):
+        return (predicted - y) / (self.width / 12**0.5)
+
+
+@dataclass(frozen=True)
+class Landweber(Solver):
+    """Gradient steps of one size."""
+
+    step: float = 1e-4
+
+    def begin(self, problem):
+        return LandweberRun(problem, self.step)
+
+
+class LandweberRun(ImageRun):
+    interrupt_at = None
+
+    def __init__(self, problem, size: float) -> None:
+        super().__init__(problem)
+        self.size = size
+
+    def step(self) -> None:
+        if LandweberRun.interrupt_at is not None:
+            LandweberRun.interrupt_at -= 1
+            if LandweberRun.interrupt_at < 0:
+                raise KeyboardInterrupt
+        self.x = self.x - self.size * self.misfit_gradient()
+        self.measure()
+
+
+class Scaled(Reparameterization):
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, v):
+        return self.scale * v
+
+
+class Hidden(Reparameterization):
+    """Keeps its setting to itself."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self._scale = scale
+
+    def forward(self, v):
+        return self._scale * v
+
+
+class Brightness(Measure):
+    metrics = (Metric("brightness", "Brightness"), Metric("offset", "Offset"))
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
+
+    def __call__(self, estimate, problem, truth):
+        mean = estimate.x.flatten(1).mean(1)
+        return {"brightness": mean, "offset": mean + self.offset}
+'''
+
+
+def own(name: str, **options: Any) -> dict[str, Any]:
+    return {"class_path": f"my_extension.{name}", "init_args": options}
+
+
+def latent_norm(**options: Any) -> dict[str, Any]:
+    options = {"penalty": "latent_norm", **options}
+    return {"solver": solver(**options)}
+
+
+SETTINGS = {
+    "priors": {"mine": own("decoder", latent=7)},
+    "data": DATA,
+    "images": 4,
+    "batch_size": 2,
+    "iterations": 4,
+    "shown": 2,
+    "experiments": [
+        {
+            "labels": {"operator": "row means"},
+            "operator": "my_extension.RowMean",
+            "options": {"rows": 4},
+            "noise": own("Uniform", width=0.2),
+        },
+        {
+            "labels": {"operator": "blur"},
+            "operator": "gaussian_blur",
+            "options": {"tau": 1.0},
+            "noise": noise(0.1),
+        },
+    ],
+    "methods": {
+        "csgm": latent_norm(),
+        "layers": latent_norm(reparameterization=own("Scaled", scale=1.0)),
+        "hidden": latent_norm(reparameterization=own("Hidden", scale=1.0)),
+        "landweber": {"solver": own("Landweber", step=1e-3), "start": "constant"},
+    },
+    "measures": [own("Brightness", offset=1.0)],
+}
+IMPORTS = {"imports": ["my_extension"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("extensions")
+    (path / "my_extension.py").write_text(EXTENSION)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> list[dict[str, Any]]:
+    return table(folder, "whole", SETTINGS, **IMPORTS)
+
+
+def test_table_of_own_parts(folder, whole):
+    labels = [tuple(row["labels"].values()) for row in whole]
+    methods = ["csgm", "layers", "hidden", "landweber"]
+    assert labels == [
+        *(("row means", method) for method in ["start", *methods]),
+        *(("blur", method) for method in ["data", "start", *methods]),
+    ]
+    for row in whole:
+        metrics = row["metrics"]
+        expected = metrics["brightness"]["mean"] + 1
+        assert metrics["offset"]["mean"] == pytest.approx(expected, abs=1e-6)
+    start, *_, landweber = whole[:5]
+    assert landweber["metrics"]["residual"]["mean"] < start["metrics"]["residual"]["mean"]
+    assert whole[1]["metrics"]["psnr"] == whole[2]["metrics"]["psnr"]  # a scale of 1
+    assert "Brightness" in (folder / "whole" / "table.md").read_text()
+
+
+def test_two_processes_have_them_too(folder, whole):
+    arguments = ("--config", "whole.yaml", "--output", "shared", "--processes", "2")
+    finish(folder, "evaluate.py", *arguments)
+    assert records(folder / "shared") == records(folder / "whole")
+
+
+def test_killed_in_a_batch_of_an_own_solver(folder, whole, monkeypatch):
+    import my_extension
+
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(my_extension.LandweberRun, "interrupt_at", 4 + 2)
+    arguments = ("--config", "whole.yaml", "--output", "killed")
+    assert run_here(folder, *arguments) == 130
+    assert len(list((folder / "killed" / "underway").iterdir())) == 1
+    monkeypatch.setattr(my_extension.LandweberRun, "interrupt_at", 4 * 3 - 2)  # not one more
+    assert run_here(folder, *arguments) == 0
+    assert records(folder / "killed") == records(folder / "whole")
+
+
+CHANGES = {
+    "attribute of layers": ("layers", "scale", 9.0, "scale"),
+    "private attribute of layers": ("hidden", "scale", 9.0, "scale"),
+    "option of a solver": ("landweber", "step", 2e-3, "step"),
+}
+
+
+def noticed(folder: Path, name: str, settings: dict[str, Any], capsys) -> str:
+    """The line of a run with other settings into a copy of the finished one."""
+    shutil.copytree(folder / "whole", folder / name)
+    write_config(folder / f"{name}.yaml", settings, **IMPORTS)
+    before = (folder / name / "records.jsonl").read_bytes()
+    capsys.readouterr()
+    assert run_here(folder, "--config", f"{name}.yaml", "--output", name) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (folder / name / "records.jsonl").read_bytes() == before
+    return line
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_setting_of_own_code_is_noticed(folder, whole, capsys, name):
+    method, option, value, word = CHANGES[name]
+    settings = deepcopy(SETTINGS)
+    options = settings["methods"][method]["solver"]["init_args"]
+    options.get("reparameterization", {"init_args": options})["init_args"][option] = value
+    line = noticed(folder, name.replace(" ", "-"), settings, capsys)
+    assert method in line
+    assert word in line
+
+
+def test_changed_parts_of_an_experiment_are_noticed(folder, whole, capsys):
+    settings = deepcopy(SETTINGS)
+    settings["experiments"][0]["noise"] = own("Uniform", width=0.3)
+    assert "width" in noticed(folder, "noise", settings, capsys)
+    settings = deepcopy(SETTINGS)
+    settings["experiments"][0]["options"] = {"rows": 2}
+    assert "rows" in noticed(folder, "rows", settings, capsys)
+    settings = deepcopy(SETTINGS)
+    settings["priors"] = {"mine": own("decoder", latent=6)}
+    assert "prior" in noticed(folder, "prior", settings, capsys)
+    settings = {**SETTINGS, "measures": [own("Brightness", offset=2.0)]}
+    assert "offset" in noticed(folder, "measure", settings, capsys)
+
+
+def test_changed_code_is_noticed(folder, whole, capsys):
+    path = folder / "my_extension.py"
+    try:
+        path.write_text(EXTENSION + "# changed\n")
+        assert "code" in noticed(folder, "code", SETTINGS, capsys)
+    finally:
+        path.write_text(EXTENSION)
+
+
+def test_mistakes_of_own_parts_are_one_line(folder, whole, capsys):
+    for part, wrong, words in [
+        ("priors", {"mine": own("decodre")}, ["decodre"]),
+        ("experiments", [{**SETTINGS["experiments"][0], "options": {"row": 4}}], ["row", "rows"]),
+        ("experiments", [{**SETTINGS["experiments"][0], "options": {"rows": 5}}], ["RowMean"]),
+        ("methods", {"a": {"solver": own("Landweber", stepp=1)}}, ["stepp"]),
+        ("methods", {"a": latent_norm(reparameterization=own("Scaled", scal=1))}, ["scal"]),
+        ("methods", {"a": {"solver": solver()}}, ["methods.a", "latent_norm or none"]),
+        ("measures", [own("Brightness", offst=1)], ["offst"]),
+    ]:
+        line = refused(folder, {**SETTINGS, part: wrong}, capsys, **IMPORTS)
+        assert all(word in line for word in words), line
+
+
+def test_options_of_own_layers_are_tuned(folder, whole):
+    settings = deepcopy(SETTINGS)
+    settings["methods"] = {"layers": settings["methods"]["layers"]}
+    settings["methods"]["layers"]["tune"] = {"reparameterization.scale": [0.5, 1]}
+    settings |= {"experiments": settings["experiments"][1:], "tune_images": 2, "images": 1}
+    table(folder, "own-tuned", settings, "--tune", **IMPORTS)
+    assert len(rows_of(folder / "own-tuned" / "tuning")) == 2
+
+
+def test_own_module_sees_the_truth_only_where_it_is_known(folder, whole):
+    np.save(folder / "y.npy", torch.rand(2, 1, 16, 16).numpy())
+    settings = {name: SETTINGS[name] for name in ("priors", "methods", "measures")}
+    settings |= {"observations": "y.npy", "experiments": SETTINGS["experiments"][1:]}
+    rows = table(folder, "measured", {**settings, "iterations": 1}, **IMPORTS)
+    assert all("brightness" in row["metrics"] and "psnr" not in row["metrics"] for row in rows)
