@@ -9,6 +9,7 @@ from torch import nn
 
 from flowprior.gaussianization import Gaussianization
 from flowprior.inversion import BatchedLBFGS, batch_invariant, by_rows
+from flowprior.inversion.batch_invariant import _Operations, rows_per_call
 from flowprior.metrics import typicality
 from flowprior.physics import OPERATORS, crosshole, make_operator
 from tests.conftest import make_perturbed_glow
@@ -254,3 +255,24 @@ def test_results_keep_their_form():
 def test_unequal_numbers_of_rows_are_refused():
     with pytest.raises(ValueError, match="rows"):
         by_rows(torch.add, random(2, 3), random(1, 3))
+
+
+def test_operations_are_counted_inside_of_memory_flat_flows():
+    convolution = nn.Conv2d(3, 5, 1)
+    with _Operations() as operations:
+        convolution(torch.zeros(2, 3, 4, 4))
+    assert operations.count == 2 * (2 * 4 * 4) * 3 * 5
+    flow = make_perturbed_glow(1, 8, levels=1, steps=2, coupling="affine").requires_grad_(False)
+
+    def with_gradient(z):
+        z = z.detach().requires_grad_()
+        x, _ = flow.decode(z)
+        return x.detach(), torch.autograd.grad(x.sum(), z)[0]
+
+    z = torch.randn(1, *flow.latent.shape, dtype=torch.float64)
+    with _Operations() as once:
+        flow.decode(z)
+    with _Operations() as operations:
+        with_gradient(z)
+    assert operations.count > 2 * once.count > 0
+    assert rows_per_call(with_gradient, z) in (1, 8)

@@ -206,6 +206,7 @@ def test_interrupt_during_the_imports_is_one_word(folder: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")))
 def test_every_config_can_be_built(path: Path, folder: Path) -> None:
     parser = evaluate.make_parser()
-    weights = str(folder / "weights")
-    config = parser.parse_args(["--config", path.stem, "--evaluation.weights", weights])
+    option = "priors.glow" if "priors:" in path.read_text() else "weights"
+    weights = (f"--evaluation.{option}", str(folder / "weights"))
+    config = parser.parse_args(["--config", path.stem, *weights])
     assert parser.instantiate(config).evaluation.title

@@ -13,12 +13,15 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
 import flowprior
 from evaluation.arrays import ArrayStore
+from evaluation.cells import labels_text
 from evaluation.inversion import InversionEvaluation
+from evaluation.tuning import grid
 from flowprior.inversion import BatchedLBFGS, Checkpoint
 from tests.conftest import make_perturbed_glow
-from tests.entry_points import finish, start
+from tests.entry_points import ROOT, finish, start
 from tests.inversion_tables import (
     BLUR,
     DATA,
@@ -190,19 +193,20 @@ def test_random_start_has_a_row_for_each_prior(folder):
     flow = make_perturbed_glow(1, 16, dtype=torch.float32, seed=1, levels=2, steps=2)
     flowprior.save(flow, folder / "others")
     settings = {
-        **{name: SIMULATED[name] for name in ("data", "methods", "experiments")},
+        "data": DATA,
+        "methods": {name: SIMULATED["methods"][name] for name in ("tv", "flow")},
+        "experiments": [{**BLUR, "noise": noise(0.1)}],
         "priors": {"first": "weights", "second": "others"},
         "images": 2,
         "iterations": 2,
     }
     rows = table(folder, "priors", {**settings, "start": "random"})
-    labels = [(row["labels"]["method"], row["labels"].get("prior")) for row in rows[:7]]
-    both = [("start", "first"), ("start", "second"), ("tv", None)]
-    flow, with_layers = ([(name, p) for p in ("first", "second")] for name in list(flows()))
-    assert labels == both + flow + with_layers
-    assert rows[0]["metrics"]["psnr"]["mean"] != rows[1]["metrics"]["psnr"]["mean"]
+    labels = [(row["labels"]["method"], row["labels"].get("prior")) for row in rows]
+    both = [[(name, prior) for prior in ("first", "second")] for name in ("start", "flow")]
+    assert labels == [("data", None), *both[0], ("tv", None), *both[1]]
+    assert rows[1]["metrics"]["psnr"]["mean"] != rows[2]["metrics"]["psnr"]["mean"]
     rows = table(folder, "one-start", {**settings, "start": "constant"})
-    assert [row["labels"]["method"] for row in rows].count("start") == 2
+    assert [row["labels"]["method"] for row in rows].count("start") == 1
 
 
 def test_data_are_made_on_a_finer_grid(folder):
@@ -371,6 +375,50 @@ def test_flow_in_double_precision(folder, plain):
         # It starts from other latents.
         psnr = expected["metrics"]["psnr"]["mean"]
         assert row["metrics"]["psnr"]["mean"] == pytest.approx(psnr, abs=0.5)
+
+
+def configured(name: str) -> InversionEvaluation:
+    """The evaluation of a config, with the weights that come with flowprior."""
+    weights = ("--evaluation.priors.glow", str(ROOT / "weights" / "glow_layers_32"))
+    parser = evaluate.make_parser()
+    return parser.instantiate(parser.parse_args(["--config", name, *weights])).evaluation
+
+
+CONFIGS = [path.stem for path in sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))]
+INVERSIONS = [name for name in CONFIGS if not name.startswith("density")]
+
+
+@pytest.mark.parametrize("name", INVERSIONS)
+def test_config_compares_rivals_fairly(name):
+    evaluation = configured(name)
+    for experiment in evaluation.experiments:
+        methods = [evaluation.methods[name] for name in evaluation.names(experiment)]
+        assert len({len(grid(method)) for method in methods if method.tune}) <= 1
+    labels = [
+        evaluation.labels(experiment, prior, name)
+        for experiment in evaluation.experiments
+        for prior, name in evaluation.rows(experiment)
+    ]
+    assert len({labels_text(row) for row in labels}) == len(labels)
+    for published in evaluation.published:
+        assert any(published.matches(row) for row in labels)
+
+
+def test_tables_of_the_paper_have_all_their_rows():
+    evaluation = configured("tomography_layers")
+    evaluation.check()
+    labels = [dict(cell.labels) for cell in evaluation.cells()]
+    assert len(labels) == 3 * (1 + 1 + 2 * 3 + 2)  # start, total variation, fixed β, chosen β
+    for noise_level in (0.0025, 0.005, 0.01):
+        for beta in (1e-5, 1e-3, 1e-1):
+            row = {"noise": noise_level, "β": beta, "method": "flow + layers"}
+            assert row in labels
+            assert evaluation.paper(row, "best_ssim") is not None
+    ablation = configured("ablation_layers")
+    layers = ablation.methods["paper: without ICA"].solver.reparameterization
+    assert (layers.whiten, layers.rotation) == (False, "none")
+    assert layers.yeo_johnson
+    assert layers.lambert_w
 
 
 SNR = {"class_path": "flowprior.physics.SNR", "init_args": {"db": 20.0}}

@@ -319,6 +319,21 @@ def test_narrow_console_shows_one_table_and_says_what_is_missing(width):
     assert max(map(len, text.splitlines())) <= width
 
 
+def test_narrow_console_cuts_no_number_off():
+    headings = ["PSNR", "SSIM", "Residual/noise (1)", "PSNR, best iteration", "Similarity, best"]
+    metrics = [Metric(f"m{i}", heading, "unit") for i, heading in enumerate(headings)]
+    results = [
+        result({"method": name}, i, {m.name: 0.291 + 0.1 * i for m in metrics})
+        for name in ("total variation", "flow", "flow + layers")
+        for i in range(3)
+    ]
+    for width in range(60, 130, 5):
+        lines = printed(aggregate(results, metrics), width).splitlines()
+        assert max(map(len, lines)) <= width
+        row = next(line for line in lines if "flow + layers" in line)
+        assert row.count("0.39 ± 0.25") == row.count("±") >= 1
+
+
 def test_wide_console_shows_all():
     text = printed(wide(4), 300)
     assert text.count("(4.5 ± 2.5)e-7") == 32
