@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Shown = dict[str, tuple[Figure, str]]
 
-MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "misfit": "Data misfit"}
+MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "misfit": "Data misfit (nats)"}
 CURVES = ("loss", "misfit", "log_prior", "beta", "psnr", "ssim", "lpips")
 DIAGNOSTICS = ("radius", "skewness", "kurtosis", "patch_energy_spread")
 Rows = Mapping[str, list[Result]]
@@ -146,18 +146,26 @@ def _pictured(rows: Rows, shown: int) -> dict[str, list[Result]]:
 
 
 def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
-    """One row for each image: the truth, and what methods found, with their PSNR."""
-    columns: dict[str, list[np.ndarray]] = {}
+    """One row for each image: the truth, and what each method found, with its PSNR."""
     first = next(iter(kept.values()))
+    columns: dict[str, list[tuple[np.ndarray, str]]] = {}
     if "truth" in first[0].arrays:
-        columns["truth"] = [result.arrays["truth"] for result in first]
+        columns["truth"] = [(result.arrays["truth"], "") for result in first]
     for name, results in kept.items():
-        psnr = [r.metrics["psnr"] for r in results if "psnr" in r.metrics]
-        score = f"\n{np.mean(psnr):.1f} dB" if psnr else ""
-        columns[name.replace(", ", "\n") + score] = [result.arrays["x"] for result in results]
-    images = np.stack([image for row in zip(*columns.values(), strict=True) for image in row])
-    figure = image_grid(images, len(columns), list(columns), value_range=(0, 1), label="value")
-    return figure, f"The first images, not selected; mean PSNR of those shown. {title}"
+        heading = name.replace(", ", "\n")
+        columns[heading] = [(result.arrays["x"], _psnr(result)) for result in results]
+    rows = list(zip(*columns.values(), strict=True))
+    images = np.stack([image for row in rows for image, _ in row])
+    scores = [[score for _, score in row] for row in rows]
+    headed = [f"{name}\n{score}" for name, score in zip(columns, scores[0], strict=True)]
+    titles = [*headed, *(score for row in scores[1:] for score in row)]
+    figure = image_grid(images, len(columns), titles, (0, 1), "value in [0, 1]")
+    has_scores = "; PSNR above each" if any(scores[0]) else ""
+    return figure, f"The first images, not selected{has_scores}. {title}"
+
+
+def _psnr(result: Result) -> str:
+    return f"{result.metrics['psnr']:.1f} dB" if "psnr" in result.metrics else ""
 
 
 def _latents(kept: Rows) -> dict[str, np.ndarray]:

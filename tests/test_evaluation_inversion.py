@@ -15,9 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import flowprior
+from datamodules import LayerModels
 from evaluation.arrays import ArrayStore
-from evaluation.cells import labels_text
-from evaluation.inversion import InversionEvaluation
+from evaluation.baselines import Start
+from evaluation.cells import Result, labels_text
+from evaluation.experiment import Experiment, Method
+from evaluation.inversion import InversionCell, InversionEvaluation
+from evaluation.table import Table
 from evaluation.tuning import grid
 from flowprior.inversion import BatchedLBFGS, Checkpoint
 from tests.conftest import make_perturbed_glow
@@ -162,6 +166,23 @@ def test_table_figures_and_tensorboard(folder, whole):
         events = EventAccumulator(str(board), size_guidance={"scalars": 0, "images": 0}).Reload()
         assert [event.step for event in events.Scalars("inversion/ssim")] == list(range(6))
         assert {event.step for event in events.Images("inversion/images")} == {0, 1, 2, 5}
+
+
+def test_every_recovered_image_has_its_score(folder, whole):
+    evaluation = InversionEvaluation({"glow": folder / "weights"}, {}, [], LayerModels(16))
+    experiment = Experiment({"noise": 1}, "denoising")
+    results = []
+    for name in ("a", "b"):
+        labels = {"noise": 1, "method": name}
+        parts = {"experiment": experiment, "method": Method(Start()), "prior": "glow", "seed": 0}
+        cell = InversionCell(labels, range(2), {}, **parts)
+        kept = dict.fromkeys(("x", "truth", "x_0"), np.full((1, 4, 4), 0.5))
+        results += [Result(cell, i, {"psnr": 10.0 + i}, kept) for i in range(2)]
+    figure, caption = evaluation.figures(Table([], []), results)["recovered"]
+    titles = [axes.get_title().split() for axes in figure.axes]
+    assert titles[:3] == [["truth"], ["a", "10.0", "dB"], ["b", "10.0", "dB"]]
+    assert titles[3:6] == [[], ["11.0", "dB"], ["11.0", "dB"]]
+    assert "PSNR" in caption
 
 
 def test_best_iteration_is_that_of_the_mean(folder, whole):
