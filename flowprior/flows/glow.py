@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from flowprior.flows.base import Flow
 from flowprior.flows.coupling import Coupling, CouplingKind
 from flowprior.flows.coupling_net import CouplingNet
-from flowprior.flows.gaussian_prior import ChannelPrior, ConditionalPrior
 from flowprior.flows.invertible_convolution import InvertibleConvolutions
 from flowprior.flows.memory_flat import ChainLayer, memory_flat, run_chain
+from flowprior.flows.split_gaussian import ChannelPrior, ConditionalPrior
 
 Runner = Callable[[Sequence[ChainLayer], Tensor], tuple[Tensor, Tensor]]
 
