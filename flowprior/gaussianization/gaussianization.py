@@ -129,16 +129,16 @@ class Gaussianization(Reparameterization):
         for index in range(self.passes):
             if index:
                 x = x.roll([-half] * len(dims), dims)
-            patches = whiten(to_patches(x, self.patch_size), self.eta)[0]
+            patches = whiten(to_patches(x, self.patch_size), self.eta)
             if self.rotation == "ica":
-                patches = ica(patches, self.ica_iterations, self.damping)[0]
+                patches = ica(patches, self.ica_iterations, self.damping)
             x = from_patches(patches, x.shape, self.patch_size)
         shift = half * (self.passes - 1)
         return x.roll([shift] * len(dims), dims) if shift else x
 
     def _shaped(self, rows: Tensor) -> Tensor:
         if self.yeo_johnson:
-            rows = yeo_johnson(rows)[0]
+            rows = yeo_johnson(rows)
         if self.lambert_w:
-            rows = lambert_w_gaussianize(rows)[0]
+            rows = lambert_w_gaussianize(rows)
         return standardize(rows, self.temperature) if self.standardize else rows
