@@ -248,8 +248,8 @@ def test_wrong_options_are_named(options, words):
 @pytest.mark.parametrize(
     ("v", "words"),
     [
-        (torch.zeros(2, 3, 12, 16), "patch_size=8 must divide"),
-        (torch.zeros(2, 12), "patch_size=8 must divide"),
+        (torch.zeros(2, 3, 12, 16), "patch_size"),
+        (torch.zeros(2, 12), "patch_size"),
         (torch.zeros(2, 3, 16), r"\(2, 3, 16\)"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.int64), "int64"),
         (torch.randn(2, 3, 8, 8), "N >= 2"),

@@ -1,4 +1,4 @@
-"""Learned diagonal-Gaussian priors, which standardise what leaves a multi-scale flow."""
+"""Learned diagonal Gaussians, which standardise the variables that leave a multi-scale flow."""
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class SplitGaussian(nn.Module):
 
 
 class ConditionalPrior(SplitGaussian):
-    """Prior of the half that leaves, given the half that stays (both (B, C, H, W))."""
+    """Gaussian of the half that leaves, given the half that stays (both (B, C, H, W))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class ConditionalPrior(SplitGaussian):
 
 
 class ChannelPrior(SplitGaussian):
-    """Prior of the last level: one mean and one standard deviation per channel."""
+    """Gaussian of the last level: one mean and one standard deviation per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The Lambert W × Gaussian transformation, which takes out heavy tails."""
+"""The Lambert W × Gaussian transformation, which removes heavy tails."""
 
 from typing import Any
 
@@ -77,7 +77,7 @@ class _Squash(torch.autograd.Function):
 
 @torch.no_grad()
 def _solve(u: Tensor) -> tuple[Tensor, Tensor]:
-    """μ and a, by Newton's method; first on a part of a long row."""
+    """μ and a by Newton's method, which starts on a subsample of a long row."""
     kurtosis = u.square().square().mean(1)
     heavy = kurtosis > 3
     # Goerg's first estimate: the Taylor expansion of the kurtosis in δ.

@@ -10,12 +10,11 @@ def ica(v: Tensor, iterations: int = 10, damping: float = 0.8) -> Tensor:
     r"""Rotate whitened matrices by damped FastICA with the contrast log cosh.
 
     W ← α E[v tanh(wᵢᵀv)] − E[1 − tanh²(wᵢᵀv)] wᵢ for all columns wᵢ, then to the nearest orthogonal
-    matrix; from W = I, always `iterations` times, so that the map is smooth and needs no decision.
-    The sign of a column, which alternates from one iteration to the next, is the one that makes
-    the diagonal positive.
+    matrix; starting at W = I, always `iterations` times, so that the map is smooth. The sign of a
+    column, which alternates between iterations, is chosen so that the diagonal is positive.
 
-    Computed in float64. Where fewer than some ten samples per dimension are given, the iteration
-    finds directions in which noise looks heavy-tailed (see the guide on Gaussianization).
+    Computed in float64. With fewer than about ten samples per dimension, the iteration finds
+    directions in which noise looks heavy-tailed (see the guide on Gaussianization).
 
     Reference: Li & Denli, Gaussianization layers, eq. 9 and 24, algorithm 1.
 

@@ -1,4 +1,4 @@
-"""The Yeo–Johnson power transformation, which takes out skewness."""
+"""The Yeo–Johnson power transformation, which removes skewness."""
 
 import math
 from typing import Any
@@ -86,7 +86,7 @@ class _Transform(torch.autograd.Function):
 
 @torch.no_grad()
 def _solve(x: Tensor) -> tuple[Tensor, Tensor]:
-    """λ, and whether it is a maximum, by Newton's method; first on a part of a long row."""
+    """λ by Newton's method, which starts on a subsample of a long row; and if it is a maximum."""
     log, sign = _log_and_sign(x)
     reach = _reach(log)
     log = _without_common_factor(log, x)
