@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from evaluation.cells import Label
 from evaluation.methods import Method
-from evaluation.records import Label
 from flowprior.physics import gaussian_noise, make_operator, noise_for_snr, relative_noise
 
 Noise = Literal["gaussian", "gaussian_255", "relative", "snr"]

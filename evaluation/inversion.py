@@ -1,32 +1,25 @@
 """How well images are recovered: any operators × any methods, on a data set or on measured data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore, file_names, save_arrays
-from evaluation.base import Cell, Evaluation
-from evaluation.device import checked_device
+from evaluation.base import Evaluation
+from evaluation.cells import Cell, Labels, Result, labels_text
 from evaluation.experiment import Experiment, Published
-from evaluation.inversion_figures import (
-    array_name,
-    inversion_figures,
-    is_finite,
-    write_boards,
-)
-from evaluation.layout import labels_text
+from evaluation.fingerprints import file_digest
+from evaluation.inversion_figures import inversion_figures, is_finite, write_boards
+from evaluation.loading import checked_device, found_weights, load_flow
 from evaluation.methods import Keep, Method, Outcome, Task
-from evaluation.records import Labels, Record, file_digest
 from evaluation.sources import Measured, Simulated, rms
 from evaluation.table import Metric, Table
-from evaluation.weights import found_weights
 from flowprior.command_line import UsageError
 from flowprior.flows import Flow
 from flowprior.inversion import batch_invariant, smoothed
@@ -39,6 +32,14 @@ SIMILARITY = {"ssim": True, "lpips": False, "psnr": True}
 """Name of a measure, and whether more is better."""
 
 Start = Literal["latent", "smoothed_truth", "file"]
+
+
+@dataclass(frozen=True)
+class InversionCell(Cell):
+    """An experiment, a method and a seed."""
+
+    experiment: Experiment = None
+    method: Method = None
 
 
 class InversionEvaluation(Evaluation):
@@ -80,7 +81,6 @@ class InversionEvaluation(Evaluation):
         Metric("kurtosis", "Latent kurtosis (3)"),
         Metric("patch_energy_spread", "Spread of patch energies (1)"),
     )
-    shareable = True
 
     def __init__(
         self,
@@ -123,25 +123,28 @@ class InversionEvaluation(Evaluation):
         self.device = checked_device(device)
         self._check()
 
-    def fingerprint(self) -> Mapping[str, Any]:
-        """Weights, images, experiments and methods."""
-        cells = {labels_text(cell.labels): self._settings(cell) for cell in self.cells()}
-        return {
+    def check(self) -> None:
+        """Every operator must suit the images, and the data be there."""
+        for experiment in self.experiments:
+            experiment.physics(self.flow.image_shape, assumed=True)
+
+    def cells(self) -> Sequence[Cell]:
+        """Experiments × methods × seeds."""
+        common = {
             "weights": self._weights_digest,
             "iterations": self.iterations,
             "start": [self.start, self.start_deviation],
             "data": self.source.fingerprint(),
-            **cells,
         }
-
-    def cells(self) -> Sequence[Cell]:
-        """Experiments × methods × seeds."""
         return [
-            Cell(
+            InversionCell(
                 {**experiment.labels, **method.labels},
                 range(self.source.count),
+                {**common, **experiment.settings(), **method.settings()},
                 self.batch_size,
-                part=f"seed {seed}",
+                seed,
+                experiment,
+                method,
             )
             for experiment in self.experiments
             for method in experiment.methods
@@ -149,46 +152,41 @@ class InversionEvaluation(Evaluation):
         ]
 
     def evaluate(
-        self, cell: Cell, images: Sequence[int], arrays: ArrayStore
+        self, cell: InversionCell, images: Sequence[int], arrays: ArrayStore
     ) -> Sequence[Mapping[str, float]]:
         """Invert the data of these images, and keep curves and pictures."""
-        experiment, method, seed = self._at(cell)
         with batch_invariant():
-            task, noise = self._task(experiment, list(images), seed, arrays)
-            outcome = method.solve(task)
+            task, noise = self._task(cell.experiment, list(images), cell.repeat, arrays)
+            outcome = cell.method.solve(task)
             rows = _measured(task, outcome, noise)
         self._keep(cell, images, task, outcome, arrays)
         return rows
 
-    def derived(self, records: Sequence[Record], arrays: ArrayStore) -> Sequence[Record]:
-        """Add the similarity at the iteration whose mean over the images is best."""
-        best: list[dict[str, float]] = [{} for _ in records]
-        finite = [is_finite(record) for record in records]
-        curves = [arrays.load(array_name(record)) for record in records]
+    def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
+        """The similarity at the iteration whose mean over the images is best."""
+        best: list[dict[str, float]] = [{} for _ in results]
+        finite = [is_finite(result) for result in results]
         for name, more_is_better in SIMILARITY.items():
-            if not any(finite) or any(name not in kept for kept in curves):
+            if not any(finite) or any(name not in result.arrays for result in results):
                 continue
-            found = torch.stack([torch.from_numpy(kept[name]) for kept in curves])
+            found = torch.stack([torch.from_numpy(result.arrays[name]) for result in results])
             mean = found[finite].mean(0)
             at = int(mean.argmax() if more_is_better else mean.argmin())
             for row, value in enumerate(found[:, at].tolist()):
                 best[row][f"best_{name}"] = value if finite[row] else float("nan")
-        return [
-            replace(record, metrics={**record.metrics, **extra})
-            for record, extra in zip(records, best, strict=True)
-        ]
+        return best
 
     def figures(
-        self, table: Table, records: Sequence[Record], arrays: ArrayStore
+        self, table: Table, results: Sequence[Result]
     ) -> Mapping[str, tuple["Figure", str]]:
         """Similarity against iteration, recovered images beside the truth, latents."""
-        return inversion_figures(self.experiments, records, arrays, self.shown)
+        return inversion_figures(self.experiments, results, self.shown)
 
-    def write(self, records: Sequence[Record], arrays: ArrayStore, output: Path) -> None:
+    def write(self, results: Sequence[Result], output: Path) -> None:
         """TensorBoard curves of each row of the table; recovered images of measured data."""
-        write_boards(records, arrays, output / "tensorboard", self.shown)
+        write_boards(results, output / "tensorboard", self.shown)
         if isinstance(self.source, Measured):
-            self._write_recovered(records, arrays, output / "recovered")
+            self._write_recovered(results, output / "recovered")
 
     def notes(self) -> Sequence[str]:
         """How to get LPIPS where it is missing."""
@@ -201,11 +199,6 @@ class InversionEvaluation(Evaluation):
             ]
         return []
 
-    def use_device(self, process: int) -> None:
-        """One GPU for each process, as far as there are so many."""
-        if self.device == "cuda":
-            self.device = f"cuda:{process % torch.cuda.device_count()}"
-
     def paper(self, labels: Labels, metric: str) -> float | None:
         """From `published`."""
         for known in self.published:
@@ -216,7 +209,7 @@ class InversionEvaluation(Evaluation):
     @cached_property
     def flow(self) -> Flow:
         """The prior, frozen."""
-        flow = flowprior.load(self.weights, self.device).eval().requires_grad_(False)
+        flow = load_flow(self.weights, self.device, self.source.data)
         truth = self.source.truth([0])
         if truth is not None and flow.image_shape != truth.shape[1:]:
             raise UsageError(
@@ -229,10 +222,6 @@ class InversionEvaluation(Evaluation):
     def _weights_digest(self) -> str:
         return file_digest(self.weights / "model.safetensors")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the flow: every process loads its own, on its device."""
-        return {name: value for name, value in vars(self).items() if name != "flow"}
-
     def _check(self) -> None:
         for experiment in self.experiments:
             self.source.check(experiment)
@@ -240,18 +229,6 @@ class InversionEvaluation(Evaluation):
             raise ValueError("start=smoothed_truth needs the truth, which observations lacks")
         if self.start == "file" and self.source.start([0]) is None:
             raise ValueError("start=file needs observations with a start")
-
-    def _settings(self, cell: Cell) -> dict[str, Any]:
-        experiment, method, _ = self._at(cell)
-        return {**experiment.settings(), **method.settings()}
-
-    def _at(self, cell: Cell) -> tuple[Experiment, Method, int]:
-        seed = int(cell.part.removeprefix("seed "))
-        for experiment in self.experiments:
-            for method in experiment.methods:
-                if {**experiment.labels, **method.labels} == dict(cell.labels):
-                    return experiment, method, seed
-        raise KeyError(labels_text(cell.labels))
 
     def _task(
         self, experiment: Experiment, images: list[int], seed: int, arrays: ArrayStore
@@ -271,7 +248,6 @@ class InversionEvaluation(Evaluation):
             seed=seed,
             pictures=self.shown,
             keep=Keep(arrays, images, self.device, self._weights_digest),
-            progress=self.progress,
         )
         return task, noise
 
@@ -296,16 +272,16 @@ class InversionEvaluation(Evaluation):
                     kept[f"x_{iteration}"] = pictures[row]
             if isinstance(self.source, Measured):
                 kept["x"] = outcome.x[row]
-            arrays.save(array_name(Record(cell.labels, image, {}, cell.part)), kept)
+            arrays.save(cell.key, image, kept)
 
-    def _write_recovered(self, records: Sequence[Record], arrays: ArrayStore, folder: Path) -> None:
-        cells: dict[str, list[Record]] = {}
-        for record in records:
-            name = f"{labels_text(record.labels)} {record.part}".strip()
-            cells.setdefault(name, []).append(record)
+    def _write_recovered(self, results: Sequence[Result], folder: Path) -> None:
+        cells: dict[str, list[Result]] = {}
+        for result in results:
+            name = f"{labels_text(result.cell.labels)} seed {result.cell.repeat}".strip()
+            cells.setdefault(name, []).append(result)
         places = file_names(cells)
         for name, group in cells.items():
-            images = [torch.from_numpy(arrays.load(array_name(record))["x"]) for record in group]
+            images = [torch.from_numpy(result.arrays["x"]) for result in group]
             save_arrays(folder / f"{places[name]}.npz", {"x": torch.stack(images)})
 
 

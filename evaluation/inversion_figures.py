@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from callbacks.inversion_curves import margins, progress_grid, write_margin
-from evaluation.arrays import ArrayStore, file_names
+from evaluation.arrays import file_names
+from evaluation.cells import Labels, Result, labels_text
 from evaluation.experiment import Experiment
-from evaluation.layout import labels_text
 from evaluation.methods import Method
-from evaluation.records import Labels, Record
+from evaluation.outputs import board
 from flowprior.figures import curve_panels, image_grid, qq_plot
 from flowprior.inversion.solvers import CURVES as SOLVER_CURVES
 
@@ -30,25 +30,19 @@ DIAGNOSTICS = ("radius", "skewness", "kurtosis", "patch_energy_spread")
 Kept = Mapping[str, np.ndarray]
 
 
-def array_name(record: Record) -> str:
-    """Where the curves and pictures of an image of a cell are kept."""
-    return f"{labels_text(record.labels)} {record.part} {record.image}"
-
-
-def is_finite(record: Record) -> bool:
+def is_finite(result: Result) -> bool:
     """Whether the image was recovered at all."""
-    return all(map(math.isfinite, record.metrics.values()))
+    return not any(map(math.isnan, result.metrics.values()))
 
 
 def inversion_figures(
-    experiments: Sequence[Experiment], records: Sequence[Record], arrays: ArrayStore, shown: int
+    experiments: Sequence[Experiment], results: Sequence[Result], shown: int
 ) -> Shown:
     """Curves of all experiments; recovered images and latents of each."""
     found: dict[str, tuple[Figure, str]] = {}
     for name, title in MEASURES.items():
         panels = {
-            _title(experiment): _series(experiment, records, arrays, name)
-            for experiment in experiments
+            _title(experiment): _series(experiment, results, name) for experiment in experiments
         }
         panels = {title: series for title, series in panels.items() if series}
         if panels:
@@ -57,7 +51,7 @@ def inversion_figures(
             found[f"{name}_by_iteration"] = (figure, f"{title}: mean{band} over the images.")
     for number, experiment in enumerate(experiments, 1):
         suffix = f"_{number}" if len(experiments) > 1 else ""
-        kept = _pictures(experiment, records, arrays, shown)
+        kept = _pictures(experiment, results, shown)
         if kept:
             found[f"recovered{suffix}"] = _comparison(experiment, kept)
             latents = _latents(kept)
@@ -67,25 +61,21 @@ def inversion_figures(
     return found
 
 
-def write_boards(records: Sequence[Record], arrays: ArrayStore, folder: Path, shown: int) -> None:
+def write_boards(results: Sequence[Result], folder: Path, shown: int) -> None:
     """One TensorBoard run for each row of the table, in place of those of an earlier call."""
-    rows: dict[str, list[Record]] = {}
-    for record in records:
-        if is_finite(record):
-            rows.setdefault(labels_text(record.labels), []).append(record)
+    rows: dict[str, list[Kept]] = {}
+    for result in results:
+        if is_finite(result):
+            rows.setdefault(labels_text(result.cell.labels), []).append(result.arrays)
     places = file_names(rows)
-    for name, group in rows.items():
-        kept = [arrays.load(array_name(record)) for record in group]
+    for name, kept in rows.items():
         _write_board(kept, folder / places[name], shown)
 
 
 def _write_board(kept: Sequence[Kept], folder: Path, shown: int) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    earlier = list(folder.glob("events.out.tfevents.*"))
     names = [name for name in CURVES if name in kept[0]]
     pictured = [item for item in kept if "x_0" in item][:shown]
-    with SummaryWriter(str(folder)) as writer:
+    with board(folder) as writer:
         for name in names:
             values = torch.from_numpy(np.stack([item[name] for item in kept]))
             for iteration, column in enumerate(values.T):
@@ -98,8 +88,6 @@ def _write_board(kept: Sequence[Kept], folder: Path, shown: int) -> None:
             if pictured:
                 grid = progress_grid(_grid_rows(pictured, iteration))
                 writer.add_figure("inversion/images", grid, iteration)
-    for path in earlier:
-        path.unlink()
 
 
 def _grid_rows(pictured: Sequence[Kept], iteration: int) -> dict[str, torch.Tensor]:
@@ -127,17 +115,17 @@ def _title(experiment: Experiment) -> str:
     return labels_text(experiment.labels) or experiment.operator
 
 
-def _of(experiment: Experiment, method: Method, records: Sequence[Record]) -> list[Record]:
+def _of(experiment: Experiment, method: Method, results: Sequence[Result]) -> list[Result]:
     labels = {**experiment.labels, **method.labels}
-    return [record for record in records if dict(record.labels) == labels and is_finite(record)]
+    return [r for r in results if dict(r.cell.labels) == labels and is_finite(r)]
 
 
 def _series(
-    experiment: Experiment, records: Sequence[Record], arrays: ArrayStore, name: str
+    experiment: Experiment, results: Sequence[Result], name: str
 ) -> dict[str, tuple[np.ndarray, ...]]:
     series = {}
     for method in experiment.methods:
-        kept = [arrays.load(array_name(r)) for r in _of(experiment, method, records)]
+        kept = [result.arrays for result in _of(experiment, method, results)]
         if kept and name in kept[0]:
             values = np.stack([item[name] for item in kept])
             band = () if name == "misfit" else (values.std(0),)
@@ -147,14 +135,14 @@ def _series(
 
 
 def _pictures(
-    experiment: Experiment, records: Sequence[Record], arrays: ArrayStore, shown: int
+    experiment: Experiment, results: Sequence[Result], shown: int
 ) -> dict[str, list[Kept]]:
     """By method, what was kept of the first images that all recovered, with the first seed."""
     found: dict[str, dict[int, Kept]] = {}
     for method in experiment.methods:
-        group = _of(experiment, method, records)
-        group = [r for r in group if r.part == group[0].part and r.image < shown]
-        kept = {record.image: arrays.load(array_name(record)) for record in group}
+        group = _of(experiment, method, results)
+        group = [r for r in group if r.cell is group[0].cell and r.image < shown]
+        kept = {result.image: result.arrays for result in group}
         kept = {image: item for image, item in kept.items() if "x_0" in item}
         if kept:  # a method may have failed on all of them
             found[method_name(method.labels)] = kept

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from callbacks import Gaussianization, InversionCurves
 from evaluation.arrays import ArrayStore
-from evaluation.records import Label, digest
+from evaluation.cells import Label
+from evaluation.fingerprints import digest
 from flowprior.flows import Flow
 from flowprior.inversion import (
     Objective,
@@ -45,14 +46,12 @@ class Keep:
 
     def __call__(self, name: str, of: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """Tensor (B, ...) that follows from the name, the prior and the rows `of` (B, ...)."""
-        names = [
-            f"kept-{digest(name, self.prior, row)[:16]}-{image}"
-            for image, row in zip(self.images, of, strict=True)
-        ]
-        if not all(name in self.arrays for name in names):
-            for name, row in zip(names, compute(), strict=True):
-                self.arrays.save(name, {"row": row})
-        rows = [torch.from_numpy(self.arrays.load(name)["row"]) for name in names]
+        groups = [f"kept-{digest(name, self.prior, row)[:16]}" for row in of]
+        places = list(zip(groups, self.images, strict=True))
+        if not all(self.arrays.has(*place) for place in places):
+            for place, row in zip(places, compute(), strict=True):
+                self.arrays.save(*place, {"row": row})
+        rows = [torch.from_numpy(self.arrays.load(*place)["row"]) for place in places]
         return torch.stack(rows).to(self.device)
 
 
@@ -70,7 +69,6 @@ class Task:
         seed: of the draw.
         pictures: how many images to keep pictures of.
         keep: for what other tasks with these images need too.
-        progress: called with the share of the work that is done.
     """
 
     prior: Flow
@@ -82,7 +80,6 @@ class Task:
     seed: int
     pictures: int
     keep: Keep
-    progress: Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ class FlowInversion(Method):
             seed=task.seed,
         )
         curves = InversionCurves(task.truth, task.pictures)
-        fit(module, [*self.callbacks, curves, _Progress(task)], task.y.device)
+        fit(module, [*self.callbacks, curves], task.y.device)
         solver = module.solver
         return Outcome(solver.x, curves.latents, solver.finite, curves.recording)
 
@@ -208,11 +205,6 @@ class TotalVariation(Method):
     def solve(self, task: Task) -> Outcome:
         """Minimise from the starting images, or from grey ones."""
         recording = Recording(task.truth, task.pictures, last=task.iterations)
-
-        def note(iteration: int, solver: Any) -> None:
-            recording(iteration, solver)
-            task.progress(iteration / task.iterations)
-
         shape = (len(task.y), *task.prior.image_shape)
         start = task.y.new_full(shape, 0.5) if task.start is None else task.start
         found = invert_with_total_variation(
@@ -222,19 +214,9 @@ class TotalVariation(Method):
             weight=self.weight,
             data_scale=self.data_scale,
             iterations=task.iterations,
-            on_iteration=note,
+            on_iteration=recording,
         )
         return Outcome(found.x, None, found.finite, recording)
-
-
-class _Progress(Callback):
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
-    ) -> None:
-        self.task.progress((i + 1) / self.task.iterations)
 
 
 def fit(module: InversionModule, callbacks: Sequence[Callback], device: torch.device) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment
-from evaluation.records import digest
+from evaluation.fingerprints import data_fingerprint, digest
 
 
 class Source(ABC):
@@ -57,8 +57,8 @@ class Simulated(Source):
         return min(self.images or total, total)
 
     def fingerprint(self) -> list[Any]:
-        """The data set, its first image and its last one."""
-        return [type(self.data).__name__, digest(self.truth([0, self.count - 1]))]
+        """The test split of the data set."""
+        return [data_fingerprint(self.data)]
 
     def check(self, experiment: Experiment) -> None:
         """All of them."""
@@ -84,6 +84,7 @@ class Measured(Source):
 
     def __init__(self, path: Path) -> None:
         self.observations = Observations.load(path)
+        self.data = None
 
     @property
     def count(self) -> int:

@@ -55,13 +55,13 @@ def measure(
     """
     if executor is None:
         for batch in batches:
-            yield measure_batch(evaluation, batch, arrays)
+            yield Measured(batch, *measure_batch(evaluation, batch, arrays))
         return
     pickled = pickle.dumps(evaluation)
-    futures = [executor.submit(measure_pickled, pickled, batch, arrays) for batch in batches]
+    futures = {executor.submit(measure_pickled, pickled, batch, arrays): batch for batch in batches}
     try:
         for future in as_completed(futures):
-            yield future.result()
+            yield Measured(futures[future], *future.result())
     except BrokenExecutor as error:
         raise OSError(
             "a process of the evaluation was killed, perhaps for lack of memory: try fewer "
@@ -72,15 +72,19 @@ def measure(
             future.cancel()
 
 
-def measure_batch(evaluation: Evaluation, batch: Batch, arrays: ArrayStore) -> Measured:
-    """Measure a batch in this process."""
+def measure_batch(
+    evaluation: Evaluation, batch: Batch, arrays: ArrayStore
+) -> tuple[Sequence[Mapping[str, float]], float]:
+    """Metrics of a batch, and the seconds they took, in this process."""
     start = time.perf_counter()
     metrics = evaluation.evaluate(batch.cell, batch.images, arrays)
-    return Measured(batch, metrics, time.perf_counter() - start)
+    return metrics, time.perf_counter() - start
 
 
-def measure_pickled(evaluation: bytes, batch: Batch, arrays: ArrayStore) -> Measured:
-    """Measure a batch in a worker, which keeps the evaluation, and its models, for the next."""
+def measure_pickled(
+    evaluation: bytes, batch: Batch, arrays: ArrayStore
+) -> tuple[Sequence[Mapping[str, float]], float]:
+    """The same in a worker, which keeps the evaluation, and its models, for the next batch."""
     return measure_batch(_unpickled(evaluation), batch, arrays)
 
 
@@ -117,7 +121,7 @@ class ProcessPool(ProcessPoolExecutor):
         processes = list((self._processes or {}).values())
         super().shutdown(wait=False, cancel_futures=True)
         for process in processes:
-            process.terminate()
+            process.kill()  # Lightning lets nothing less end it
 
 
 def _start_worker(threads: int, started: Any, gpus: Sequence[str]) -> None:

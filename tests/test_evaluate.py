@@ -152,7 +152,7 @@ def test_other_data_are_noticed_and_another_flow_is_another_row(
 def test_null_of_a_nested_option(folder: Path, option: str) -> None:
     arguments = ("--config", "density.yaml", "--evaluation.images", "2")
     assert run_here(folder, *arguments, f"--evaluation.data.{option}", "null") == 0
-    assert "n_bits: null" in (folder / "runs" / "density" / "report.html").read_text()
+    assert '"n_bits": null' in (folder / "runs" / "density" / "records.jsonl").read_text()
 
 
 OWN = """

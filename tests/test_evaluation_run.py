@@ -181,6 +181,21 @@ def test_killed_worker_is_one_line_and_nothing_is_lost(tmp_path):
     assert without_times(output / "table.json") == without_times(tmp_path / "whole" / "table.json")
 
 
+def test_workers_end_that_do_not_heed_a_signal(tmp_path):
+    with ProcessPool(1) as pool:
+        pool.submit(ignore_signals, tmp_path / "started")
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        (process,) = pool._processes.values()
+    process.join(10)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_what_a_worker_hangs_on_a_cell_stays_there(tmp_path):
+    with ProcessPool(2) as pool:
+        run(Hangs(tmp_path / "log"), tmp_path / "out", "", quiet(), pool)
+
+
 @pytest.mark.parametrize("pool", [lambda: ProcessPool(2), lambda: ThreadPoolExecutor(2)])
 def test_any_executor_gives_the_same_table(tmp_path, pool):
     run(Fake(tmp_path / "log"), tmp_path / "here", "", quiet())
@@ -319,6 +334,20 @@ def test_progress_counts_only_this_run():
     now[0] = 44.0
     progress.advance(1)
     assert progress.text() == "61/100 images, 2.1 s/image, 0:01:22 left"
+
+
+def ignore_signals(path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    path.touch()
+    time.sleep(60)
+
+
+class Hangs(Fake):
+    """Leaves something on a cell that cannot be pickled, as a method with a state may."""
+
+    def evaluate(self, cell, images, arrays):
+        object.__setattr__(cell, "used", lambda: None)
+        return super().evaluate(cell, images, arrays)
 
 
 class Exits(Fake):
