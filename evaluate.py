@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
+from rich.console import Console
 
 from evaluation import Evaluation, run
 from evaluation.workers import ProcessPool, default_processes
@@ -62,7 +63,7 @@ def main() -> None:
         evaluation = parser.instantiate(config).evaluation
         processes = config.processes or default_processes(evaluation)
         with ProcessPool(processes) if processes > 1 else nullcontext() as pool:
-            run(evaluation, output, settings, executor=pool)
+            run(evaluation, output, settings, Console(), pool)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 

@@ -47,7 +47,8 @@ def measure(
         evaluation: what to measure.
         batches: of it.
         arrays: where it keeps what figures need; on a file system that all workers share.
-        executor: that measures them; None stays in this process.
+        executor: that measures them; None stays in this process. Whoever made it ends it, and what
+            is left to do after an error.
 
     Raises:
         ValueError, OSError, ...: what `Evaluation.evaluate` raises, in whichever process.
@@ -67,9 +68,6 @@ def measure(
             "a process of the evaluation was killed, perhaps for lack of memory: try fewer "
             "--processes or a smaller batch_size. What is measured is kept"
         ) from error
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def measure_batch(

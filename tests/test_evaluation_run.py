@@ -40,6 +40,7 @@ class Fake(Evaluation):
         self.methods = methods
 
     def check(self):
+        assert self.model()
         if not self.methods:
             raise ValueError("methods: expected at least one")
 
