@@ -145,6 +145,7 @@ def _measure(
     if done:
         console.print(f"Continuing: {done} of {total} images are done.", highlight=False)
     batches = [Batch(cell, images) for cell in cells for images in _batches(cell, store.done(cell))]
+    arrays.clean()
     with SweepProgress(total, done, console) as progress:
         progress.start(str(batches[0].cell))
         for measured in measure(evaluation, batches, arrays, executor):

@@ -1,4 +1,4 @@
-"""Share the batches of a sweep out among processes."""
+"""Measure the batches of a sweep, here or in other processes."""
 
 from __future__ import annotations
 

@@ -130,6 +130,8 @@ def test_killed_sweep_continues_to_the_same_table(tmp_path):
     assert records.read_bytes().count(b'"image"') == 10 + 10 + 4
     with records.open("ab") as file:
         file.write(b'{"cell": "b", "ima')
+    half = next(output.glob("arrays/*/4.npz")).with_name(".1234abcd-4.npz")
+    half.write_bytes(b"half")
 
     console = quiet()
     run(Fake(log), output, "seed: 0", console)
@@ -138,6 +140,7 @@ def test_killed_sweep_continues_to_the_same_table(tmp_path):
     twice = {name for name in evaluated if evaluated.count(name) == 2}
     assert twice == {"b0-4", "b0-5", "b0-6", "b0-7"}
     assert len(set(evaluated)) == 40
+    assert not half.exists()
 
     run(Fake(tmp_path / "other"), tmp_path / "whole", "seed: 0", quiet())
     resumed = without_times(output / "table.json")
