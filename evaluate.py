@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
+from rich.console import Console
 
 from evaluation import Evaluation, run
 from evaluation.workers import ProcessPool, default_processes
@@ -70,7 +71,7 @@ def main() -> None:
         with ProcessPool(processes) if processes > 1 else nullcontext() as pool:
             if config.tune:
                 evaluation = _tuned(evaluation, output / "tuning", settings, pool)
-            run(evaluation, output, settings, executor=pool)
+            run(evaluation, output, settings, Console(), pool)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 
@@ -83,7 +84,7 @@ def _tuned(
     if not hasattr(evaluation, "tunable"):
         raise UsageError(f"--tune: {type(evaluation).__name__} has nothing to tune")
     evaluation.check()
-    return tuned(evaluation, lambda other: run(other, output, settings, executor=pool))
+    return tuned(evaluation, lambda other: run(other, output, settings, Console(), pool))
 
 
 def _import_own(arguments: Sequence[str]) -> None:
