@@ -1,7 +1,7 @@
 """Lightning callbacks: checkpoints, guards, pictures, progress, inversions."""
 
 from callbacks.averaging import EMA
-from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, WeightExport
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CurveLogger, WeightExport
 from callbacks.gaussianization import Gaussianization
 from callbacks.guards import Interrupted, StopOnNonFinite, StopOnSignal, TrainingStopped
 from callbacks.inversion_curves import InversionCurves
@@ -12,6 +12,7 @@ __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "Checkpoints",
+    "CurveLogger",
     "Gaussianization",
     "Interrupted",
     "InversionCurves",

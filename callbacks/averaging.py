@@ -10,10 +10,9 @@ class EMA(EMAWeightAveraging):
 
     Args:
         decay: weight of the past at each step, in (0, 1).
-        start: optimiser step of the first update.
     """
 
-    def __init__(self, decay: float = 0.999, start: int = 0) -> None:
+    def __init__(self, decay: float = 0.999) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"EMA decay must be in (0, 1), got {decay}")
-        super().__init__(use_buffers=False, decay=decay, update_starting_at_step=start)
+        super().__init__(use_buffers=False, decay=decay)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends well.
+    """Yield a temporary path beside ``path``, which replaces ``path`` when the block succeeds.
 
-    The temporary file keeps the suffix of ``path``, so writers that look at it (``np.savez``)
-    behave. When the block raises, the temporary file is removed and ``path`` is untouched.
+    The temporary file keeps the suffix of ``path``, because writers such as ``np.savez`` depend on
+    it. When the block raises, the temporary file is removed and ``path`` is untouched.
 
     Args:
         path: the file to write; its folder exists. A symbolic link is followed.
@@ -45,6 +46,16 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def remove_temporaries(folder: str | Path) -> None:
+    """Remove what a kill within `atomic_path` has left in ``folder`` and the folders below it.
+
+    Only to be called while nobody writes there.
+    """
+    for path in Path(folder).rglob(".*"):
+        if re.match(r"\.[0-9a-f]{8}-", path.name):
+            path.unlink(missing_ok=True)
 
 
 def named_error(error: OSError, path: str | Path) -> OSError:
