@@ -27,6 +27,7 @@ from callbacks import (
     Checkpoints,
     CurveLogger,
     LatentTypicality,
+    RestoreLimit,
     SampleGrid,
     StopOnNonFinite,
     StopOnSignal,
@@ -91,6 +92,7 @@ class TrainCLI(LightningCLI):
         settings = yaml.safe_load(self.parser.dump(self.config))
         settings.pop("output", None)  # where this machine keeps its runs is nobody's business
         before = [
+            RestoreLimit(),
             TrainingProgress(),
             SampleGrid(**config.samples),
             LatentTypicality(),
@@ -200,13 +202,22 @@ def _fit_phases(cli: TrainCLI, state: dict[str, Any] | None) -> None:
             weights_only=True if resumed else None,
         )
         if resumed and trainer.global_step == state["global_step"]:
-            # The phase was complete. The next one starts from the weights in its checkpoint, which
-            # are the averaged ones where there are any, as after a fit that was not interrupted.
-            module.load_state_dict(state["state_dict"])
+            _close_phase(trainer, module, state)
         limited = trainer.should_stop or trainer.global_step == trainer.max_steps
         if limited and not trainer.fast_dev_run:
             return
         data.load_state_dict(data.state_dict())
+
+
+def _close_phase(trainer: pl.Trainer, module: FlowModule, state: dict[str, Any]) -> None:
+    """Leave a phase that was complete in its checkpoint as an uninterrupted fit leaves it.
+
+    The weights in the checkpoint are the averaged ones, if there are any.
+    """
+    module.load_state_dict(state["state_dict"])
+    progress = trainer.fit_loop.epoch_progress
+    progress.total.completed = progress.total.processed
+    trainer.fit_loop.on_iteration_done()  # the next phase does not resume
 
 
 def _summary(cli: TrainCLI, how: str) -> str:

@@ -1,7 +1,13 @@
 """Lightning callbacks: checkpoints, guards, pictures, progress, inversions."""
 
 from callbacks.averaging import EMA
-from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CurveLogger, WeightExport
+from callbacks.checkpoints import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    CurveLogger,
+    RestoreLimit,
+    WeightExport,
+)
 from callbacks.gaussianization import Gaussianization
 from callbacks.guards import Interrupted, StopOnNonFinite, StopOnSignal, TrainingStopped
 from callbacks.inversion_curves import InversionCurves
@@ -17,6 +23,7 @@ __all__ = [
     "Interrupted",
     "InversionCurves",
     "LatentTypicality",
+    "RestoreLimit",
     "SampleGrid",
     "StopOnNonFinite",
     "StopOnSignal",

@@ -112,6 +112,31 @@ class Checkpoints(Checkpoint):
         self.best_score = state_dict["best_score"]
 
 
+class RestoreLimit(Callback):
+    """Takes `max_steps` away while a checkpoint is restored; must come before other callbacks.
+
+    With it, Lightning continues an epoch that was complete, and so loses the next one.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
+        """Note the limit."""
+        self._limit = trainer.max_steps
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the limit away."""
+        trainer.fit_loop.epoch_loop.max_steps = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Put it back."""
+        trainer.fit_loop.epoch_loop.max_steps = self._limit
+
+    def teardown(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
+        """Put it back where nothing was left to train."""
+        trainer.fit_loop.epoch_loop.max_steps = self._limit
+
+
 class WeightExport(Callback):
     """Exports the best flow so far as `model.safetensors` + `config.json` (`flowprior.load`).
 

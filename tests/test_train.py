@@ -3,6 +3,7 @@
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -19,7 +20,7 @@ from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder
 from datamodules.prepare import prepare
 from flowprior.command_line import run_command
 from tests import picture_files
-from tests.entry_points import ROOT, SLOWLY, TINY, finish, scalars, start
+from tests.entry_points import ROOT, SLOWLY, TINY, finish, scalars, start, train_here
 
 CONFIGS = ROOT / "configs" / "train"
 CURVE = "train/bits_per_dim"
@@ -91,6 +92,90 @@ def test_killed_run_resumes_exactly(folder: Path, reference: Path) -> None:
     assert scalars(run, CURVE) == found
 
 
+@pytest.mark.parametrize("limits", [(15,), (16, 20)], ids=str)
+def test_limited_run_goes_on_to_its_end(
+    folder: Path, reference: Path, limits: tuple[int, ...], capsys: pytest.CaptureFixture
+) -> None:
+    for limit in limits:
+        train_here(folder, "--trainer.max_steps", str(limit))
+        assert f"finished at step {limit}" in capsys.readouterr().out
+    train_here(folder)
+    assert "finished at step 24" in capsys.readouterr().out
+    run = folder / "runs" / "tiny"
+    assert scalars(run, CURVE) == pytest.approx(scalars(reference, CURVE), abs=1e-6)
+    assert_same(run, reference, 1e-6)
+    train_here(folder)
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_run_without_validation_exports_its_last_weights(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = folder / "tiny.yaml"
+    config.write_text(
+        TINY.replace("trainer: {", "trainer: {callbacks: [{class_path: callbacks.EMA}], ")
+    )
+    train_here(folder, "--trainer.max_steps", "3")
+    exported = Path(capsys.readouterr().out.strip().splitlines()[-1].partition("weights: ")[2])
+    assert exported == Path("runs/tiny/weights")
+    flow = flowprior.load(folder / exported)
+    for name, value in weights(folder / "runs" / "tiny").items():  # the averaged ones
+        torch.testing.assert_close(flow.state_dict()[name.removeprefix("flow.")], value)
+
+
+def test_run_killed_before_its_first_checkpoint_draws_each_step_once(
+    folder: Path, reference: Path
+) -> None:
+    train_here(folder, "--trainer.max_steps", "3")
+    shutil.rmtree(folder / "runs" / "tiny" / "checkpoints")
+    train_here(folder)
+    assert scalars(folder / "runs" / "tiny", CURVE).keys() == scalars(reference, CURVE).keys()
+
+
+def test_resuming_after_an_epoch_keeps_what_was_drawn_of_it(folder: Path, reference: Path) -> None:
+    train_here(folder, "--trainer.max_epochs", "2")
+    train_here(folder)
+    for name in ("latent/kurtosis", "val/nll"):
+        found = scalars(folder / "runs" / "tiny", name)
+        assert found == pytest.approx(scalars(reference, name), abs=1e-3)
+        assert list(found) == [7, 15, 23]
+
+
+def test_what_a_kill_left_behind_is_removed(folder: Path) -> None:
+    checkpoints = folder / "runs" / "tiny" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / ".01ab23cd-last.ckpt").write_bytes(b"half a checkpoint")
+    (checkpoints / ".mine-last.ckpt").write_bytes(b"of the user")
+    train_here(folder, "--trainer.max_steps", "1")
+    assert sorted(path.name for path in checkpoints.iterdir()) == [".mine-last.ckpt", "last.ckpt"]
+
+
+INTERRUPTED = """
+import runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pytorch_lightning":
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["train.py", "--config", "tiny.yaml"]
+runpy.run_path(sys.path[0] + "/train.py", run_name="__main__")
+"""
+
+
+def test_ctrl_c_during_the_imports_is_one_word(folder: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}){INTERRUPTED}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "stopped\n")
+
+
 def test_ctrl_c_saves_and_resumes_exactly_with_averaging(folder: Path) -> None:
     config = folder / "tiny.yaml"
     config.write_text(
@@ -152,6 +237,20 @@ MISTAKES = {
         ["batch_size", "3 processes"],
     ),
     "batch too large": (["--config", "tiny.yaml", "--data.batch_size", "65"], ["batch_size", "64"]),
+    "flow too large": (
+        ["--config", "tiny.yaml", "--model.flow.hidden_channels", "10000000"],
+        ["model.flow", "memory"],
+    ),
+    "binary config": (["--config", "binary.yaml"], ["--config", "binary.yaml"]),
+    "config without options": (["--config", "words.yaml"], ["--config", "words.yaml"]),
+    "bad schedule": (
+        [
+            *["--config", "tiny.yaml"],
+            *["--model.lr_scheduler", "flowprior.schedules.WarmupCosine"],
+            *["--model.lr_scheduler.warmup_steps", "-1"],
+        ],
+        ["warmup_steps", "-1"],
+    ),
 }
 
 
@@ -160,6 +259,8 @@ def test_mistake_is_one_clear_line(
     mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     arguments, words = MISTAKES[mistake]
+    (folder / "binary.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
+    (folder / "words.yaml").write_text("only words")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     assert run_command(train.main) == 2
@@ -206,6 +307,20 @@ def test_truncated_checkpoint_is_reported(
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", "tiny.yaml"])
     assert run_command(train.main) == 2
     assert "last.ckpt" in capsys.readouterr().err
+
+
+def test_checkpoint_without_optimiser_is_reported(
+    folder: Path, reference: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = folder / "runs" / "tiny" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    state = torch.load(reference / "checkpoints" / "last.ckpt", weights_only=True)
+    del state["optimizer_states"]
+    torch.save(state, path)
+    train_here(folder, status=2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "last.ckpt" in error
+    assert "optimizer_states" in error
 
 
 def test_full_disk_keeps_the_last_checkpoint(folder: Path, reference: Path) -> None:
