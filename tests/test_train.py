@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from safetensors.torch import load_file
 
 import flowprior
 import train
-from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder
+from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder, LayerModels
 from datamodules.prepare import prepare
 from flowprior.command_line import run_command
+from flowprior.flows import Glow
+from flowprior.metrics import bits_per_dim
 from tests import picture_files
 from tests.entry_points import ROOT, SLOWLY, TINY, finish, scalars, start, train_here
 
@@ -63,6 +66,26 @@ def test_run_leaves_what_it_promises(reference: Path) -> None:
     flow = flowprior.load(reference / "weights")
     assert flow.sample(2).shape == (2, 1, 16, 16)
     assert (reference / "config.yaml").exists()
+
+
+def test_trajectory_is_that_of_a_plain_loop(reference: Path) -> None:
+    torch.manual_seed(0)
+    flow = Glow(1, 16, levels=2, steps=2, hidden_channels=8, coupling="affine").train()
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    loader = LayerModels(16, num_train=64, num_val=9, num_test=8, batch_size=8).resumable_loader()
+    losses = []
+    for _ in range(3):
+        for x in loader:
+            optimizer.zero_grad()
+            loss = bits_per_dim(flow.log_prob(x), 256, 8).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_value_(flow.parameters(), 5.0)
+            torch.nn.utils.clip_grad_norm_(flow.parameters(), 100.0)
+            optimizer.step()
+            losses.append(loss.item())
+    assert list(scalars(reference, CURVE).values()) == losses
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, weights(reference)[f"flow.{name}"]), name
 
 
 def wait_for_step(run: Path, step: int, process) -> None:
@@ -281,6 +304,69 @@ def test_other_architecture_does_not_overwrite(
     assert run_command(train.main) == 2
     assert "model.flow.steps=2" in capsys.readouterr().err
     assert (reference / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+OWN = """
+import own_helper
+from flowprior.losses import MaximumLikelihood
+
+class Doubled(MaximumLikelihood):
+    monitor = "twice"
+
+    def __call__(self, flow, images):
+        return {"twice": own_helper.FACTOR * super().__call__(flow, images)["bits_per_dim"]}
+"""
+
+
+@pytest.fixture
+def own(folder: Path) -> Iterator[Path]:
+    """A folder with a config and a loss of one's own beside it."""
+    (folder / "own_losses.py").write_text(OWN)
+    (folder / "own_helper.py").write_text("FACTOR = 2")
+    config = yaml.safe_load(TINY)
+    config["imports"] = ["own_losses"]
+    config["model"]["loss"] = "own_losses.Doubled"
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    yield folder
+    for name in ("own_losses", "own_helper"):
+        sys.modules.pop(name, None)
+
+
+def test_loss_beside_the_config(own: Path, reference: Path) -> None:
+    before = list(sys.path)
+    train_here(own, "--trainer.max_epochs", "1")
+    assert sys.path == before
+    found = scalars(own / "runs" / "tiny", "train/twice")
+    assert found[0] == pytest.approx(2 * scalars(reference, CURVE)[0])
+    assert flowprior.weights.read_config(own / "runs/tiny/weights")["card"]["val/twice"] > 0
+
+
+@pytest.mark.parametrize(
+    ("imports", "source", "words"),
+    [
+        ("[own_losses]", "1 / 0", ["own_losses", "ZeroDivisionError"]),
+        ("[own_losses]", "def", ["own_losses", "SyntaxError"]),
+        ("[nowhere]", "", ["nowhere"]),
+        ("own_losses", "", ["imports", "list"]),
+        ("[callbacks]", "", ["callbacks", "another name"]),
+    ],
+)
+def test_wrong_imports_are_one_line(
+    own: Path, imports: str, source: str, words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    (own / "own_losses.py").write_text(source)
+    (own / "callbacks.py").write_text("")
+    (own / "tiny.yaml").write_text(f"{TINY}imports: {imports}\n")
+    train_here(own, status=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in ["imports", *words])
+
+
+def test_imports_on_the_command_line_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train_here(folder, "--imports", "[own_losses]", status=2)
+    assert "config file" in capsys.readouterr().err
 
 
 def test_fast_dev_run_writes_nothing(folder: Path) -> None:
