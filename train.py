@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import logging
 import threading
 import warnings
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -125,6 +126,15 @@ class TrainCLI(LightningCLI):
         return [(phase.module(self.model), end) for phase, end in zip(given, ends, strict=True)]
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where training starts: at a checkpoint, or by default at the beginning."""
+
+    checkpoint: Path | None = None
+    step: int = 0
+    phase: str | None = None
+
+
 def main() -> None:
     """Parse, check, train or resume."""
     _quieten()
@@ -168,53 +178,49 @@ def build() -> TrainCLI:
 def fit(cli: TrainCLI) -> None:
     """Train from where the run's folder is, or from the start."""
     output, trainer = cli.output, cli.trainer
-    state = None if trainer.fast_dev_run else _claim(output, cli)
-    step = state["global_step"] if state else 0
+    start = Start() if trainer.fast_dev_run else _claim(output, cli)
     if not trainer.fast_dev_run:  # curves from this step on are drawn anew
-        trainer.logger._kwargs["purge_step"] = step
+        trainer.logger._kwargs["purge_step"] = start.step
     if trainer.is_global_zero:
-        print(_summary(cli, f"resuming at step {step}" if state else "starting"), flush=True)
+        how = f"resuming at step {start.step}" if start.checkpoint else "starting"
+        print(_summary(cli, how), flush=True)
     try:
-        _fit_phases(cli, state)
+        _fit_phases(cli, start)
     except OSError as error:  # TensorBoard's writer does not say what it could not write
         raise named_error(error, output) if error.errno and not error.filename else error from None
     if trainer.is_global_zero and not trainer.fast_dev_run:
-        _report(cli, already=state is not None and trainer.global_step == step)
+        _report(cli, already=start.checkpoint is not None and trainer.global_step == start.step)
 
 
-def _fit_phases(cli: TrainCLI, state: dict[str, Any] | None) -> None:
-    """Run one `Trainer.fit` per phase, from that of the checkpoint `state` on.
+def _fit_phases(cli: TrainCLI, start: Start) -> None:
+    """Run one `Trainer.fit` per phase, from that of the checkpoint on.
 
     Steps, epochs and the order of the data are counted over all phases.
     """
     trainer, data = cli.trainer, cli.datamodule
     names = [module.phase for module, _ in cli.phases]
-    first = names.index(state.get("phase", names[0])) if state else 0
+    first = names.index(start.phase) if start.phase in names else 0
     for number, (module, end) in enumerate(cli.phases[first:], first):
-        resumed = state is not None and number == first
+        checkpoint = start.checkpoint if number == first else None
         trainer.fit_loop.max_epochs = end
         if trainer.fast_dev_run:  # one step of each phase
             trainer.fit_loop.epoch_loop.max_steps = trainer.fit_loop.max_epochs = number + 1
-        trainer.fit(
-            module,
-            datamodule=data,
-            ckpt_path=cli.output / "checkpoints" / "last.ckpt" if resumed else None,
-            weights_only=True if resumed else None,
-        )
-        if resumed and trainer.global_step == state["global_step"]:
-            _close_phase(trainer, module, state)
+        resume = {"ckpt_path": checkpoint, "weights_only": True} if checkpoint else {}
+        trainer.fit(module, datamodule=data, **resume)
+        if checkpoint and trainer.global_step == start.step:
+            _close_phase(trainer, module, checkpoint)
         limited = trainer.should_stop or trainer.global_step == trainer.max_steps
         if limited and not trainer.fast_dev_run:
             return
         data.load_state_dict(data.state_dict())
 
 
-def _close_phase(trainer: pl.Trainer, module: FlowModule, state: dict[str, Any]) -> None:
+def _close_phase(trainer: pl.Trainer, module: FlowModule, checkpoint: Path) -> None:
     """Leave a phase that was complete in its checkpoint as an uninterrupted fit leaves it.
 
     The weights in the checkpoint are the averaged ones, if there are any.
     """
-    module.load_state_dict(state["state_dict"])
+    module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     progress = trainer.fit_loop.epoch_progress
     progress.total.completed = progress.total.processed
     trainer.fit_loop.on_iteration_done()  # the next phase does not resume
@@ -279,8 +285,8 @@ def _check_phases(cli: TrainCLI) -> None:
             raise UsageError(f"{option} is {value}, but phases have their own: give one or other")
 
 
-def _claim(output: Path, cli: TrainCLI) -> dict[str, Any] | None:
-    """Take the run's folder; returns the checkpoint to resume from, if there is one.
+def _claim(output: Path, cli: TrainCLI) -> Start:
+    """Take the run's folder and find where to go on.
 
     Raises:
         UsageError: the folder holds a run with other settings, or a checkpoint that does not fit.
@@ -289,12 +295,12 @@ def _claim(output: Path, cli: TrainCLI) -> dict[str, Any] | None:
     if path.exists():
         _check_unchanged(output, yaml.safe_load(path.read_text()), yaml.safe_load(text))
     last = output / "checkpoints" / "last.ckpt"
-    state = _checkpoint(last, cli.model) if last.exists() else None
+    start = _start_from(last, cli.model) if last.exists() else Start()
     if cli.trainer.is_global_zero:
         remove_temporaries(output)
         output.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text)
-    return state
+    return start
 
 
 def _check_unchanged(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -309,8 +315,8 @@ def _check_unchanged(output: Path, before: dict[str, Any], now: dict[str, Any]) 
             )
 
 
-def _checkpoint(path: Path, model: FlowModule) -> dict[str, Any]:
-    """A checkpoint that fits the model; raises UsageError if there is none in this file."""
+def _start_from(path: Path, model: FlowModule) -> Start:
+    """Where a checkpoint goes on; raises UsageError if it is damaged or does not fit the model."""
     advice = "remove it, or put best.ckpt of the same folder in its place"
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -330,7 +336,7 @@ def _checkpoint(path: Path, model: FlowModule) -> dict[str, Any]:
                 f"{path} is of another architecture: {name} is {found.get(name)} there, "
                 f"{expected.get(name)} in this model; give another --output"
             )
-    return checkpoint
+    return Start(path, checkpoint["global_step"], checkpoint.get("phase"))
 
 
 def _quieten() -> None:

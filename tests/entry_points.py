@@ -11,11 +11,16 @@ import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 import train
 from flowprior.command_line import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Names of TensorBoard's files end in this number, and they are read in the order of their names:
+# with fewer digits first, runs of this process within one second could change places.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 TINY = """
 seed_everything: 0

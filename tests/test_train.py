@@ -1,5 +1,6 @@
 """train.py, run as a user runs it: interrupted, killed, on two processes, with mistakes."""
 
+import inspect
 import resource
 import shutil
 import signal
@@ -22,6 +23,7 @@ from datamodules.prepare import prepare
 from flowprior.command_line import run_command
 from flowprior.flows import Glow
 from flowprior.metrics import bits_per_dim
+from lightning_modules import FlowModule
 from tests import picture_files
 from tests.entry_points import ROOT, SLOWLY, TINY, finish, scalars, start, train_here
 
@@ -111,8 +113,6 @@ def test_killed_run_resumes_exactly(folder: Path, reference: Path) -> None:
     assert found == pytest.approx(expected, abs=1e-6)
     assert scalars(run, "val/nll") == pytest.approx(scalars(reference, "val/nll"), abs=1e-3)
     assert_same(run, reference, 1e-6)
-    assert "finished already" in finish(folder, "train.py", "--config", "tiny.yaml")
-    assert scalars(run, CURVE) == found
 
 
 @pytest.mark.parametrize("limits", [(15,), (16, 20)], ids=str)
@@ -127,8 +127,10 @@ def test_limited_run_goes_on_to_its_end(
     run = folder / "runs" / "tiny"
     assert scalars(run, CURVE) == pytest.approx(scalars(reference, CURVE), abs=1e-6)
     assert_same(run, reference, 1e-6)
+    found = scalars(run, CURVE)
     train_here(folder)
     assert "finished already" in capsys.readouterr().out
+    assert scalars(run, CURVE) == found
 
 
 def test_run_without_validation_exports_its_last_weights(
@@ -204,7 +206,7 @@ def test_ctrl_c_saves_and_resumes_exactly_with_averaging(folder: Path) -> None:
     config.write_text(
         TINY.replace("trainer: {", "trainer: {callbacks: [{class_path: callbacks.EMA}], ")
     )
-    finish(folder, "train.py", "--config", "tiny.yaml", "--output", "whole")
+    train_here(folder, "--output", "whole")
     process = start(folder, "train.py", "--config", "tiny.yaml", "--output", "parts", SLOWLY)
     wait_for_step(folder / "parts", 3, process)
     process.send_signal(signal.SIGINT)
@@ -230,10 +232,9 @@ def test_two_processes_follow_the_trajectory_of_one(folder: Path) -> None:
     config.write_text(
         TINY.replace("trainer: {", f"trainer: {{precision: 64-true, callbacks: [{digest}], ")
     )
-    one = finish(folder, "train.py", "--config", "tiny.yaml", "--output", "one")
+    train_here(folder, "--output", "one")
     arguments = ("--output", "two", "--trainer.devices", "2")
     two = finish(folder, "train.py", "--config", "tiny.yaml", *arguments)
-    assert "on 1 x cpu" in one
     assert "on 2 x cpu" in two
     digests = [(folder / "two" / f"digests-{rank}").read_text().splitlines() for rank in (0, 1)]
     assert len(set(digests[0])) == 24
@@ -370,16 +371,15 @@ def test_imports_on_the_command_line_are_refused(
 
 
 def test_fast_dev_run_writes_nothing(folder: Path) -> None:
-    finish(folder, "train.py", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true")
+    train_here(folder, "--trainer.fast_dev_run", "true")
     assert not (folder / "runs").exists()
 
 
-def test_divergence_stops_with_the_last_good_checkpoint(folder: Path) -> None:
-    process = start(folder, "train.py", "--config", "tiny.yaml", "--model.optimizer.lr", "1e20")
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 1, output
-    assert "gradient norm became" in output
-    assert "Traceback" not in output
+def test_divergence_stops_with_the_last_good_checkpoint(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train_here(folder, "--model.optimizer.lr", "1e20", status=1)
+    assert "gradient norm became" in capsys.readouterr().err
     assert not list(folder.glob("runs/tiny/checkpoints/*.ckpt"))
 
 
@@ -424,7 +424,7 @@ def test_full_disk_keeps_the_last_checkpoint(folder: Path, reference: Path) -> N
     assert "runs/tiny" in line
     assert "Traceback" not in output
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
-    finish(folder, "train.py", "--config", "tiny.yaml", "--trainer.max_epochs", "5")
+    train_here(folder, "--trainer.max_epochs", "5")
     assert len(scalars(run, CURVE)) == 40
 
 
@@ -472,13 +472,21 @@ def test_missing_images_are_one_clear_line(
     assert not list(tmp_path.iterdir())
 
 
+def defaults(kind: type) -> dict[str, object]:
+    parameters = inspect.signature(kind).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
 def test_paper_configuration_of_celeba_hq() -> None:
     config = yaml.safe_load((CONFIGS / "glow_celeba.yaml").read_text())
-    flow, optimizer = (config["model"][name]["init_args"] for name in ("flow", "optimizer"))
+    model, data, trainer = config["model"], config["data"], config["trainer"]
+    flow = {**defaults(Glow), **model["flow"]["init_args"]}
+    optimizer = model["optimizer"]["init_args"]
     assert (flow["levels"], flow["steps"], flow["hidden_channels"]) == (4, 32, 512)
     assert (flow["coupling"], flow["image_size"]) == ("additive", 128)
     assert (float(optimizer["lr"]), optimizer["betas"]) == (1e-4, [0.9, 0.99])
-    assert config["model"]["gradient_clip_value"] == 5
-    assert config["model"]["gradient_clip_norm"] == 100
-    assert config["data"]["init_args"]["batch_size"] == 64
-    assert (config["trainer"]["max_epochs"], config["trainer"]["devices"]) == (850, "auto")
+    module = {**defaults(FlowModule), **model}
+    assert (module["gradient_clip_value"], module["gradient_clip_norm"]) == (5, 100)
+    assert (module["lr_scheduler"], module["loss"]) == (None, None)
+    assert data["init_args"]["batch_size"] == 64
+    assert trainer == {"max_epochs": 850}

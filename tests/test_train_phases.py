@@ -102,7 +102,7 @@ def test_kill_in_the_second_phase_changes_nothing(folder: Path, whole: Path) -> 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert state(run)["phase"] == "finest"
-    train_here(folder)
+    finish(folder, "train.py", "--config", "tiny.yaml")
     assert_same_run(run, whole)
 
 
@@ -110,7 +110,7 @@ def test_two_processes_stay_equal_and_keep_what_is_frozen(folder: Path) -> None:
     digest = "{class_path: tests.entry_points.ParameterDigest}"
     config = TINY.replace("max_epochs: 3", f"precision: 64-true, callbacks: [{digest}]") + PHASES
     (folder / "tiny.yaml").write_text(config)
-    finish(folder, "train.py", "--config", "tiny.yaml", "--output", "one")
+    train_here(folder, "--output", "one")
     arguments = ("--output", "two", "--trainer.devices", "2")
     finish(folder, "train.py", "--config", "tiny.yaml", *arguments)
     digests = [(folder / "two" / f"digests-{rank}").read_text().splitlines() for rank in (0, 1)]
