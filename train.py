@@ -10,14 +10,12 @@ if __name__ == "__main__":
 import logging
 import threading
 import warnings
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
@@ -30,11 +28,14 @@ from callbacks import (
     LatentTypicality,
     RestoreLimit,
     SampleGrid,
+    Start,
     StopOnNonFinite,
     StopOnSignal,
     TrainingProgress,
     TrainingStopped,
     WeightExport,
+    close_phase,
+    start_from,
 )
 from datamodules import ImageDataModule
 from datamodules.dequantize import DataError
@@ -126,15 +127,6 @@ class TrainCLI(LightningCLI):
         return [(phase.module(self.model), end) for phase, end in zip(given, ends, strict=True)]
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where training starts: at a checkpoint, or by default at the beginning."""
-
-    checkpoint: Path | None = None
-    step: int = 0
-    phase: str | None = None
-
-
 def main() -> None:
     """Parse, check, train or resume."""
     _quieten()
@@ -208,22 +200,11 @@ def _fit_phases(cli: TrainCLI, start: Start) -> None:
         resume = {"ckpt_path": checkpoint, "weights_only": True} if checkpoint else {}
         trainer.fit(module, datamodule=data, **resume)
         if checkpoint and trainer.global_step == start.step:
-            _close_phase(trainer, module, checkpoint)
+            close_phase(trainer, module, checkpoint)
         limited = trainer.should_stop or trainer.global_step == trainer.max_steps
         if limited and not trainer.fast_dev_run:
             return
         data.load_state_dict(data.state_dict())
-
-
-def _close_phase(trainer: pl.Trainer, module: FlowModule, checkpoint: Path) -> None:
-    """Leave a phase that was complete in its checkpoint as an uninterrupted fit leaves it.
-
-    The weights in the checkpoint are the averaged ones, if there are any.
-    """
-    module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
-    progress = trainer.fit_loop.epoch_progress
-    progress.total.completed = progress.total.processed
-    trainer.fit_loop.on_iteration_done()  # the next phase does not resume
 
 
 def _summary(cli: TrainCLI, how: str) -> str:
@@ -282,7 +263,9 @@ def _check_phases(cli: TrainCLI) -> None:
         ("model.loss", cli.config.model.loss),
     ):
         if value is not None:
-            raise UsageError(f"{option} is {value}, but phases have their own: give one or other")
+            raise UsageError(
+                f"{option} is {value}, but phases have their own: give one or the other"
+            )
 
 
 def _claim(output: Path, cli: TrainCLI) -> Start:
@@ -295,7 +278,7 @@ def _claim(output: Path, cli: TrainCLI) -> Start:
     if path.exists():
         _check_unchanged(output, yaml.safe_load(path.read_text()), yaml.safe_load(text))
     last = output / "checkpoints" / "last.ckpt"
-    start = _start_from(last, cli.model) if last.exists() else Start()
+    start = start_from(last, cli.model) if last.exists() else Start()
     if cli.trainer.is_global_zero:
         remove_temporaries(output)
         output.mkdir(parents=True, exist_ok=True)
@@ -313,30 +296,6 @@ def _check_unchanged(output: Path, before: dict[str, Any], now: dict[str, Any]) 
                 f"{output} was trained with {option}={old}, this command says {new}: give another "
                 "--output, or remove the folder to start anew"
             )
-
-
-def _start_from(path: Path, model: FlowModule) -> Start:
-    """Where a checkpoint goes on; raises UsageError if it is damaged or does not fit the model."""
-    advice = "remove it, or put best.ckpt of the same folder in its place"
-    try:
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        absent = {"global_step", "loops", "optimizer_states", "callbacks"} - checkpoint.keys()
-    except Exception as error:  # whatever a damaged file makes torch raise
-        raise UsageError(f"cannot resume from {path}: {one_line(error)}; {advice}") from error
-    if absent or not checkpoint["optimizer_states"]:
-        raise UsageError(
-            f"cannot resume from {path}: it has weights but not the state of training "
-            f"({', '.join(sorted(absent)) or 'optimizer_states'}); {advice}"
-        )
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise UsageError(
-                f"{path} is of another architecture: {name} is {found.get(name)} there, "
-                f"{expected.get(name)} in this model; give another --output"
-            )
-    return Start(path, checkpoint["global_step"], checkpoint.get("phase"))
 
 
 def _quieten() -> None:

@@ -1,17 +1,12 @@
 """Lightning callbacks: checkpoints, guards, pictures, progress, inversions."""
 
 from callbacks.averaging import EMA
-from callbacks.checkpoints import (
-    AtomicCheckpointIO,
-    Checkpoints,
-    CurveLogger,
-    RestoreLimit,
-    WeightExport,
-)
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, WeightExport
 from callbacks.gaussianization import Gaussianization
 from callbacks.guards import Interrupted, StopOnNonFinite, StopOnSignal, TrainingStopped
 from callbacks.inversion_curves import InversionCurves
 from callbacks.progress import TrainingProgress
+from callbacks.resuming import CurveLogger, RestoreLimit, Start, close_phase, start_from
 from callbacks.samples import LatentTypicality, SampleGrid
 
 __all__ = [
@@ -25,9 +20,12 @@ __all__ = [
     "LatentTypicality",
     "RestoreLimit",
     "SampleGrid",
+    "Start",
     "StopOnNonFinite",
     "StopOnSignal",
     "TrainingProgress",
     "TrainingStopped",
     "WeightExport",
+    "close_phase",
+    "start_from",
 ]

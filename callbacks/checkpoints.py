@@ -7,7 +7,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 import flowprior
@@ -33,18 +32,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except RuntimeError as error:  # torch's zip writer reports a failed write this way
             free = shutil.disk_usage(path.parent).free / 2**20
             raise OSError(f"cannot write {path}: {error} ({free:.1f} MiB free there)") from error
-
-
-class CurveLogger(TensorBoardLogger):
-    """TensorBoard's logger, which draws a step once although `Checkpoints` may draw it early."""
-
-    _latest: tuple[dict[str, float], int | None] | None = None
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Draw `metrics` at `step`, unless that was the latest call already."""
-        if (metrics, step) != self._latest:
-            self._latest = (dict(metrics), step)
-            super().log_metrics(metrics, step)
 
 
 class Checkpoints(Checkpoint):
@@ -110,31 +97,6 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.best_score = state_dict["best_score"]
-
-
-class RestoreLimit(Callback):
-    """Takes `max_steps` away while a checkpoint is restored; must come before other callbacks.
-
-    With it, Lightning continues an epoch that was complete, and so loses the next one.
-    """
-
-    def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
-        """Note the limit."""
-        self._limit = trainer.max_steps
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Take the limit away."""
-        trainer.fit_loop.epoch_loop.max_steps = -1
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
-        """Put it back."""
-        trainer.fit_loop.epoch_loop.max_steps = self._limit
-
-    def teardown(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
-        """Put it back where nothing was left to train."""
-        trainer.fit_loop.epoch_loop.max_steps = self._limit
 
 
 class WeightExport(Callback):

@@ -7,7 +7,7 @@ import json
 import math
 import types
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -150,7 +150,9 @@ def _check_arguments(kind: type[Flow], arguments: Any, values: int) -> None:
     No size can exceed the number of `values` in the file, other than a seed.
     """
     inspect.signature(kind).bind(**arguments)
-    hints = get_type_hints(kind.__init__)
+    hints = {}
+    with suppress(NameError):  # a flow of your own may name types that are not imported
+        hints = get_type_hints(kind.__init__)
     for name, value in arguments.items():
         if not _fits(value, hints.get(name, Any)):
             raise TypeError(f"{name} must be {inspect.formatannotation(hints[name])}, got {value}")
