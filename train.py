@@ -48,7 +48,7 @@ from flowprior.command_line import (
     output_folder,
     run_command,
 )
-from flowprior.io import atomic_write, named_error, remove_temporaries
+from flowprior.io import atomic_write, named_error, remove_temporaries, sole_writer
 from flowprior.settings import differences
 from lightning_modules import FlowModule, Phase
 
@@ -170,18 +170,37 @@ def build() -> TrainCLI:
 def fit(cli: TrainCLI) -> None:
     """Train from where the run's folder is, or from the start."""
     output, trainer = cli.output, cli.trainer
-    start = Start() if trainer.fast_dev_run else _claim(output, cli)
-    if not trainer.fast_dev_run:  # curves from this step on are drawn anew
-        trainer.logger._kwargs["purge_step"] = start.step
-    if trainer.is_global_zero:
+    start = Start() if trainer.fast_dev_run else _check_resumable(cli)
+    if trainer.fast_dev_run or not trainer.is_global_zero:
+        _run(cli, start)
+        return
+    trainer.logger._kwargs["purge_step"] = start.step  # curves from there on are drawn anew
+    output.mkdir(parents=True, exist_ok=True)
+    with sole_writer(output):
+        remove_temporaries(output)
+        atomic_write(output / "config.yaml", cli.parser.dump(cli.config))
+        _run(cli, start)
+    already = start.checkpoint is not None and trainer.global_step == start.step
+    print(
+        f"{output.name} {'was finished already' if already else 'finished'} at step "
+        f"{trainer.global_step}; weights: {output / 'weights'}"
+    )
+    if already:
+        print(
+            "To train longer raise --trainer.max_epochs, or the epochs of the last phase; to start "
+            "anew remove the folder or give another --output."
+        )
+
+
+def _run(cli: TrainCLI, start: Start) -> None:
+    if cli.trainer.is_global_zero:
         how = f"resuming at step {start.step}" if start.checkpoint else "starting"
         print(_summary(cli, how), flush=True)
     try:
         _fit_phases(cli, start)
     except OSError as error:  # TensorBoard's writer does not say what it could not write
-        raise named_error(error, output) if error.errno and not error.filename else error from None
-    if trainer.is_global_zero and not trainer.fast_dev_run:
-        _report(cli, already=start.checkpoint is not None and trainer.global_step == start.step)
+        unnamed = error.errno and not error.filename
+        raise named_error(error, cli.output) if unnamed else error from None
 
 
 def _fit_phases(cli: TrainCLI, start: Start) -> None:
@@ -216,17 +235,6 @@ def _summary(cli: TrainCLI, how: str) -> str:
         f"{cli.datamodule.batch_size} on {cli.trainer.world_size} x "
         f"{cli.trainer.strategy.root_device.type}; curves: tensorboard --logdir {cli.output}"
     )
-
-
-def _report(cli: TrainCLI, already: bool) -> None:
-    state = "was finished already" if already else "finished"
-    weights = cli.output / "weights"
-    print(f"{cli.output.name} {state} at step {cli.trainer.global_step}; weights: {weights}")
-    if already:
-        print(
-            "To train longer raise --trainer.max_epochs, or the epochs of the last phase; to start "
-            "anew remove the folder or give another --output."
-        )
 
 
 def _check(cli: TrainCLI) -> None:
@@ -268,22 +276,17 @@ def _check_phases(cli: TrainCLI) -> None:
             )
 
 
-def _claim(output: Path, cli: TrainCLI) -> Start:
-    """Take the run's folder and find where to go on.
+def _check_resumable(cli: TrainCLI) -> Start:
+    """Where the run's folder goes on.
 
     Raises:
-        UsageError: the folder holds a run with other settings, or a checkpoint that does not fit.
+        UsageError: it holds a run with other settings, or a checkpoint that does not fit.
     """
-    path, text = output / "config.yaml", cli.parser.dump(cli.config)
+    path, last = cli.output / "config.yaml", cli.output / "checkpoints" / "last.ckpt"
     if path.exists():
-        _check_unchanged(output, yaml.safe_load(path.read_text()), yaml.safe_load(text))
-    last = output / "checkpoints" / "last.ckpt"
-    start = start_from(last, cli.model) if last.exists() else Start()
-    if cli.trainer.is_global_zero:
-        remove_temporaries(output)
-        output.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, text)
-    return start
+        now = yaml.safe_load(cli.parser.dump(cli.config))
+        _check_unchanged(cli.output, yaml.safe_load(path.read_text()), now)
+    return start_from(last, cli.model) if last.exists() else Start()
 
 
 def _check_unchanged(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Files that hold the old content or the new one, whatever happens in between."""
 
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -46,6 +47,24 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def sole_writer(folder: str | Path) -> Iterator[None]:
+    """Keep other processes that call this from writing to ``folder`` while the block runs.
+
+    Raises:
+        BlockingIOError: another process is in such a block; the error names ``folder``.
+    """
+    with open(Path(folder) / ".lock", "a") as file:
+        try:
+            # Unlike flock, not inherited by processes that load data and may live a little longer.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # some network file systems have no locks
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                reason = "another process is writing to this folder"
+                raise BlockingIOError(errno.EAGAIN, reason, str(folder)) from None
+        yield
 
 
 def remove_temporaries(folder: str | Path) -> None:

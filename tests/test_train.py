@@ -1,6 +1,7 @@
 """train.py, run as a user runs it: interrupted, killed, on two processes, with mistakes."""
 
 import inspect
+import io
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 
 import flowprior
@@ -173,6 +175,40 @@ def test_what_a_kill_left_behind_is_removed(folder: Path) -> None:
     (checkpoints / ".mine-last.ckpt").write_bytes(b"of the user")
     train_here(folder, "--trainer.max_steps", "1")
     assert sorted(path.name for path in checkpoints.iterdir()) == [".mine-last.ckpt", "last.ckpt"]
+
+
+def test_second_run_into_a_folder_is_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    run = folder / "runs" / "tiny"
+    run.mkdir(parents=True)
+    holder = (
+        "import sys; from flowprior.io import sole_writer\n"
+        "with sole_writer(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(run)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        train_here(folder, status=1)
+        process.stdin.close()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line]
+    assert "runs/tiny" in line
+    assert "another process" in line
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    train_here(folder, "--trainer.max_steps", "1")
+
+
+def test_bar_shows_steps_and_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = partial(Console, file=screen, force_terminal=True, width=120)
+    monkeypatch.setattr("callbacks.progress.Console", console)
+    train_here(folder, "--trainer.max_steps", "3")
+    bars = [line for line in screen.getvalue().splitlines() if "━" in line]
+    assert "/3" in bars[-1]
+    assert "train/bits_per_dim" in bars[-1]
 
 
 INTERRUPTED = """
