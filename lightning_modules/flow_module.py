@@ -8,6 +8,7 @@ import torch
 from jsonargparse.typing import PositiveFloat
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from flowprior.flows import Flow
@@ -78,11 +79,20 @@ class FlowModule(pl.LightningModule):
         return found
 
     def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
-        """Build the optimiser of the trained parameters, and its schedule."""
+        """Build the optimiser of the trained parameters, and its schedule.
+
+        Raises:
+            ValueError: if the rate is not a function of the step, or nothing is trained.
+        """
         optimizer = self.optimizer(self.trained_parameters())
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "model.lr_scheduler: expected a function of the step, such as "
+                "flowprior.schedules.WarmupCosine, got ReduceLROnPlateau"
+            )
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             scheduler.total_steps = self._phase_steps()
         return {
@@ -102,7 +112,7 @@ class FlowModule(pl.LightningModule):
         return next(iter(values.values())).mean()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Log the mean over all images, however they are shared out."""
+        """Log the mean over all images, however many each process has."""
         values = self._values(batch)
         for name in values.keys() - self.validation.keys():
             self.validation[name] = MeanMetric().to(self.device)

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import math
 import resource
 import shutil
 import signal
@@ -168,6 +169,17 @@ def test_resuming_after_an_epoch_keeps_what_was_drawn_of_it(folder: Path, refere
         assert list(found) == [7, 15, 23]
 
 
+def test_longer_run_keeps_the_last_rate_of_its_schedule(folder: Path) -> None:
+    schedule = ["--model.lr_scheduler", "flowprior.schedules.WarmupCosine"]
+    options = [*schedule, "--model.lr_scheduler.warmup_steps", "2", "--trainer.max_epochs"]
+    train_here(folder, *options, "2", "--trainer.max_steps", "5")
+    train_here(folder, *options, "2")
+    train_here(folder, *options, "3")
+    rates = list(scalars(folder / "runs" / "tiny", "train/learning_rate").values())
+    falling = [1e-5 + 0.99e-3 * (1 + math.cos(math.pi * step / 14)) / 2 for step in range(14)]
+    assert rates == pytest.approx([0.5e-3, 1e-3, *falling, *[1e-5] * 8])
+
+
 def test_what_a_kill_left_behind_is_removed(folder: Path) -> None:
     checkpoints = folder / "runs" / "tiny" / "checkpoints"
     checkpoints.mkdir(parents=True)
@@ -303,6 +315,13 @@ MISTAKES = {
     ),
     "binary config": (["--config", "binary.yaml"], ["--config", "binary.yaml"]),
     "config without options": (["--config", "words.yaml"], ["--config", "words.yaml"]),
+    "schedule by validation": (
+        [
+            *["--config", "tiny.yaml"],
+            *["--model.lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau"],
+        ],
+        ["model.lr_scheduler", "ReduceLROnPlateau"],
+    ),
     "bad schedule": (
         [
             *["--config", "tiny.yaml"],
