@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from flowprior.inversion.total_variation import total_variation
 from scipy.ndimage import gaussian_filter
 
 from flowprior.gaussianization import Gaussianization
@@ -14,7 +15,6 @@ from flowprior.inversion import (
     project_to_latents,
     smoothed,
 )
-from flowprior.inversion.total_variation import total_variation
 from flowprior.metrics import psnr, ssim, typicality
 from flowprior.physics import gaussian_noise, make_operator, relative_noise
 from tests.conftest import make_perturbed_glow

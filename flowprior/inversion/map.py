@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from flowprior.gaussianization import Reparameterization
@@ -210,7 +209,7 @@ class LatentTerms:
 
 
 def layers_by_part(layers: Layers | None, prior: Prior) -> dict[str, Reparameterization]:
-    """h by name of the latent's part; raises ValueError for an unknown part."""
+    """H by name of the latent's part; raises ValueError for an unknown part."""
     if layers is None:
         return {}
     names = list(prior.latent.parts)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowprior.inversion.batch_invariant import batch_invariant, by_rows
+from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.problem import Problem
 from flowprior.priors import Prior, require
