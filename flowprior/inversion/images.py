@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowprior.inversion.descent import LBFGSRun, Values, check_number
+from flowprior.inversion.checks import check_noise, check_number
+from flowprior.inversion.descent import LBFGSRun, Values, chosen
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
 from flowprior.physics.noise import Noise
@@ -41,13 +42,11 @@ class TotalVariation(Solver):
     def __post_init__(self) -> None:
         check_number("weight", self.weight, lambda weight: weight >= 0, "finite and at least 0")
         check_number("smoothing", self.smoothing, lambda epsilon: epsilon > 0, "positive")
+        check_noise("misfit", self.misfit)
 
     def begin(self, problem: Problem) -> LBFGSRun:
         """Start from the given images, or from grey ones."""
-        shape = (len(problem.y), *problem.image_shape)
-        start = problem.start
-        start = problem.like.new_full(shape, 0.5) if start is None else start.to(problem.like)
-        v = nn.Parameter(start.clamp(0.01, 0.99).logit().flatten(1))
+        v = nn.Parameter(first_images(problem).clamp(0.01, 0.99).logit().flatten(1))
         return LBFGSRun(VariationTerms(self, problem), v)
 
 
@@ -77,8 +76,18 @@ def total_variation(x: Tensor, smoothing: float = 1e-3) -> Tensor:
     return length.flatten(1).sum(1, dtype=torch.float64)
 
 
+def first_images(problem: Problem) -> Tensor:
+    """Images (B, C, H, W) to start from: the given ones, or grey."""
+    if problem.start is not None:
+        return problem.start.to(problem.like)
+    return problem.like.new_full((len(problem.y), *problem.image_shape), 0.5)
+
+
 class ImageRun:
     """What runs over images share; a subclass changes `x` in `step` and calls `measure`.
+
+    Attributes:
+        finite: rows whose images have stayed finite, (B,); the others keep the last finite ones.
 
     Args:
         problem: the batch.
@@ -90,27 +99,21 @@ class ImageRun:
     def __init__(self, problem: Problem, x: Tensor | None = None) -> None:
         self.problem = problem
         self.noise = problem.misfit(None, type(self).__name__)
-        if x is None:
-            shape = (len(problem.y), *problem.image_shape)
-            grey = problem.like.new_full(shape, 0.5)
-            x = grey if problem.start is None else problem.start.to(grey)
-        self.x = x
+        self.x = self._kept = first_images(problem) if x is None else x
+        self.finite = self.x.isfinite().flatten(1).all(1)
         self.values: Values = {}
         self.measure()
 
     @property
-    def finite(self) -> Tensor:
-        """Rows whose images are finite."""
-        return self.x.isfinite().flatten(1).all(1)
-
-    @property
     def active(self) -> Tensor:
-        """The same: they move until the last iteration."""
+        """Rows that are finite: they move until the last iteration."""
         return self.finite
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Note the misfit of the images as they are."""
+        """Note the misfit of the images; rows that are no longer finite go back and stay."""
+        self.finite = self.finite & self.x.isfinite().flatten(1).all(1)
+        self.x = self._kept = chosen(self.finite, self.x, self._kept)
         self.values = {"misfit": self.noise.misfit(self.problem.forward(self.x), self.problem.y)}
 
     def misfit_gradient(self, x: Tensor) -> Tensor:
@@ -121,12 +124,13 @@ class ImageRun:
             return torch.autograd.grad(misfit.sum(), x)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Images and values."""
-        return {"x": self.x, "values": self.values}
+        """Images, values and which rows are finite."""
+        return {"x": self.x, "values": self.values, "finite": self.finite}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from such a state."""
-        self.x, self.values = state["x"], state["values"]
+        self.x = self._kept = state["x"]
+        self.values, self.finite = state["values"], state["finite"]
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from flowprior.gaussianization import Reparameterization
-from flowprior.inversion.descent import (
-    AdamRun,
-    LBFGSRun,
-    Optimizer,
-    Values,
-    check_choice,
-    check_number,
-    descend,
-)
+from flowprior.inversion.batch_invariant import batch_invariant
+from flowprior.inversion.checks import check_choice, check_noise, check_number, check_whole
+from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer, Values, descend
 from flowprior.inversion.problem import Forward, Problem
 from flowprior.inversion.solving import Solver, advance
 from flowprior.latent import standard_normal_log_prob
@@ -75,17 +69,9 @@ class MAP(Solver):
         check_choice("optimizer", self.optimizer, ("lbfgs", "adam"))
         check_number("learning_rate", self.learning_rate, lambda rate: rate > 0, "positive")
         check_number("start_scale", self.start_scale, lambda scale: scale >= 0, "at least 0")
-        check_number(
-            "projection_iterations", self.projection_iterations, lambda n: n >= 0, "at least 0"
-        )
-        layers = self.reparameterization
-        given = layers.values() if isinstance(layers, Mapping) else [layers]
-        for layer in given:
-            if layer is not None and not isinstance(layer, Reparameterization):
-                raise ValueError(
-                    "reparameterization must be a flowprior.gaussianization.Reparameterization, "
-                    f"such as Gaussianization.robust(), got {layer!r}"
-                )
+        check_whole("projection_iterations", self.projection_iterations, 0)
+        check_noise("misfit", self.misfit)
+        _check_layers(self.reparameterization)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -95,12 +81,14 @@ class MAP(Solver):
     def check(self, prior: Prior | None, who: str = "") -> None:
         """See `Solver.check`; also names of latent parts."""
         who = f"{who}{type(self).__name__}: penalty={self.penalty}"
-        require(prior, self.needs, who, "use latent_norm or none")
+        require(prior, self.needs, who, remedy="use latent_norm or none")
         layers_by_part(self.reparameterization, prior)
 
     def begin(self, problem: Problem) -> LBFGSRun | AdamRun:
         """Start from given latents, the latents of given images, or a draw of N(0, I)."""
         v = self.start(problem) if problem.latents is None else problem.latents
+        if len(v) != len(problem.y):
+            raise ValueError(f"latents must have {len(problem.y)} rows, got {len(v)}")
         if not isinstance(v, nn.Parameter):
             v = nn.Parameter(v.detach().clone().to(problem.like))
         terms = LatentTerms(self, problem)
@@ -137,6 +125,7 @@ class MAP(Solver):
             reparameterization=self.reparameterization,
             beta=weight,
             iterations=self.projection_iterations,
+            condition=problem.condition,
             seed=problem.seed,
         )
 
@@ -209,6 +198,16 @@ class LatentTerms:
         return self.prior.generate(z, *extra), None
 
 
+def _check_layers(layers: object) -> None:
+    given = layers.values() if isinstance(layers, Mapping) else [layers]
+    for layer in given:
+        if layer is not None and not isinstance(layer, Reparameterization):
+            raise ValueError(
+                "reparameterization must be a flowprior.gaussianization.Reparameterization, such "
+                f"as Gaussianization.robust(), got {layer!r}"
+            )
+
+
 def layers_by_part(layers: Layers | None, prior: Prior) -> dict[str, Reparameterization]:
     """h by name of the latent's part; raises ValueError for an unknown part."""
     if layers is None:
@@ -236,6 +235,7 @@ def project_to_latents(
     reparameterization: Layers | None = None,
     beta: float = 0.0,
     iterations: int = 100,
+    condition: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
     r"""Latents v (B, n) whose images come closest to some (B, C, H, W) in [0, 1].
@@ -247,8 +247,17 @@ def project_to_latents(
     """
     penalty = "log_density" if beta else "none"
     solver = MAP(beta=beta, penalty=penalty, reparameterization=reparameterization)
-    forward = Forward(lambda x: x)
-    problem = Problem(forward, images, prior.image_shape, Gaussian(1.0), prior, seed=seed)
-    run = replace(solver).begin(problem)
-    advance(run, iterations)
+    solver.check(prior, "project_to_latents: ")
+    problem = Problem(
+        forward=Forward(lambda x: x),
+        y=images,
+        image_shape=prior.image_shape,
+        noise=Gaussian(1.0),
+        prior=prior,
+        condition=condition,
+        seed=seed,
+    )
+    with batch_invariant():
+        run = solver.begin(problem)
+        advance(run, iterations)
     return run.v.detach()

@@ -107,7 +107,7 @@ def require(prior: object, needs: Iterable[str], who: str, remedy: str = "") -> 
         prior: the prior, or None.
         needs: names of methods, see `CAPABILITIES`.
         who: needs them: the start of the message.
-        remedy: what to do instead: its end.
+        remedy: what to do instead, where there is a prior: its end.
 
     Raises:
         ValueError: names what is missing.
@@ -117,5 +117,5 @@ def require(prior: object, needs: Iterable[str], who: str, remedy: str = "") -> 
     ]
     if missing:
         has = "there is no prior" if prior is None else f"{type(prior).__name__} does not have it"
-        end = f": {remedy}" if remedy else ""
+        end = f": {remedy}" if remedy and prior is not None else ""
         raise ValueError(f"{who} needs {' and '.join(missing)}, but {has}{end}")
