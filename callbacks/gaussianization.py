@@ -1,6 +1,6 @@
 """Gaussianization layers for an inversion."""
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,20 +13,20 @@ from lightning_modules import InversionModule
 
 
 class Gaussianization(Callback):
-    """Puts z = h(v) in place of z = v in an `InversionModule`; without it the latent is free.
+    """Replaces z = v by z = h(v) in an `InversionModule`.
 
     Args:
-        layers: h, `Gaussianization.robust()` of flowprior.gaussianization by default; or one for
-            each named part of the latent.
+        layers: h, or one for each named part of the latent; by default
+            `flowprior.gaussianization.Gaussianization.robust()`.
     """
 
     def __init__(
         self, layers: Reparameterization | dict[str, Reparameterization] | None = None
     ) -> None:
-        self.layers = layers or Layers.robust()
+        self.layers = Layers.robust() if layers is None else layers
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Put the layers in place."""
+        """Give the module's solver the layers."""
         if not isinstance(pl_module, InversionModule):
             raise ValueError(
                 f"Gaussianization belongs to an InversionModule, not to {type(pl_module).__name__}"
@@ -36,12 +36,12 @@ class Gaussianization(Callback):
 
 
 def with_layers(solver: Solver, layers: Any) -> Solver:
-    """The same solver, or the one inside of its wrappers, with these layers.
+    """A copy of the solver, with these layers on it or on the solver that it wraps.
 
     Raises:
         ValueError: the solver has no latents to lay them on.
     """
-    names = {field.name for field in fields(solver)}
+    names = {field.name for field in fields(solver)} if is_dataclass(solver) else set()
     if "reparameterization" in names:
         return replace(solver, reparameterization=layers)
     if "solver" in names:

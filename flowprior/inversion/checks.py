@@ -11,9 +11,7 @@ def check_choice(option: str, value: object, known: tuple[str, ...]) -> None:
         raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
-def check_number(
-    option: str, value: object, holds: Callable[[float], bool], expected: str
-) -> None:
+def check_number(option: str, value: object, holds: Callable[[float], bool], expected: str) -> None:
     """Raise ValueError, which names the option, unless the value is a number for which it holds."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) < float("inf") or not holds(value):

@@ -58,6 +58,11 @@ class Discrepancy(Solver):
         if self.solver.penalty == "none" or not self.solver.beta > 0:
             raise ValueError("solver of a Discrepancy needs a penalty and a positive beta")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Those of the solver."""
+        return self.solver.needs
+
     def check(self, prior: Prior | None, who: str = "") -> None:
         """See `Solver.check`."""
         self.solver.check(prior, f"{who}Discrepancy of ")

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from flowprior.gaussianization import Reparameterization
@@ -112,7 +111,7 @@ class MAP(Solver):
         return self.beta / (per_bit if self.beta_unit == "bits_per_dim" else 1.0)
 
     def _projection_weight(self, problem: Problem) -> float:
-        """β of the projection: Li & Denli's eq. 39 has the inversion's β, and no ½ at the misfit."""
+        """β of the projection: Li & Denli's eq. 39 has the inversion's β, but no ½."""
         noise = problem.misfit(self.misfit, type(self).__name__)
         if self.penalty != "log_density" or not isinstance(noise, Gaussian):
             return 0.0
@@ -209,7 +208,7 @@ def _check_layers(layers: object) -> None:
 
 
 def layers_by_part(layers: Layers | None, prior: Prior) -> dict[str, Reparameterization]:
-    """h by name of the latent's part; raises ValueError for an unknown part."""
+    """H by name of the latent's part; raises ValueError for an unknown part."""
     if layers is None:
         return {}
     names = list(prior.latent.parts)

@@ -130,9 +130,7 @@ def make_problem(
     indices = range(len(y)) if indices is None else indices
     if not isinstance(indices, Sequence) or len(indices) != len(y):
         raise ValueError(f"indices must be {len(y)} numbers, one for each image, got {indices!r}")
-    return Problem(
-        forward, y, shape, noise, prior, start, latents, condition, seed, indices, cache
-    )
+    return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices, cache)
 
 
 def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise | None) -> None:

@@ -22,7 +22,7 @@ class Restarts(Solver):
 
     Args:
         solver: what to run.
-        count: number of starts; start k is the draw of seed · count + k, so that two seeds share none.
+        count: number of starts; start k is the draw of seed · count + k: two seeds share none.
 
     Raises:
         ValueError: names the option.
@@ -35,6 +35,11 @@ class Restarts(Solver):
         check_whole("count", self.count, 1)
         if not isinstance(self.solver, MAP):
             raise ValueError(f"solver of Restarts must be a MAP, got {self.solver!r}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Those of the solver."""
+        return self.solver.needs
 
     def check(self, prior: Prior | None, who: str = "") -> None:
         """See `Solver.check`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
+from flowprior.inversion.checks import check_whole
 from flowprior.inversion.problem import Problem
 from flowprior.priors import Prior, require
 
@@ -143,12 +144,15 @@ def solve(
         checkpoint: file to go on from, and to note the state in.
 
     Raises:
-        ValueError: solver and problem do not go together, or `iterations` is not a number.
+        ValueError: solver and problem do not go together, or names the argument that is wrong.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations must be an integer of at least 0, got {iterations!r}")
+    check_solver(solver)
+    check_whole("iterations", iterations, 0)
+    _check_watchers(observers, checkpoint)
     solver.check(problem.prior)
     history = History()
+    if checkpoint is not None:
+        checkpoint.belongs_to(solver, problem)
     with batch_invariant():
         run = solver.begin(problem)
         advance(run, iterations, [history, *observers], checkpoint)
@@ -158,13 +162,28 @@ def solve(
     return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
 
 
+def check_solver(solver: object) -> None:
+    """Raise ValueError unless it is a solver."""
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"solver must be a flowprior.inversion.Solver such as MAP(), got {solver!r}"
+        )
+
+
+def _check_watchers(observers: object, checkpoint: object) -> None:
+    if not isinstance(observers, Sequence) or not all(map(callable, observers)):
+        raise ValueError(f"observers must be a list of functions, got {observers!r}")
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        raise ValueError(f"checkpoint must be a Checkpoint(path), got {checkpoint!r}")
+
+
 def advance(
     run: Run,
     iterations: int,
     observers: Sequence[Observer] = (),
     checkpoint: Checkpoint | None = None,
 ) -> None:
-    """The loop: at most so many iterations of a run, each shown to all observers."""
+    """Make up to `iterations` iterations of a run, each shown to all observers: the loop."""
     done = -1 if checkpoint is None else checkpoint.restore(run, observers)
     for iteration in range(done + 1, iterations + 1):
         if iteration > 0 and run.active.any():
