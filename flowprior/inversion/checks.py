@@ -19,7 +19,7 @@ def check_number(option: str, value: object, holds: Callable[[float], bool], exp
 
 
 def check_whole(option: str, value: object, least: int) -> None:
-    """Raise ValueError, which names the option, unless the value is an integer of at least `least`."""
+    """Raise ValueError, which names the option, unless it is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{option} must be an integer of at least {least}, got {value!r}")
 

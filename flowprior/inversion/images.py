@@ -1,5 +1,6 @@
 """Solvers over images, which need no prior."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,20 +136,30 @@ class ImageRun:
 
 @dataclass(frozen=True)
 class Reconstructor(Solver):
-    """A deepinv reconstructor, such as `deepinv.models.TVDenoiser` plugged in, or a deep image prior.
+    """A reconstructor of deepinv, such as `deepinv.models.DeepImagePrior`.
 
-    Called as `model(y, physics)`, one image at a time and seeded for each, because in a batch its
-    stopping rules and random numbers would mix the images. It takes one iteration.
+    It is called as `model(y, physics)`, one image at a time and seeded for each, because in a batch
+    its stopping rules and random numbers would mix the images. It takes one iteration.
 
     Args:
         model: called with data (1, ...) and the deepinv physics; it gives an image (1, C, H, W).
-            A model that changes itself is used in a fresh copy for each image.
+            Each image gets a fresh copy, so that the model may change itself.
+
+    Raises:
+        ValueError: the model is no module; later, if its image has another shape, or if the
+            operator has parameters of its own for each image.
     """
 
     model: nn.Module
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise ValueError(f"model must be a torch module, got {self.model!r}")
+
     def begin(self, problem: Problem) -> "ReconstructorRun":
-        """Start from grey images; the first iteration reconstructs."""
+        """Start from the given images or grey ones; the first iteration reconstructs."""
+        if problem.forward.images is not None:
+            raise ValueError("Reconstructor needs a physics that is alike for all images")
         return ReconstructorRun(self.model, problem)
 
 
@@ -172,13 +183,15 @@ class ReconstructorRun(ImageRun):
         self.measure()
 
     def _reconstructed(self, row: int) -> Tensor:
-        import copy
-
         problem = self.problem
         with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed((problem.seed << 32) + int(problem.indices[row]))
+            torch.manual_seed(((problem.seed << 32) + int(problem.indices[row])) % 2**63)
             model = copy.deepcopy(self.model)
             x = model(problem.y[row : row + 1], problem.forward.physics)
+        if x.shape[1:] != self.x.shape[1:]:
+            raise ValueError(
+                f"model must give images {tuple(self.x.shape[1:])}, got {tuple(x.shape[1:])}"
+            )
         return x.detach().to(self.x)
 
     def state_dict(self) -> dict[str, Any]:
