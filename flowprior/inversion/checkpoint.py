@@ -1,7 +1,6 @@
 """The state of one batch on disk, so that a killed inversion resumes where it was."""
 
 import hashlib
-import pickle
 import re
 import time
 from collections.abc import Sequence
@@ -32,9 +31,10 @@ class Checkpoint:
         self._owner = ""
 
     def belongs_to(self, solver: "Solver", problem: "Problem") -> None:
-        """Say what will be run: `restore` refuses a file of another solver, data or seed."""
+        """Say what will be run: `restore` refuses a file of anything else."""
         y = problem.y.detach().cpu().contiguous()
-        parts = (describe(solver), tuple(y.shape), problem.seed, list(problem.indices))
+        shape, indices = tuple(y.shape), list(problem.indices)
+        parts = (describe(solver), shape, repr(problem.noise), problem.seed, indices)
         digest = hashlib.sha256(repr(parts).encode())
         digest.update(torch.view_as_real(y).numpy() if y.is_complex() else y.numpy())
         self._owner = digest.hexdigest()
@@ -43,14 +43,14 @@ class Checkpoint:
         """Put run and observers where they were; returns the last iteration, -1 without a file.
 
         Raises:
-            ValueError: the file is damaged, or of another solver, data, seed or list of observers.
+            ValueError: the file is damaged, or of another solver, data, noise, seed or observers.
         """
         if not self.path.exists():
             return -1
         kept = self._read(run.x.device)
         stateful = _stateful(observers)
         if kept["owner"] != self._owner or len(kept["observers"]) != len(stateful):
-            raise self._unusable("it is of another solver, data, seed or list of observers")
+            raise self._unusable("it is of another solver, data, noise, seed or observers")
         run.load_state_dict(kept["run"])
         for observer, state in zip(stateful, kept["observers"], strict=True):
             observer.load_state_dict(state)
@@ -59,7 +59,7 @@ class Checkpoint:
     def _read(self, device: torch.device) -> dict[str, Any]:
         try:
             kept = torch.load(self.path, map_location=device, weights_only=True)
-        except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        except Exception as error:  # what is no pickle may raise anything
             raise self._unusable("it is damaged or no checkpoint") from error
         names = {"owner", "iteration", "run", "observers"}
         if not isinstance(kept, dict) or set(kept) != names:

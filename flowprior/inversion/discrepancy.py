@@ -95,6 +95,7 @@ class DiscrepancyRun:
         self.gap = torch.full_like(self.log_beta, torch.inf)
         self.steps = 0
         self._use()
+        self.run.restart()
 
     x = property(lambda self: self.run.x)
     z = property(lambda self: self.run.z)

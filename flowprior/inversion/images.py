@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -185,7 +186,7 @@ class ReconstructorRun(ImageRun):
     def _reconstructed(self, row: int) -> Tensor:
         problem = self.problem
         with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(((problem.seed << 32) + int(problem.indices[row])) % 2**63)
+            torch.manual_seed(_mixed(problem.seed, int(problem.indices[row])))
             model = copy.deepcopy(self.model)
             x = model(problem.y[row : row + 1], problem.forward.physics)
         if x.shape[1:] != self.x.shape[1:]:
@@ -202,3 +203,8 @@ class ReconstructorRun(ImageRun):
         """Go on from such a state."""
         super().load_state_dict(state)
         self.done = state["done"]
+
+
+def _mixed(seed: int, index: int) -> int:
+    """One seed of 32 bits, which are all that torch's CPU generator looks at."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])

@@ -185,6 +185,10 @@ def advance(
 ) -> None:
     """Make up to `iterations` iterations of a run, each shown to all observers: the loop."""
     done = -1 if checkpoint is None else checkpoint.restore(run, observers)
+    if done > iterations:
+        raise ValueError(
+            f"checkpoint {checkpoint.path} is at iteration {done}, beyond iterations={iterations}"
+        )
     for iteration in range(done + 1, iterations + 1):
         if iteration > 0 and run.active.any():
             run.step()
