@@ -27,12 +27,17 @@ class Gaussianization(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the module's solver the layers."""
-        if not isinstance(pl_module, InversionModule):
-            raise ValueError(
-                f"Gaussianization belongs to an InversionModule, not to {type(pl_module).__name__}"
-            )
+        check_inversion_module(self, pl_module)
         pl_module.solver = with_layers(pl_module.solver, self.layers)
         pl_module.solver.check(pl_module.prior)
+
+
+def check_inversion_module(callback: Callback, module: pl.LightningModule) -> None:
+    """Raise ValueError unless the callback is used with an `InversionModule`."""
+    if not isinstance(module, InversionModule):
+        raise ValueError(
+            f"{type(callback).__name__} needs an InversionModule, got {type(module).__name__}"
+        )
 
 
 def with_layers(solver: Solver, layers: Any) -> Solver:

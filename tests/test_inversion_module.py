@@ -1,5 +1,6 @@
 """InversionModule under a Trainer."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,12 +29,14 @@ from tests.inversion_problems import (
 )
 
 LAYERS = Layers(patch_size=2, rotation="none", temperature=0.9)
+WEAK = MAP(beta=1e-3, projection_iterations=5)
+ADAM = replace(WEAK, optimizer="adam")
 SOLVERS = {
-    "lbfgs": MAP(beta=1e-3),
-    "adam": MAP(beta=1e-3, optimizer="adam"),
-    "discrepancy": Discrepancy(MAP(), stage=2),
-    "restarts": Restarts(MAP(beta=1e-3), 2),
-    "restarts of adam": Restarts(MAP(beta=1e-3, optimizer="adam"), 2),
+    "lbfgs": WEAK,
+    "adam": ADAM,
+    "discrepancy": Discrepancy(MAP(projection_iterations=5), stage=2),
+    "restarts": Restarts(WEAK, 2),
+    "restarts of adam": Restarts(ADAM, 2),
 }
 
 
@@ -133,7 +136,8 @@ def test_resumed_inversion_is_the_whole_one(glow, truth, y, tmp_path, name):
         fit(module, *callbacks, Gaussianization(LAYERS), **resume)
         return module
 
-    expected = fitted(ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1))
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
+    expected = fitted(saving, InversionCurves(images=1))
     path = next(tmp_path.glob("*step=3.ckpt"))
     curves = InversionCurves(images=1)
     resumed = fitted(curves, ckpt_path=path)
@@ -141,7 +145,22 @@ def test_resumed_inversion_is_the_whole_one(glow, truth, y, tmp_path, name):
     assert torch.equal(resumed.images, expected.images)
     for value, other in zip(resumed.run.values.values(), expected.run.values.values(), strict=True):
         assert torch.equal(value, other)
-    assert curves.recording.iterations == [4, 5, 6]
+    assert curves.recording.iterations == list(range(7))
+    assert list(curves.recording.snapshots) == [0, 1, 2, 5, 6]
+    assert curves.recording.curves["misfit"].shape == (7, 3)
+
+
+def test_finished_inversion_is_resumed_without_a_word(glow, y, tmp_path):
+    def module():
+        return InversionModule(glow, blur, y, sigma=0.2, iterations=2)
+
+    fitted = module()
+    fit(fitted, ModelCheckpoint(tmp_path, every_n_train_steps=2), InversionCurves())
+    (path,) = tmp_path.glob("*.ckpt")
+    resumed, curves = module(), InversionCurves()
+    fit(resumed, curves, ckpt_path=path)
+    assert torch.equal(resumed.images, fitted.images)
+    assert curves.recording.iterations == [0, 1, 2]
 
 
 def test_checkpoint_of_another_solver_is_refused(glow, y, tmp_path):
@@ -254,10 +273,9 @@ def test_wrong_use_of_callbacks_is_named(glow, y):
         InversionModule(glow, blur, y, sigma=1.0).images  # noqa: B018
     with pytest.raises(ValueError, match="images"):
         InversionCurves(images=0)
-    with pytest.raises(ValueError, match="InversionModule"):
-        Gaussianization().setup(None, FlowModule(glow), "fit")
-    with pytest.raises(ValueError, match="InversionModule"):
-        fit(FlowModule(small_glow()), InversionCurves())
+    for callback in (Gaussianization(), InversionCurves()):
+        with pytest.raises(ValueError, match=f"{type(callback).__name__} .* InversionModule"):
+            callback.setup(None, FlowModule(glow), "fit")
     with pytest.raises(ValueError, match="TotalVariation"):
         with_layers(TotalVariation(1.0), LAYERS)
     with pytest.raises(ValueError, match="reparameterization"):

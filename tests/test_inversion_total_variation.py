@@ -63,9 +63,7 @@ def test_noise_is_taken_out_within_the_box(truth):
     alone = invert(None, identity, y[1:2], start=y[1:2], **options)
     torch.testing.assert_close(alone.x[0], found.x[1], rtol=0, atol=1e-9)
     grey = invert(None, identity, y, image_shape=(1, SIZE, SIZE), **options)
-    torch.testing.assert_close(
-        grey.history["loss"][-1], found.history["loss"][-1], rtol=0.01, atol=0
-    )
+    assert (psnr(grey.x, truth) > psnr(y, truth) + 6).all()
 
 
 def test_without_weight_the_data_are_fitted(truth):

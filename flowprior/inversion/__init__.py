@@ -8,10 +8,11 @@ from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.discrepancy import Discrepancy
+from flowprior.inversion.forward import Forward
 from flowprior.inversion.images import ImageRun, Reconstructor, TotalVariation
 from flowprior.inversion.invert import invert
 from flowprior.inversion.map import MAP, csgm, glow_ip, project_to_latents
-from flowprior.inversion.problem import Forward, Problem, make_problem
+from flowprior.inversion.problem import Problem, make_problem
 from flowprior.inversion.recording import Recording
 from flowprior.inversion.restarts import Restarts
 from flowprior.inversion.solving import Estimate, Posterior, Run, Solver, solve

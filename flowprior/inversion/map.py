@@ -11,7 +11,8 @@ from flowprior.gaussianization import Reparameterization
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checks import check_choice, check_noise, check_number, check_whole
 from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer, Values, descend
-from flowprior.inversion.problem import Forward, Problem
+from flowprior.inversion.forward import Forward
+from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver, advance
 from flowprior.latent import standard_normal_log_prob
 from flowprior.physics.noise import Gaussian, Noise

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from flowprior.inversion.checks import check_whole
 from flowprior.inversion.descent import AdamRun, LBFGSRun, Values
+from flowprior.inversion.forward import Forward
 from flowprior.inversion.map import MAP
-from flowprior.inversion.problem import Forward, Problem
+from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
 from flowprior.priors import Prior
 
