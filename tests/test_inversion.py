@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass
 
 import deepinv
 import numpy as np
@@ -14,6 +15,7 @@ from flowprior.inversion import (
     MAP,
     Checkpoint,
     Discrepancy,
+    Posterior,
     Reconstructor,
     Restarts,
     TotalVariation,
@@ -96,7 +98,7 @@ def test_result_does_not_depend_on_the_batch(prior, truth, optimizer):
 def test_the_batch_does_not_change_a_bit(prior, truth, layers):
     flow = copy.deepcopy(prior).float()
     gaussian = random_gaussian((1, SIZE, SIZE), 30)
-    options = {"sigma": 1.0, "solver": MAP(1e-3, reparameterization=layers), "iterations": 12}
+    options = {"sigma": 1.0, "solver": MAP(1e-3, reparameterization=layers), "iterations": 6}
     for physics, y in ((mask, mask(truth.float())), (gaussian, gaussian.A(truth.float()))):
         together = invert(flow, physics, y, **options)
         for rows in ([0], [1, 2, 3]):
@@ -133,7 +135,13 @@ def test_unit_of_the_loss_does_not_decide_on_the_end(prior, truth):
 
 @pytest.mark.parametrize(
     "solver",
-    [MAP(), MAP(optimizer="adam"), MAP(reparameterization=Gaussianization(4, passes=2))],
+    [
+        MAP(),
+        MAP(optimizer="adam"),
+        MAP(reparameterization=Gaussianization(4, passes=2)),
+        Discrepancy(MAP(), stage=2),
+        Discrepancy(MAP(optimizer="adam"), stage=2),
+    ],
 )
 def test_row_that_overflows_is_reported_and_leaves_the_others_alone(prior, truth, solver):
     y = mask(truth)
@@ -159,9 +167,10 @@ def test_adam_needs_no_gradient_mode(prior, truth):
 
 
 def test_large_weight_of_the_latent_norm_keeps_the_latent_short(prior, truth):
+    options = {"sigma": 1.0, "iterations": 40}
     norms = [
         invert(
-            prior, mask, mask(truth), sigma=1.0, solver=MAP(beta, penalty="latent_norm")
+            prior, mask, mask(truth), solver=MAP(beta, penalty="latent_norm"), **options
         ).z.norm()
         for beta in (0.0, 1e-2, 1e2)
     ]
@@ -410,6 +419,9 @@ WRONG = {
     "seed": ({"seed": "a"}, "^seed"),
     "negative seed": ({"seed": -1}, "^seed"),
     "indices": ({"indices": [1]}, "^indices"),
+    "negative index": ({"indices": [0, -1]}, "^indices"),
+    "word for indices": ({"indices": "ab"}, "^indices"),
+    "number for latents": ({"latents": 3}, "^latents must be"),
     "one index": ({"indices": 5}, "^indices"),
     "start": ({"start": torch.zeros(2, 1, 8, 8)}, "^start must be .* shape"),
     "numpy start": ({"start": np.zeros((2, 1, SIZE, SIZE))}, "^start must .*ndarray"),
@@ -499,6 +511,40 @@ def test_layers_must_be_those_of_the_latent(prior, truth):
     solver = MAP(penalty="none", reparameterization=ROBUST)
     with pytest.raises(ValueError, match=r"reparameterization: .* style, picture"):
         invert(parts, identity, images_of(parts), solver=solver, **options)
+
+
+def test_data_with_a_graph_and_numbers_of_numpy(prior, truth):
+    y, start = blur(truth[:2]), truth[:2].flip(3)
+    options = {"sigma": np.float64(1.0), "solver": MAP(beta=1e-3, projection_iterations=3)}
+    expected = invert(prior, blur, y, start=start, iterations=2, **options)
+    y, start = (1 * tensor.clone().requires_grad_() for tensor in (y, start))
+    options["indices"] = np.array([4, 2])
+    found = invert(prior, blur, y, start=start, iterations=np.int64(2), **options)
+    assert torch.equal(found.x, expected.x)
+
+
+@dataclass(frozen=True)
+class Sampler(TotalVariation):
+    def begin(self, problem):
+        run = super().begin(problem)
+        run.posterior = lambda: Spread(run.x)
+        return run
+
+
+@dataclass
+class Spread:
+    mean: torch.Tensor
+
+    def sample(self, count, *, seed):
+        return self.mean.expand(count, *self.mean.shape)
+
+
+def test_a_posterior_comes_with_the_estimate(truth):
+    options = {"sigma": 1.0, "start": truth, "iterations": 1}
+    found = invert(None, blur, truth, solver=Sampler(1.0), **options)
+    assert isinstance(found.posterior, Posterior)
+    assert found.posterior.sample(3, seed=0).shape == (3, *truth.shape)
+    assert invert(None, blur, truth, solver=TotalVariation(1.0), **options).posterior is None
 
 
 def test_an_observer_that_raises_stops_the_run(prior, truth, tmp_path):

@@ -18,7 +18,7 @@ class Terms(Protocol):
         """Images (k, C, H, W) and values, "loss" among them, (k,) float64, of the images `rows`."""
 
     def latents(self, v: Tensor) -> Tensor | None:
-        """Latents z that the prior sees, if there are any."""
+        """Latents z that the prior takes, or None."""
 
 
 class Descent:
@@ -53,7 +53,7 @@ class Descent:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state."""
+        """Resume from such a state."""
         with torch.no_grad():
             self.v.copy_(state["v"])
         self.x, self.values, self.finite = state["x"], state["values"], state["finite"]
@@ -95,7 +95,7 @@ class LBFGSRun(Descent):
         self.finite = self.finite & (self.optimizer.status != RowStatus.NONFINITE)
 
     def restart(self) -> None:
-        """Begin anew from where the rows are: the objective has changed."""
+        """Start again from the present rows, because the objective has changed."""
         self.optimizer.state.clear()
 
 
@@ -123,7 +123,7 @@ class AdamRun(Descent):
         self._evaluate()
 
     def restart(self) -> None:
-        """Begin anew from where the rows are: the objective has changed."""
+        """Start again from the present rows, because the objective has changed."""
         self.optimizer.state.clear()
         self._evaluate()
 
@@ -147,7 +147,7 @@ class AdamRun(Descent):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state; the gradient is computed again."""
+        """Resume from such a state; the gradient is computed again."""
         super().load_state_dict(state)
         self._kept = self.v.detach().clone()
         self._evaluate()

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowprior.inversion.checks import check_number, check_whole
+from flowprior.inversion.checks import check_positive, check_whole
 from flowprior.inversion.descent import Values
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
+from flowprior.physics.checks import check_number
 from flowprior.priors import Prior
 
 FACTOR = 3.0
@@ -51,8 +52,8 @@ class Discrepancy(Solver):
 
     def __post_init__(self) -> None:
         check_whole("stage", self.stage, 1)
-        check_number("target", self.target, lambda target: target > 0, "positive")
-        check_number("tolerance", self.tolerance, lambda size: size >= 0, "at least 0")
+        check_positive("target", self.target)
+        check_number("tolerance", self.tolerance, least=0)
         if not isinstance(self.solver, MAP):
             raise ValueError(f"solver of a Discrepancy must be a MAP, got {self.solver!r}")
         if self.solver.penalty == "none" or not self.solver.beta > 0:
@@ -139,7 +140,7 @@ class DiscrepancyRun:
         return {"run": self.run.state_dict(), **{n: getattr(self, n) for n in self._STATE}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state."""
+        """Resume from such a state."""
         for name in self._STATE:
             setattr(self, name, state[name])
         self._use()

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowprior.inversion.checks import check_noise, check_number
+from flowprior.inversion.checks import check_noise, check_positive
 from flowprior.inversion.descent import LBFGSRun, Values, chosen
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
+from flowprior.physics.checks import check_number
 from flowprior.physics.noise import Noise
 
 
@@ -42,8 +43,8 @@ class TotalVariation(Solver):
     smoothing: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_number("weight", self.weight, lambda weight: weight >= 0, "finite and at least 0")
-        check_number("smoothing", self.smoothing, lambda epsilon: epsilon > 0, "positive")
+        check_number("weight", self.weight, least=0)
+        check_positive("smoothing", self.smoothing)
         check_noise("misfit", self.misfit)
 
     def begin(self, problem: Problem) -> LBFGSRun:
@@ -86,7 +87,7 @@ def first_images(problem: Problem) -> Tensor:
 
 
 class ImageRun:
-    """What runs over images share; a subclass changes `x` in `step` and calls `measure`.
+    """Base of runs over images: a subclass changes `x` in `step` and calls `measure`.
 
     Attributes:
         finite: rows whose images have stayed finite, (B,); the others keep the last finite ones.
@@ -113,7 +114,7 @@ class ImageRun:
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Note the misfit of the images; rows that are no longer finite go back and stay."""
+        """Update the misfit; rows that are no longer finite go back to their last finite images."""
         self.finite = self.finite & self.x.isfinite().flatten(1).all(1)
         self.x = self._kept = chosen(self.finite, self.x, self._kept)
         self.values = {"misfit": self.noise.misfit(self.problem.forward(self.x), self.problem.y)}
@@ -130,7 +131,7 @@ class ImageRun:
         return {"x": self.x, "values": self.values, "finite": self.finite}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state."""
+        """Resume from such a state."""
         self.x = self._kept = state["x"]
         self.values, self.finite = state["values"], state["finite"]
 
@@ -200,7 +201,7 @@ class ReconstructorRun(ImageRun):
         return {**super().state_dict(), "done": self.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state."""
+        """Resume from such a state."""
         super().load_state_dict(state)
         self.done = state["done"]
 

@@ -44,7 +44,7 @@ def invert(
         latents: free latents v (B, n) to start from, (B·count, n) for `Restarts`; by default one
             draw of N(0, I) from `seed`.
         condition: one row per image, for a conditional prior.
-        image_shape: (C, H, W), where there is neither prior nor start.
+        image_shape: (C, H, W), if there is neither prior nor start.
         seed: of everything random.
         indices: numbers of the images, 0 to B − 1 by default: randomness of an image depends on
             (seed, index) alone.

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from flowprior.gaussianization import Reparameterization
 from flowprior.inversion.batch_invariant import batch_invariant
-from flowprior.inversion.checks import check_choice, check_noise, check_number, check_whole
+from flowprior.inversion.checks import check_choice, check_noise, check_positive, check_whole
 from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer, Values, descend
 from flowprior.inversion.forward import Forward
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver, advance
 from flowprior.latent import standard_normal_log_prob
+from flowprior.physics.checks import check_number
 from flowprior.physics.noise import Gaussian, Noise
 from flowprior.priors import Prior, require
 
@@ -63,12 +64,12 @@ class MAP(Solver):
     projection_iterations: int = 100
 
     def __post_init__(self) -> None:
-        check_number("beta", self.beta, lambda beta: beta >= 0, "finite and at least 0")
+        check_number("beta", self.beta, least=0)
         check_choice("beta_unit", self.beta_unit, ("nats", "bits_per_dim"))
         check_choice("penalty", self.penalty, ("log_density", "latent_norm", "none"))
         check_choice("optimizer", self.optimizer, ("lbfgs", "adam"))
-        check_number("learning_rate", self.learning_rate, lambda rate: rate > 0, "positive")
-        check_number("start_scale", self.start_scale, lambda scale: scale >= 0, "at least 0")
+        check_positive("learning_rate", self.learning_rate)
+        check_number("start_scale", self.start_scale, least=0)
         check_whole("projection_iterations", self.projection_iterations, 0)
         check_noise("misfit", self.misfit)
         _check_layers(self.reparameterization)

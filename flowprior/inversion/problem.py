@@ -17,7 +17,7 @@ Cache = Callable[[str, Tensor, Callable[[], Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """Data of B images, and all that a solver may know of them. The truth is not part of it.
+    """Data of B images and everything that a solver may know; not the truth.
 
     Args:
         forward: the operator A, on images (B, C, H, W) in [0, 1].
@@ -98,14 +98,15 @@ def make_problem(
     check_observations(forward, y, like.new_zeros(shape), noise)
     if start is not None:
         _check_rows("start", start, (len(y), *shape))
-        start = start.to(like)
+        start = start.detach().to(like)
     if latents is not None:
         require(prior, ("generate",), "latents")
-        _check_rows("latents", latents, (len(latents), prior.latent.size))
+        # Some solvers have several rows of latents for each image, and count them.
+        rows = len(latents) if isinstance(latents, Tensor) and latents.ndim else len(y)
+        _check_rows("latents", latents, (rows, prior.latent.size))
     _check_condition(condition, prior, len(y))
-    indices = range(len(y)) if indices is None else indices
-    if not isinstance(indices, Sequence) or len(indices) != len(y):
-        raise ValueError(f"indices must be {len(y)} numbers, one for each image, got {indices!r}")
+    indices = range(len(y)) if indices is None else _indices(indices, len(y))
+    y = y.detach()
     return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices, cache)
 
 
@@ -135,6 +136,16 @@ def _check_prior(prior: Prior, y: Tensor) -> None:
         raise ValueError("prior must be frozen: call prior.eval().requires_grad_(False)")
     if y.device != prior.like.device:
         raise ValueError(f"y is on {y.device} but the prior is on {prior.like.device}")
+
+
+def _indices(given: Any, count: int) -> list[int]:
+    try:
+        indices = [int(index) for index in given]
+    except (TypeError, ValueError):
+        indices = []
+    if len(indices) != count or min(indices) < 0:
+        raise ValueError(f"indices must be {count} numbers from 0, one for each image, got {given}")
+    return indices
 
 
 def _check_condition(condition: Tensor | None, prior: Prior | None, count: int) -> None:

@@ -47,7 +47,7 @@ class Restarts(Solver):
         self.solver.check(prior, f"{who}Restarts of ")
 
     def begin(self, problem: Problem) -> "RestartRun":
-        """Start `count` runs of every image; those of one image are neighbours."""
+        """Start `count` runs of every image; those of one image are adjacent rows."""
         v = self.start(problem) if problem.latents is None else problem.latents
         repeated = replace(
             problem,
@@ -70,7 +70,7 @@ class Restarts(Solver):
 
 
 class _RepeatedForward(Forward):
-    """An operator on `count` images in place of each."""
+    """An operator on `count` images for each image of the batch."""
 
     def __init__(self, forward: Forward, count: int) -> None:
         super().__init__(forward.physics, forward.images)
@@ -138,5 +138,5 @@ class RestartRun:
         return self.run.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state."""
+        """Resume from such a state."""
         self.run.load_state_dict(state)

@@ -16,14 +16,14 @@ from flowprior.priors import Prior, require
 
 
 class Run(Protocol):
-    """A batch underway; row b belongs to image b, and to nothing else.
+    """A running batch; row b depends on image b alone.
 
     Attributes:
         x: images (B, C, H, W) in [0, 1], up to overshoot.
         z: latents (B, *latent.shape) that the prior saw, or None.
         values: loss, misfit, ...: (B,) float64 each.
         active: rows that still change, (B,).
-        finite: rows that have stayed finite, (B,); the others keep what they had before.
+        finite: rows that have stayed finite, (B,); the others keep their last finite values.
     """
 
     x: Tensor
@@ -36,14 +36,14 @@ class Run(Protocol):
         """Make one iteration of every active row."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers that another run of the same problem needs to go on from here."""
+        """Tensors and numbers from which another run of the same problem can resume."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, to the last bit."""
+        """Resume where `state_dict` was taken, to the last bit."""
 
 
 class Solver(ABC):
-    """A way to recover images: a frozen description of it, from Python or from YAML.
+    """A method with its options: a frozen dataclass, built in Python or from YAML.
 
     Attributes:
         needs: methods that the prior must have; see `flowprior.priors.CAPABILITIES`. It may be a
@@ -81,8 +81,8 @@ class Estimate:
             A row that has ended early repeats its last value.
         residual: rms of A(x) − y in units of the noise, (B,): about 1 where the data are fitted to
             the noise. None if the noise is not known.
-        posterior: what can be sampled, if the solver gives more than one answer.
-        warnings: what to look at before the images are trusted.
+        posterior: to sample from, if the solver estimates one.
+        warnings: what to check before trusting the images.
     """
 
     x: Tensor
@@ -101,7 +101,7 @@ class Estimate:
 
 
 Observer = Callable[[int, Run], None]
-"""Called at the start with 0 and after each iteration with its number, and with the run."""
+"""Called with 0 at the start and with the number of each iteration after it, and with the run."""
 
 
 class History:
@@ -111,7 +111,7 @@ class History:
         self.rows: list[dict[str, Tensor]] = []
 
     def __call__(self, iteration: int, run: Run) -> None:
-        """Note the values."""
+        """Record the values."""
         self.rows.append({name: value.clone() for name, value in run.values.items()})
 
     def stacked(self) -> dict[str, Tensor]:
@@ -134,14 +134,14 @@ def solve(
     observers: Sequence[Observer] = (),
     checkpoint: Checkpoint | None = None,
 ) -> Estimate:
-    """Run a solver on a batch from its start, or from where a killed call had come to.
+    """Run a solver on a batch from its start, or from the checkpoint of a killed call.
 
     Args:
-        solver: how.
-        problem: what.
+        solver: the method with its options.
+        problem: the batch.
         iterations: maximum number; rows may end earlier.
         observers: called at every iteration. Those that have `state_dict` are checkpointed too.
-        checkpoint: file to go on from, and to note the state in.
+        checkpoint: file to resume from, and to save the state in.
 
     Raises:
         ValueError: solver and problem do not go together, or names the argument that is wrong.
@@ -199,7 +199,7 @@ def advance(
 
 
 def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
-    """The residual in units of the noise, and what is suspicious."""
+    """The residual in units of the noise, and warnings."""
     warnings = []
     if not run.finite.all():
         warnings.append(f"{_rows(~run.finite)} became NaN or infinite and stopped there")
