@@ -523,6 +523,14 @@ def test_data_with_a_graph_and_numbers_of_numpy(prior, truth):
     assert torch.equal(found.x, expected.x)
 
 
+def test_noise_model_is_checked_before_the_first_iteration(prior, truth):
+    # The solver fits by a misfit of its own; the noise serves the residual alone.
+    options = {"solver": csgm(), "observers": [interrupt_at(0)]}
+    for wrong in ({"sigma": 0.0}, {"noise": Poisson(9.0)}):
+        with pytest.raises(ValueError, match=r"^sigma|^y of Poisson"):
+            invert(prior, identity, truth - 1, **wrong, **options)
+
+
 @dataclass(frozen=True)
 class Sampler(TotalVariation):
     def begin(self, problem):

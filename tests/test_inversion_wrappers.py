@@ -15,6 +15,7 @@ from flowprior.inversion import (
     invert,
     make_problem,
 )
+from flowprior.inversion.descent import LBFGSRun
 from flowprior.physics import Gaussian, denoising
 from flowprior.priors import Module
 from tests.inversion_problems import (
@@ -161,6 +162,31 @@ def test_rows_of_discrepancy_are_independent(glow):
             alone.history["beta"][:, 0], together.history["beta"][:, row], rtol=1e-6, atol=0
         )
         torch.testing.assert_close(alone.x[0], together.x[row], rtol=0, atol=1e-6)
+
+
+class Cliff:
+    """Terms that are NaN away from the start, until they are mended."""
+
+    mended = False
+
+    def latents(self, v):
+        return v
+
+    def __call__(self, v, rows):
+        loss = (v - 1).square().sum(1).double()
+        broken = (v != 0).any(1) & (rows == 0) & (not self.mended)
+        return 1 * v[:, :, None, None], {"loss": torch.where(broken, torch.nan, loss)}
+
+
+def test_a_row_that_overflowed_once_stays_reported():
+    terms = Cliff()
+    run = LBFGSRun(terms, nn.Parameter(torch.zeros(2, 3)))
+    run.step()
+    assert run.finite.tolist() == [False, True]
+    terms.mended = True
+    run.restart()
+    run.step()
+    assert run.finite.tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
