@@ -64,19 +64,16 @@ class InversionModule(pl.LightningModule):
         self.iterations = iterations
         self.physics, self.seed = physics, seed
         self.noise = {"sigma": sigma, "noise": noise}
-        if isinstance(prior, Prior):
-            prior.eval().requires_grad_(False)
-        options = {"start": start, "condition": condition, "seed": seed}
-        problem = make_problem(prior, physics, y, **self.noise, latents=latents, **options)
+        options = {"start": start, "latents": latents, "condition": condition, "seed": seed}
+        problem = make_problem(_frozen(prior), physics, y, **self.noise, **options)
         self.solver.check(prior)
         self.prior = prior
         self.register_buffer("y", problem.y)
         self.register_buffer("start", problem.start, persistent=False)
         self.register_buffer("condition", problem.condition, persistent=False)
-        drawn = latents is None
-        v = self.solver.start(replace(problem, start=None)) if drawn else latents
+        self._projects = latents is None and start is not None
+        v = self.solver.start(replace(problem, start=None)) if latents is None else latents
         self.v = torch.nn.Parameter(v.detach().clone().to(prior.like))
-        self._projects = drawn and start is not None
         self.run: Run | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -150,6 +147,10 @@ class InversionModule(pl.LightningModule):
         if self.run is None:
             raise RuntimeError("there are no images before Trainer.fit has started")
         return self.run.x
+
+
+def _frozen(prior: Any) -> Any:
+    return prior.eval().requires_grad_(False) if isinstance(prior, Prior) else prior
 
 
 def _check_latent_solver(solver: object) -> None:

@@ -24,7 +24,7 @@ from flowprior.inversion import (
     invert,
     make_problem,
 )
-from flowprior.inversion.map import LatentTerms
+from flowprior.inversion.latent_terms import LatentTerms
 from flowprior.latent import standard_normal_log_prob
 from flowprior.physics import Gaussian, Laplace, Poisson, Relative, denoising, random_gaussian
 from tests.conftest import make_perturbed_glow

@@ -87,12 +87,9 @@ def make_problem(
     """
     _check_data(y)
     check_whole("seed", seed, 0)
-    check_noise("noise", noise)
-    if sigma is not None and noise is not None:
-        raise ValueError("sigma and noise: give one of them")
+    noise = _noise(sigma, noise)
     if prior is not None:
         _check_prior(prior, y)
-    noise = Gaussian(sigma) if sigma is not None else noise
     shape, like = _image_shape(prior, start, image_shape), _like(prior, y)
     forward = Forward(physics)
     check_observations(forward, y, like.new_zeros(shape), noise)
@@ -108,6 +105,13 @@ def make_problem(
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
     y = y.detach()
     return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices, cache)
+
+
+def _noise(sigma: float | None, noise: Noise | None) -> Noise | None:
+    check_noise("noise", noise)
+    if sigma is not None and noise is not None:
+        raise ValueError("sigma and noise: give one of them")
+    return noise if sigma is None else Gaussian(sigma)
 
 
 def _image_shape(
