@@ -2,12 +2,13 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import deepinv
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 import flowprior
 from flowprior.gaussianization import Gaussianization
@@ -18,6 +19,7 @@ from flowprior.inversion import (
     Posterior,
     Reconstructor,
     Restarts,
+    Solver,
     TotalVariation,
     csgm,
     glow_ip,
@@ -560,3 +562,27 @@ def test_an_observer_that_raises_stops_the_run(prior, truth, tmp_path):
     with pytest.raises(Interrupted):
         invert(prior, blur, truth, observers=[interrupt_at(1)], checkpoint=checkpoint, **LIGHT)
     assert not checkpoint.path.exists()
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        MAP(2.0, misfit=Gaussian(0.1), optimizer="adam"),
+        Restarts(csgm(), 3),
+        Discrepancy(MAP(), target=0.9),
+        TotalVariation(2.0),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_solvers_are_built_from_yaml(solver):
+    def described(value):
+        if not is_dataclass(value):
+            return value
+        options = {field.name: described(getattr(value, field.name)) for field in fields(value)}
+        path = f"{type(value).__module__}.{type(value).__name__}"
+        return {"class_path": path, "init_args": options}
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--solver", type=Solver)
+    parsed = parser.parse_object({"solver": described(solver)})
+    assert parser.instantiate(parsed).solver == solver
