@@ -92,13 +92,13 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_killed_batch_goes_on_to_the_last_bit(glow, truth, y, tmp_path, name, killed):
     options = {"sigma": 0.1, "solver": SOLVERS[name], "iterations": 8}
-    whole = Recording(truth, pictures=2, last=8)
+    whole = Recording(truth.clamp(0, 1), pictures=2, last=8)
     expected = invert(glow, blur, y, observers=[whole], **options)
     checkpoint = Checkpoint(tmp_path / "new" / "state.pt", seconds=0)
-    lost = [Recording(truth, pictures=2, last=8), interrupt_at(killed)]
+    lost = [Recording(truth.clamp(0, 1), pictures=2, last=8), interrupt_at(killed)]
     with pytest.raises(Interrupted):
         invert(glow, blur, y, observers=lost, checkpoint=checkpoint, **options)
-    seen, recording = [], Recording(truth, pictures=2, last=8)
+    seen, recording = [], Recording(truth.clamp(0, 1), pictures=2, last=8)
     observers = [recording, lambda iteration, run: seen.append(iteration)]
     again = Checkpoint(checkpoint.path, seconds=0)
     found = invert(glow, blur, y, observers=observers, checkpoint=again, **options)

@@ -255,27 +255,3 @@ def test_recording_without_the_truth_or_latents(prior, truth):
     invert(None, identity, truth, start=truth, solver=SOLVER, **options)
     assert recording.typicality == recording.diagnostics == {}
     assert Recording().curves == {}
-
-
-def test_crosshole_positions():
-    physics = make_operator("crosshole_tomography", (1, 8, 6), sources=2, receivers=4, extent=10)
-    assert physics.sources.tolist() == [[2, 0], [6, 0]]
-    assert physics.receivers.tolist() == [[1, 5], [3, 5], [5, 5], [7, 5]]
-    assert physics.spacing == 2.0
-    assert make_operator("crosshole_tomography", (1, 8, 6)).A(torch.rand(3, 1, 8, 6)).shape == (
-        *(3, 8, 8),
-    )
-
-
-@pytest.mark.parametrize(
-    ("shape", "options", "message"),
-    [
-        ((3, 8, 8), {}, r"models \(1, H, W > 1\)"),
-        ((1, 8, 8), {"sources": 9}, "sources must be 1 to 8"),
-        ((1, 8, 8), {"receivers": 0}, "receivers must be 1 to 8"),
-        ((1, 8, 8), {"source": 9}, "its options are sources, receivers, extent"),
-    ],
-)
-def test_wrong_crosshole_is_named(shape, options, message):
-    with pytest.raises(ValueError, match=message):
-        make_operator("crosshole_tomography", shape, **options)

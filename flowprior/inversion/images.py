@@ -123,9 +123,9 @@ class ImageRun:
         if self.problem.noise is not None:
             self.values = {"misfit": by_rows(self._misfit, self.x, self.problem.rows)}
 
-    def misfit_gradient(self) -> Tensor:
-        """Gradient of the misfit at the images as they are, (B, C, H, W)."""
-        return by_rows(self._gradient, self.x, self.problem.rows)
+    def misfit_gradient(self, x: Tensor) -> Tensor:
+        """Gradient of the misfit at images x (B, C, H, W), of the same shape."""
+        return by_rows(self._gradient, x, self.problem.rows)
 
     def _misfit(self, x: Tensor, rows: Tensor) -> Tensor:
         noise = self.problem.misfit(None, type(self).__name__)
