@@ -289,17 +289,16 @@ def _rich_table(grid: Grid) -> RichTable:
     drawn = RichTable(box=box.SIMPLE)
     for column, name in enumerate(grid.header):
         numeric = column >= grid.labels
+        longest = max((len(line[column]) for line in grid.lines), default=0)
         # A heading is no reason for a column wider than its numbers.
-        lengths = [len(line[column]) for line in grid.lines]
-        wrapped = textwrap.wrap(name, max([8, *lengths]), break_long_words=False)
-        width = max([*lengths, *map(len, wrapped)])
+        wrapped = Text(textwrap.fill(name, max(8, longest), break_long_words=False))
+        justify = "right" if numeric else "left"
         drawn.add_column(
-            Text("\n".join(wrapped)),
-            justify="right" if numeric else "left",
+            wrapped,
+            justify=justify,
             no_wrap=numeric,
             overflow="fold",
-            # Numbers are whole or not there at all: no_wrap alone would cut them off.
-            min_width=width if numeric else min(width, _NARROWEST),
+            min_width=longest if numeric else min(longest, _NARROWEST),
         )
     for number, line in enumerate(grid.lines):
         texts = enumerate(line)

@@ -67,7 +67,7 @@ def by_rows(function: Callable[..., Any], *tensors: Tensor, size: int = 1) -> An
 
     Args:
         function: takes one tensor (k, ...) for each of `tensors`, and returns a tensor (k, ...), or
-            a tuple or a dictionary of such, or None. A gradient must be taken within it.
+            a tuple, a named tuple or a dictionary of such, or None. It takes its gradients itself.
         tensors: (B, ...) each, on one device.
         size: rows of each call.
 
@@ -106,9 +106,9 @@ def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
     """
     if row[0].device.type != "cpu":
         return 1
-    with _Operations() as operations:
+    with _Operations() as counter:
         function(*row)
-    if operations.count > WORTH_ONE_CALL:
+    if counter.total > WORTH_ONE_CALL:
         return 1
     generator = torch.Generator().manual_seed(0)
     rows = [
@@ -127,21 +127,17 @@ def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts floating-point operations, inside of custom autograd functions too.
+    """Counts floating-point operations of matrix products and convolutions, both ways."""
 
-    PyTorch's FlopCounterMode also follows modules, and fails at those in such functions.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    total = 0
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        formula = flop_registry.get(getattr(function, "_overloadpacket", function))
-        self.count += formula(*args, **(kwargs or {}), out_val=result) if formula else 0
+        count = flop_registry.get(function._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
         return result
 
 
@@ -166,5 +162,6 @@ def _joined(results: list[Any], count: int) -> Any:
     if isinstance(first, Mapping):
         return {name: _joined([result[name] for result in results], count) for name in first}
     if isinstance(first, tuple):
-        return tuple(_joined(list(part), count) for part in zip(*results, strict=True))
+        parts = [_joined(list(part), count) for part in zip(*results, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
     return torch.cat(results)[:count]
