@@ -104,10 +104,11 @@ class SimulatedData(Source):
         return data_fingerprint(self.data, self.split)
 
     def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
-        """Data of a grey image."""
+        """Data of noise: an operator may leave nothing of a grey image."""
         operator = self._operator(experiment)[1]
         try:
-            clean = operator(torch.full((1, *image_shape), 0.5))
+            generator = torch.Generator().manual_seed(0)
+            clean = operator(torch.rand(1, *image_shape, generator=generator))
             return self._noisy(experiment, clean, [0], 0)
         except Exception as error:  # whatever a user's code raises
             reason = " ".join(str(error).split())

@@ -55,6 +55,13 @@ class RowMean(nn.Module):
         return x.unflatten(2, (-1, self.rows)).mean(3)
 
 
+class Differences(nn.Module):
+    """Of neighbouring columns: nothing is left of a grey image."""
+
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        return x.diff(dim=3)
+
+
 @dataclass(frozen=True)
 class Uniform(Noise):
     """Uniform noise, fitted by least squares."""
@@ -95,7 +102,7 @@ class LandweberRun(ImageRun):
             LandweberRun.interrupt_at -= 1
             if LandweberRun.interrupt_at < 0:
                 raise KeyboardInterrupt
-        self.x = self.x - self.size * self.misfit_gradient()
+        self.x = self.x - self.size * self.misfit_gradient(self.x)
         self.measure()
 
 
@@ -294,6 +301,13 @@ def test_options_of_own_layers_are_tuned(folder, whole):
     settings |= {"experiments": settings["experiments"][1:], "tune_images": 2, "images": 1}
     table(folder, "own-tuned", settings, "--tune", **IMPORTS)
     assert len(rows_of(folder / "own-tuned" / "tuning")) == 2
+
+
+def test_operator_that_takes_out_the_mean(folder, whole):
+    snr = {"class_path": "flowprior.physics.SNR", "init_args": {"db": 20.0}}
+    experiment = {"labels": {}, "operator": "my_extension.Differences", "noise": snr}
+    settings = {**SETTINGS, "experiments": [experiment], "images": 1, "iterations": 1}
+    assert len(table(folder, "differences", settings, **IMPORTS)) == 5
 
 
 def test_own_module_sees_the_truth_only_where_it_is_known(folder, whole):
