@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
+import train
 from flowprior.command_line import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +23,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 SCORE = re.compile(r"data (-?[\d.]+) dB, recovered (-?[\d.]+) dB")
+MAINS = {"evaluate.py": evaluate.main, "train.py": train.main}
 LEAST_GAIN = 3.0
 UNITS = 3
 """Allowed difference in units of the last digit shown: L-BFGS amplifies the rounding of a CPU."""
@@ -84,13 +86,14 @@ def run_page(page: str, folder: Path) -> None:
 
 
 def run_commands(text: str, folder: Path) -> None:
-    """Run those commands that evaluate one of the page's own configs."""
+    """Run those commands that are about one of the page's own configs."""
     for command in text.splitlines():
-        words = command.split()
-        if words[:3] == ["python", "evaluate.py", "--config"] and (folder / words[3]).is_file():
+        script, *arguments = command.removeprefix("python ").split()
+        if script in MAINS and (folder / arguments[1]).is_file():
+            one_process = ["--processes", "1"] if script == "evaluate.py" else []
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-                patch.setattr(sys, "argv", [*words[1:], "--processes", "1"])
-                assert run_command(evaluate.main) == 0, command
+                patch.setattr(sys, "argv", [script, *arguments, *one_process])
+                assert run_command(MAINS[script]) == 0, command
 
 
 def check_output(shown: str, printed: str, where: str) -> None:
