@@ -1,30 +1,34 @@
-"""Measure a trained flow: python evaluate.py --config density_layers_demo."""
+"""Measure flows, or recover images with them: python evaluate.py --config NAME."""
 
-import importlib
+import sys
+
+if __name__ == "__main__":
+    from flowprior.command_line import stop_quietly
+
+    stop_quietly()
+
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
+from rich.console import Console
 
 from evaluation import Evaluation, run
 from evaluation.workers import ProcessPool, default_processes
 from flowprior.command_line import (
     ROOT,
     UsageError,
-    config_name,
-    find_config,
+    add_imports_option,
     named_config_action,
     one_line,
+    output_folder,
     run_command,
 )
-from flowprior.processes import exit_on_interrupt
 
 CONFIGS = ROOT / "configs" / "evaluate"
 
@@ -38,9 +42,7 @@ def make_parser() -> ArgumentParser:
         action=named_config_action(CONFIGS),
         help="name of a config in configs/evaluate/, or the path of a YAML file",
     )
-    parser.add_argument(
-        "--imports", type=list[str], default=[], help="modules of one's own beside the config"
-    )
+    add_imports_option(parser)
     parser.add_subclass_arguments(Evaluation, "evaluation", required=True)
     parser.add_argument("--output", type=Path | None, default=None, help="default: runs/<config>")
     parser.add_argument(
@@ -60,9 +62,8 @@ def make_parser() -> ArgumentParser:
 def main() -> None:
     """Parse, evaluate what has no record yet, write table, figures and report."""
     parser = make_parser()
-    _import_own(sys.argv[1:])
     config = parser.parse_args(list(_nested_nulls(sys.argv[1:])))
-    output = config.output or Path("runs") / (config_name(sys.argv[1:]) or "unnamed")
+    output = output_folder(config)
     settings = parser.dump(config)
     try:
         evaluation = parser.instantiate(config).evaluation
@@ -70,7 +71,7 @@ def main() -> None:
         with ProcessPool(processes) if processes > 1 else nullcontext() as pool:
             if config.tune:
                 evaluation = _tuned(evaluation, output / "tuning", settings, pool)
-            run(evaluation, output, settings, executor=pool)
+            run(evaluation, output, settings, Console(), pool)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 
@@ -83,31 +84,7 @@ def _tuned(
     if not hasattr(evaluation, "tunable"):
         raise UsageError(f"--tune: {type(evaluation).__name__} has nothing to tune")
     evaluation.check()
-    return tuned(evaluation, lambda other: run(other, output, settings, executor=pool))
-
-
-def _import_own(arguments: Sequence[str]) -> None:
-    """Import what `imports` in a config names, from the config's folder.
-
-    The folder stays on the path, where worker processes look too.
-
-    Raises:
-        UsageError: there is no such module, or it cannot be imported.
-    """
-    for name in re.findall(r"(?:^|\0)(?:--config|-c)[\0=]([^\0]+)", "\0".join(arguments)):
-        path = find_config(name, CONFIGS).resolve()
-        try:
-            content = yaml.safe_load(path.read_bytes())
-        except (yaml.YAMLError, UnicodeDecodeError):
-            return  # the parser says what is wrong
-        for module in (content.get("imports") or []) if isinstance(content, dict) else []:
-            if not (path.parent / f"{module}.py").is_file():
-                raise UsageError(f"imports: there is no {module}.py beside {path}")
-            sys.path[:] = dict.fromkeys([*sys.path, str(path.parent)])
-            try:
-                importlib.import_module(module)
-            except Exception as error:  # whatever a user's code raises
-                raise UsageError(f"imports: {module}: {one_line(error)}") from error
+    return tuned(evaluation, lambda other: run(other, output, settings, Console(), pool))
 
 
 def _nested_nulls(arguments: Sequence[str]) -> Iterator[str]:
@@ -130,5 +107,4 @@ def _with_null(name: str) -> str:
 
 
 if __name__ == "__main__":
-    exit_on_interrupt()
     sys.exit(run_command(main))

@@ -1,47 +1,61 @@
 """Train a flow: python train.py --config glow_layers_demo."""
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from flowprior.command_line import stop_quietly
+
+    stop_quietly()
+
+import logging
 import threading
 import warnings
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
+    CurveLogger,
     LatentTypicality,
+    RestoreLimit,
     SampleGrid,
+    Start,
     StopOnNonFinite,
     StopOnSignal,
     TrainingProgress,
     TrainingStopped,
     WeightExport,
+    close_phase,
+    start_from,
 )
 from datamodules import ImageDataModule
-from datamodules.dequantize import DataError
+from datamodules.errors import DataError
 from flowprior.command_line import (
     ROOT,
     UsageError,
-    config_name,
+    add_imports_option,
     named_config_action,
     one_line,
+    output_folder,
     run_command,
 )
-from flowprior.io import atomic_write, named_error
-from lightning_modules import FlowModule
+from flowprior.io import atomic_write, named_error, remove_temporaries, sole_writer
+from flowprior.settings import differences
+from lightning_modules import FlowModule, Phase
 
 CONFIGS = ROOT / "configs" / "train"
-# Options that may change between a run and its resumption.
-FREE_OPTIONS = {"data.init_args.num_workers", "data.init_args.pin_memory"}
+# Options that may not change between a run and its resumption, but for those that may.
+FIXED_OPTIONS = ("model", "data", "phases", "seed_everything")
+FREE_OPTIONS = ("data.init_args.num_workers",)
 
 
 class TrainCLI(LightningCLI):
@@ -60,8 +74,15 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to neither model, data nor trainer."""
+        add_imports_option(parser)
         parser.add_argument(
             "--output", type=Path | None, default=None, help="default: runs/<config name>"
+        )
+        parser.add_argument(
+            "--phases",
+            type=list[Phase] | None,
+            default=None,
+            help="train in phases, instead of with model.loss for trainer.max_epochs",
         )
         parser.add_class_arguments(Checkpoints, "checkpoints", skip={"folder"}, instantiate=False)
         parser.add_class_arguments(SampleGrid, "samples", instantiate=False)
@@ -72,18 +93,18 @@ class TrainCLI(LightningCLI):
         checkpoints = Checkpoints(output / "checkpoints", **config.checkpoints)
         settings = yaml.safe_load(self.parser.dump(self.config))
         settings.pop("output", None)  # where this machine keeps its runs is nobody's business
-        card = {"config": settings}
         before = [
+            RestoreLimit(),
             TrainingProgress(),
             SampleGrid(**config.samples),
             LatentTypicality(),
-            WeightExport(output / "weights", card, checkpoints.monitor),
+            WeightExport(output / "weights", {"config": settings}),
         ]
         after = [StopOnNonFinite(checkpoints), StopOnSignal(checkpoints), checkpoints]
         # The config's callbacks stand between: weight averaging swaps its weights out after they
         # were sampled and exported, and takes its step before a checkpoint is written.
         return super().instantiate_trainer(
-            logger=TensorBoardLogger(output, "tensorboard", version=""),
+            logger=CurveLogger(output, "tensorboard", version=""),
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
             enable_model_summary=False,
@@ -94,7 +115,16 @@ class TrainCLI(LightningCLI):
     @property
     def output(self) -> Path:
         """The folder of the run."""
-        return self.config.output or Path("runs") / (config_name(sys.argv[1:]) or "unnamed")
+        return output_folder(self.config)
+
+    @cached_property
+    def phases(self) -> list[tuple[FlowModule, int]]:
+        """The module of each phase, and the number of epochs after which it ends (-1: never)."""
+        given: list[Phase] | None = self.config_init.phases
+        if given is None:
+            return [(self.model, self.trainer.max_epochs)]
+        ends = accumulate(phase.epochs for phase in given)
+        return [(phase.module(self.model), end) for phase, end in zip(given, ends, strict=True)]
 
 
 def main() -> None:
@@ -131,6 +161,8 @@ def build() -> TrainCLI:
         )
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UsageError(one_line(error)) from error
+    except (MemoryError, RuntimeError) as error:  # torch's, if a flow is too large
+        raise UsageError(f"model.flow cannot be built: {one_line(error)}") from error
     _check(cli)
     return cli
 
@@ -138,33 +170,60 @@ def build() -> TrainCLI:
 def fit(cli: TrainCLI) -> None:
     """Train from where the run's folder is, or from the start."""
     output, trainer = cli.output, cli.trainer
-    if not trainer.fast_dev_run and trainer.is_global_zero:
-        _claim(output, cli)
-    last = output / "checkpoints" / "last.ckpt"
-    resumed = last.exists() and not trainer.fast_dev_run
-    if resumed:
-        step = _resumable_step(last, cli.model)
-        trainer.logger._kwargs["purge_step"] = step  # curves after the checkpoint are drawn anew
-    if trainer.is_global_zero:
-        print(_summary(cli, f"resuming at step {step}" if resumed else "starting"), flush=True)
-    try:
-        trainer.fit(
-            cli.model,
-            datamodule=cli.datamodule,
-            ckpt_path=last if resumed else None,
-            weights_only=True if resumed else None,
+    start = Start() if trainer.fast_dev_run else _check_resumable(cli)
+    if trainer.fast_dev_run or not trainer.is_global_zero:
+        _run(cli, start)
+        return
+    trainer.logger._kwargs["purge_step"] = start.step  # curves from there on are drawn anew
+    output.mkdir(parents=True, exist_ok=True)
+    with sole_writer(output):
+        remove_temporaries(output)
+        atomic_write(output / "config.yaml", cli.parser.dump(cli.config))
+        _run(cli, start)
+    already = start.checkpoint is not None and trainer.global_step == start.step
+    print(
+        f"{output.name} {'was finished already' if already else 'finished'} at step "
+        f"{trainer.global_step}; weights: {output / 'weights'}"
+    )
+    if already:
+        print(
+            "To train longer raise --trainer.max_epochs, or the epochs of the last phase; to start "
+            "anew remove the folder or give another --output."
         )
+
+
+def _run(cli: TrainCLI, start: Start) -> None:
+    if cli.trainer.is_global_zero:
+        how = f"resuming at step {start.step}" if start.checkpoint else "starting"
+        print(_summary(cli, how), flush=True)
+    try:
+        _fit_phases(cli, start)
     except OSError as error:  # TensorBoard's writer does not say what it could not write
-        raise named_error(error, output) if error.errno and not error.filename else error from None
-    if trainer.is_global_zero and not trainer.fast_dev_run:
-        finished = resumed and trainer.global_step == step
-        state = "was finished already" if finished else "finished"
-        print(f"{output.name} {state} at step {trainer.global_step}; weights: {output / 'weights'}")
-        if finished:
-            print(
-                "To train longer raise --trainer.max_epochs; to start anew remove the folder or "
-                "give another --output."
-            )
+        unnamed = error.errno and not error.filename
+        raise named_error(error, cli.output) if unnamed else error from None
+
+
+def _fit_phases(cli: TrainCLI, start: Start) -> None:
+    """Run one `Trainer.fit` per phase, from that of the checkpoint on.
+
+    Steps, epochs and the order of the data are counted over all phases.
+    """
+    trainer, data = cli.trainer, cli.datamodule
+    names = [module.phase for module, _ in cli.phases]
+    first = names.index(start.phase) if start.phase in names else 0
+    for number, (module, end) in enumerate(cli.phases[first:], first):
+        checkpoint = start.checkpoint if number == first else None
+        trainer.fit_loop.max_epochs = end
+        if trainer.fast_dev_run:  # one step of each phase
+            trainer.fit_loop.epoch_loop.max_steps = trainer.fit_loop.max_epochs = number + 1
+        resume = {"ckpt_path": checkpoint, "weights_only": True} if checkpoint else {}
+        trainer.fit(module, datamodule=data, **resume)
+        if checkpoint and trainer.global_step == start.step:
+            close_phase(trainer, module, checkpoint)
+        limited = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if limited and not trainer.fast_dev_run:
+            return
+        data.load_state_dict(data.state_dict())
 
 
 def _summary(cli: TrainCLI, how: str) -> str:
@@ -191,55 +250,55 @@ def _check(cli: TrainCLI) -> None:
             f"model.flow.data_range is {cli.model.flow.data_range} but data.data_range is "
             f"{cli.datamodule.data_range}: they must be equal"
         )
+    _check_phases(cli)
     try:
         cli.datamodule.check(cli.trainer.world_size)
-        cli.model.configure_optimizers()
-    except ValueError as error:
+        for module, _ in cli.phases:
+            module.trained_parameters()
+            module.configure_optimizers()
+    except (ValueError, TypeError) as error:
         raise UsageError(one_line(error)) from error
 
 
-def _claim(output: Path, cli: TrainCLI) -> None:
-    """Keep the run's config in its folder, and refuse to continue with another one."""
-    path, text = output / "config.yaml", cli.parser.dump(cli.config)
-    if path.exists():
-        before, now = (_flat(yaml.safe_load(t)) for t in (path.read_text(), text))
-        for name in sorted(before.keys() | now.keys()):
-            fixed = name.split(".")[0] in ("model", "data", "seed_everything")
-            if fixed and name not in FREE_OPTIONS and before.get(name) != now.get(name):
-                option = name.replace(".init_args.", ".")
-                raise UsageError(
-                    f"{output} was trained with {option}={before.get(name)}, this command says "
-                    f"{now.get(name)}: give another --output, or remove the folder to start anew"
-                )
-    output.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, text)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _resumable_step(path: Path, model: FlowModule) -> int:
-    """The optimiser step of a checkpoint that fits the model."""
-    advice = "remove it, or put best.ckpt of the same folder in its place"
-    try:
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        step = checkpoint["global_step"]
-    except Exception as error:  # whatever a damaged file makes torch raise
-        raise UsageError(f"cannot resume from {path}: {one_line(error)}; {advice}") from error
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
+def _check_phases(cli: TrainCLI) -> None:
+    if cli.config.phases is None:
+        return
+    names = [module.phase for module, _ in cli.phases]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"phases: expected at least one, with different names, got {names}")
+    for option, value in (
+        ("trainer.max_epochs", cli.config.trainer.max_epochs),
+        ("model.loss", cli.config.model.loss),
+    ):
+        if value is not None:
             raise UsageError(
-                f"{path} is of another architecture: {name} is {found.get(name)} there, "
-                f"{expected.get(name)} in this model; give another --output"
+                f"{option} is {value}, but phases have their own: give one or the other"
             )
-    return step
+
+
+def _check_resumable(cli: TrainCLI) -> Start:
+    """Where the run's folder goes on.
+
+    Raises:
+        UsageError: it holds a run with other settings, or a checkpoint that does not fit.
+    """
+    path, last = cli.output / "config.yaml", cli.output / "checkpoints" / "last.ckpt"
+    if path.exists():
+        now = yaml.safe_load(cli.parser.dump(cli.config))
+        _check_unchanged(cli.output, yaml.safe_load(path.read_text()), now)
+    return start_from(last, cli.model) if last.exists() else Start()
+
+
+def _check_unchanged(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    last_phase = len(now.get("phases") or []) - 1
+    free = {*FREE_OPTIONS, f"phases.{last_phase}.epochs"}
+    for name, old, new in differences(before, now):
+        if name.split(".")[0] in FIXED_OPTIONS and name not in free:
+            option = name.replace(".init_args.", ".")
+            raise UsageError(
+                f"{output} was trained with {option}={old}, this command says {new}: give another "
+                "--output, or remove the folder to start anew"
+            )
 
 
 def _quieten() -> None:

@@ -34,11 +34,11 @@ def make_latents(batch: int, size: int, device: str, dtype: torch.dtype) -> Tens
 def layers() -> dict[str, Callable[[Tensor], Tensor]]:
     """Every layer, and the presets, as functions of latents (B, C, H, W)."""
     return {
-        f"whitening {PATCH}x{PATCH}": lambda x: whiten(to_patches(x, PATCH))[0],
-        "whitening 4x4": lambda x: whiten(to_patches(x, 4))[0],
-        f"ICA {PATCH}x{PATCH}": lambda x: ica(to_patches(x, PATCH))[0],
-        "Yeo-Johnson": lambda x: yeo_johnson(x.flatten(1))[0],
-        "Lambert W": lambda x: lambert_w_gaussianize(x.flatten(1))[0],
+        f"whitening {PATCH}x{PATCH}": lambda x: whiten(to_patches(x, PATCH)),
+        "whitening 4x4": lambda x: whiten(to_patches(x, 4)),
+        f"ICA {PATCH}x{PATCH}": lambda x: ica(to_patches(x, PATCH)),
+        "Yeo-Johnson": lambda x: yeo_johnson(x.flatten(1)),
+        "Lambert W": lambda x: lambert_w_gaussianize(x.flatten(1)),
         "standardisation": lambda x: standardize(x.flatten(1)),
         "paper()": Gaussianization.paper(),
         "robust()": Gaussianization.robust(),

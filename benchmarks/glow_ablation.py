@@ -1,12 +1,12 @@
 """What the choices inside flowprior's Glow give: the same training step with each one changed.
 
-python -m benchmarks.glow_ablation --choices rows convolutions channels_last separate
+python -m benchmarks.glow_ablation --choices library channels_last separate
 """
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from unittest.mock import patch
 
 import torch
@@ -17,15 +17,14 @@ from torch import Tensor
 
 from benchmarks.glows import Candidate, Size, flowprior_glow
 from benchmarks.measure import alternate, initialize, medians, training_step
-from flowprior.flows import coupling_net, invertible_convolution
+from flowprior.flows import invertible_convolution
 
 DESCRIPTIONS = {
-    "rows": "as the library: nets as matrix products, ActNorm folded",
-    "convolutions": "nets as nn.Conv2d",
-    "channels_last": "nets as nn.Conv2d, weights and images channels_last",
-    "separate": "as the library, but ActNorm as two more operations per step",
-    "matmul": "as the library, but 1x1 convolutions as batched matrix products",
-    "compile": "nets as nn.Conv2d, under torch.compile",
+    "library": "as the library",
+    "channels_last": "weights and images channels_last",
+    "separate": "ActNorm as two more operations per step",
+    "matmul": "1x1 convolutions as batched matrix products",
+    "compile": "under torch.compile",
 }
 
 
@@ -78,18 +77,9 @@ def _step(choice: str, size: Size, x: Tensor) -> Callable[[], None]:
     return step
 
 
-@contextmanager
-def _changed(choice: str) -> Iterator[None]:
+def _changed(choice: str) -> AbstractContextManager[object]:
     affine = {"separate": _separate, "matmul": _matmul}.get(choice)
-    plain = choice in ("convolutions", "channels_last")
-    products = (lambda *_: False) if plain else coupling_net._products_apply
-    with (
-        patch.object(coupling_net, "_products_apply", products),
-        patch.object(
-            invertible_convolution, "pixel_affine", affine or invertible_convolution.pixel_affine
-        ),
-    ):
-        yield
+    return patch.object(invertible_convolution, "pixel_affine", affine) if affine else nullcontext()
 
 
 def _separate(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:

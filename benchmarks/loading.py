@@ -54,7 +54,7 @@ def _loaders(
     prepare(ImageFolder(str(jpegs[size]), size, 3, 0, 0), folder / "made", 1, console=console)
     loaders: dict[tuple[str, int], Iterable] = {}
     for workers in arguments.workers:
-        options = {"batch_size": BATCH_SIZE, "num_workers": workers, "pin_memory": False}
+        options = {"batch_size": BATCH_SIZE, "num_workers": workers}
         data = ImageFolder(str(folder / "made"), size, 3, 0, 0, horizontal_flips=True, **options)
         loaders["prepared, 8 bits and noise, flips", workers] = data.train_dataloader()
         for side, source in jpegs.items():

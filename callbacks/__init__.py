@@ -6,20 +6,26 @@ from callbacks.gaussianization import Gaussianization
 from callbacks.guards import Interrupted, StopOnNonFinite, StopOnSignal, TrainingStopped
 from callbacks.inversion_curves import InversionCurves
 from callbacks.progress import TrainingProgress
+from callbacks.resuming import CurveLogger, RestoreLimit, Start, close_phase, start_from
 from callbacks.samples import LatentTypicality, SampleGrid
 
 __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "Checkpoints",
+    "CurveLogger",
     "Gaussianization",
     "Interrupted",
     "InversionCurves",
     "LatentTypicality",
+    "RestoreLimit",
     "SampleGrid",
+    "Start",
     "StopOnNonFinite",
     "StopOnSignal",
     "TrainingProgress",
     "TrainingStopped",
     "WeightExport",
+    "close_phase",
+    "start_from",
 ]

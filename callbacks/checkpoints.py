@@ -11,6 +11,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 import flowprior
 from flowprior.io import atomic_path
+from lightning_modules.flow_module import FlowModule
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -36,49 +37,55 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Keeps `last.ckpt`, from which the same command resumes, and `best.ckpt`.
 
-    The last one is written every so many optimiser steps and after every epoch with its validation.
+    The last one is written after every epoch with its validation, every `every_n_steps` steps
+    within an epoch, and where a limit such as `max_steps` ends training within an epoch.
 
     Args:
         folder: where to write.
         every_n_steps: optimiser steps between two checkpoints within an epoch.
-        monitor: validation metric to minimise.
     """
 
-    def __init__(
-        self, folder: Path, every_n_steps: int = 500, monitor: str = "val/bits_per_dim"
-    ) -> None:
+    def __init__(self, folder: Path, every_n_steps: int = 500) -> None:
         if every_n_steps < 1:
             raise ValueError(f"checkpoints.every_n_steps must be at least 1, got {every_n_steps}")
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
         self.every_n_steps = every_n_steps
-        self.monitor = monitor
+        self.best_score = float("inf")
+
+    def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
+        """Start a phase, before a checkpoint is restored."""
         self.best_score = float("inf")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Save within the epoch; its last step is left to `on_train_epoch_end`."""
-        if trainer.global_step % self.every_n_steps == 0:
+        ending = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if ending or trainer.global_step % self.every_n_steps == 0:
             self.save_within_epoch(trainer)
 
     def save_within_epoch(self, trainer: pl.Trainer) -> bool:
         """Save between two steps of an epoch; False if the epoch is about to be closed instead.
 
-        The step is drawn in the curves first (Lightning draws it after this hook, once more), so
-        that a run which ends here and is resumed has no gap in them.
+        The step is drawn in the curves first, so that a run which is killed here and resumed has no
+        gap in them; Lightning draws it after this hook.
         """
-        accumulating = trainer.fit_loop._should_accumulate()
-        if accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if trainer.fit_loop._should_accumulate() or _epoch_is_whole(trainer):
             return False
         trainer._logger_connector.update_train_step_metrics()
         _save(trainer, self.last)
         return True
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save after the epoch and its validation."""
-        _save(trainer, self.last)
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Save after the epoch and its validation.
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        An epoch that a limit has cut short was saved at its last step: here Lightning counts it as
+        done, and a resumed run would leave out the rest of it.
+        """
+        if _epoch_is_whole(trainer):
+            _save(trainer, self.last)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Save the best model so far."""
-        score = _score(trainer, self.monitor)
+        score = _score(trainer, pl_module)
         if not trainer.sanity_checking and score < self.best_score:
             self.best_score = score
             _save(trainer, self.best)
@@ -95,36 +102,39 @@ class Checkpoints(Checkpoint):
 class WeightExport(Callback):
     """Exports the best flow so far as `model.safetensors` + `config.json` (`flowprior.load`).
 
-    With weight averaging the averaged weights are exported; this callback must come before it.
+    A phase that ends before its first validation exports its last weights. With weight averaging
+    the averaged weights are exported; this callback must come before it.
 
     Args:
         folder: where to write.
-        card: what to say of the weights in `config.json`; the step and the scores are added.
-        monitor: validation metric to minimise.
+        card: what to say of the weights in `config.json`; phase, step and scores are added.
     """
 
-    def __init__(
-        self, folder: Path, card: dict[str, Any], monitor: str = "val/bits_per_dim"
-    ) -> None:
+    def __init__(self, folder: Path, card: dict[str, Any]) -> None:
         self.folder = folder
         self.card = card
-        self.monitor = monitor
         self.best_score = float("inf")
+        self._trained = False
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
+        """Start a phase, before a checkpoint is restored."""
+        self.best_score, self._trained = float("inf"), False
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Export if the validation metric improved."""
-        score = _score(trainer, self.monitor)
-        if trainer.sanity_checking or trainer.fast_dev_run or not score < self.best_score:
-            return
-        self.best_score = score
-        if trainer.is_global_zero:
-            scores = {
-                name: float(value)
-                for name, value in trainer.callback_metrics.items()
-                if name.startswith("val/")
-            }
-            progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-            flowprior.save(pl_module.flow, self.folder, {**self.card, **progress, **scores})
+        score = _score(trainer, pl_module)
+        if not trainer.sanity_checking and score < self.best_score:
+            self.best_score = score
+            self._export(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Note that this fit has made steps."""
+        self._trained = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Export what was never validated, by now with averaged weights in place."""
+        if self._trained and self.best_score == float("inf"):
+            self._export(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must remember."""
@@ -134,11 +144,30 @@ class WeightExport(Callback):
         """Inverse of `state_dict`."""
         self.best_score = state_dict["best_score"]
 
+    def _export(self, trainer: pl.Trainer, module: FlowModule) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        scores = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        progress = {
+            "phase": module.phase,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+        }
+        flowprior.save(module.flow, self.folder, {**self.card, **progress, **scores})
+
 
 def _save(trainer: pl.Trainer, path: Path) -> None:
     if not trainer.fast_dev_run:  # a trial of the code, perhaps in the folder of a real run
         trainer.save_checkpoint(path, weights_only=False)
 
 
-def _score(trainer: pl.Trainer, monitor: str) -> float:
-    return float(trainer.callback_metrics.get(monitor, float("inf")))
+def _score(trainer: pl.Trainer, module: FlowModule) -> float:
+    return float(trainer.callback_metrics.get(f"val/{module.loss.monitor}", float("inf")))
+
+
+def _epoch_is_whole(trainer: pl.Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()

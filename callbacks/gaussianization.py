@@ -1,6 +1,6 @@
 """Gaussianization layers for an inversion."""
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,35 +13,40 @@ from lightning_modules import InversionModule
 
 
 class Gaussianization(Callback):
-    """Puts z = h(v) in place of z = v in an `InversionModule`; without it the latent is free.
+    """Replaces z = v by z = h(v) in an `InversionModule`.
 
     Args:
-        layers: h, `Gaussianization.robust()` of flowprior.gaussianization by default; or one for
-            each named part of the latent.
+        layers: h, or one for each named part of the latent; by default
+            `flowprior.gaussianization.Gaussianization.robust()`.
     """
 
     def __init__(
         self, layers: Reparameterization | dict[str, Reparameterization] | None = None
     ) -> None:
-        self.layers = layers or Layers.robust()
+        self.layers = Layers.robust() if layers is None else layers
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Put the layers in place."""
-        if not isinstance(pl_module, InversionModule):
-            raise ValueError(
-                f"Gaussianization belongs to an InversionModule, not to {type(pl_module).__name__}"
-            )
+        """Give the module's solver the layers."""
+        check_inversion_module(self, pl_module)
         pl_module.solver = with_layers(pl_module.solver, self.layers)
         pl_module.solver.check(pl_module.prior)
 
 
+def check_inversion_module(callback: Callback, module: pl.LightningModule) -> None:
+    """Raise ValueError unless the callback is used with an `InversionModule`."""
+    if not isinstance(module, InversionModule):
+        raise ValueError(
+            f"{type(callback).__name__} needs an InversionModule, got {type(module).__name__}"
+        )
+
+
 def with_layers(solver: Solver, layers: Any) -> Solver:
-    """The same solver, or the one inside of its wrappers, with these layers.
+    """A copy of the solver, with these layers on it or on the solver that it wraps.
 
     Raises:
         ValueError: the solver has no latents to lay them on.
     """
-    names = {field.name for field in fields(solver)}
+    names = {field.name for field in fields(solver)} if is_dataclass(solver) else set()
     if "reparameterization" in names:
         return replace(solver, reparameterization=layers)
     if "solver" in names:

@@ -13,7 +13,7 @@ from lightning_modules.flow_module import FlowModule
 
 
 class TrainingStopped(Exception):
-    """Training ended before its time; the message says why and what was kept."""
+    """Training ended early; the message says why and what was kept."""
 
 
 class Interrupted(TrainingStopped):
@@ -51,7 +51,7 @@ class StopOnSignal(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop after an epoch."""
         if self._agreed(trainer):
-            trainer.save_checkpoint(self.checkpoints.last, weights_only=False)
+            self.checkpoints.on_train_epoch_end(trainer, pl_module)
             raise self._interrupted(trainer)
 
     def _receive(self, number: int, _: Any) -> None:
@@ -74,27 +74,29 @@ class StopOnSignal(Callback):
 
 
 class StopOnNonFinite(Callback):
-    """Stops when the loss or the gradient is no longer finite, keeping the last good checkpoint.
+    """Stops when a gradient is no longer finite, keeping the last good checkpoint.
 
-    The gradient norm of a step is looked at one step later, when it has long been computed, so that
-    the device never waits; and before anything is written to disk.
+    Gradient norms are added up on the device, and the sum is looked at only where the host waits
+    for the device anyway: at steps that are drawn, and before anything is written to disk.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
-        self._norm: torch.Tensor | None = None
+        self._norms: torch.Tensor | None = None
 
-    def on_before_zero_grad(
-        self, trainer: pl.Trainer, pl_module: FlowModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Look at the gradient norm of the step before."""
-        self._check(trainer)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Forget an earlier phase."""
+        self._norms = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: FlowModule, *_: Any) -> None:
-        """Take note of this step's gradient norm."""
-        self._norm = pl_module.gradient_norm
+        """Add this step's gradient norm; look at the sum at steps that are drawn."""
+        norm = pl_module.gradient_norm
+        if norm is not None:
+            self._norms = norm if self._norms is None else self._norms + norm
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._check(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Look before the weights are validated and exported."""
         self._check(trainer)
 
@@ -102,15 +104,18 @@ class StopOnNonFinite(Callback):
         self, trainer: pl.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]
     ) -> None:
         """Look before a checkpoint is written."""
-        self._norm = pl_module.gradient_norm
+        self._check(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Look before the last weights are exported."""
         self._check(trainer)
 
     def _check(self, trainer: pl.Trainer) -> None:
-        if self._norm is None or torch.isfinite(self._norm):
+        if self._norms is None or torch.isfinite(self._norms):
             return
         kept = self.checkpoints.last if self.checkpoints.last.exists() else "none written yet"
         raise TrainingStopped(
-            f"the gradient norm became {self._norm.item()} by step {trainer.global_step} "
+            f"the gradient norm became {self._norms.item()} by step {trainer.global_step} "
             f"(training has diverged or an image is not finite); last good checkpoint: {kept}; "
             "try a smaller learning rate (--model.optimizer.lr)"
         )

@@ -8,6 +8,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from callbacks.gaussianization import check_inversion_module
 from callbacks.samples import writer_of
 from flowprior.figures import image_rows, qq_plot
 from flowprior.inversion import Recording
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 class InversionCurves(Callback):
     """Curves, pictures and the typicality of the latents of an `InversionModule`.
 
-    At each iteration the mean over the images that are finite, and mean ± standard deviation, of
-    loss, misfit, log prior and, with the truth, PSNR, SSIM and LPIPS; at iterations 0, 1, 2, 5,
-    10, ... and the last the pictures and the mean of each diagnostic of
-    `flowprior.metrics.typicality`; at the end a QQ plot of all latents.
+    At each iteration: mean, and mean ± standard deviation over the finite images, of loss, misfit,
+    log prior and, if the truth is known, PSNR, SSIM and LPIPS. At iterations 0, 1, 2, 5, 10, ...
+    and the last: pictures, and the mean of each diagnostic of `flowprior.metrics.typicality`. At
+    the end: a QQ plot of all latents.
 
     Args:
         truth: images (B, C, H, W) in [0, 1], if they are known.
@@ -42,29 +43,42 @@ class InversionCurves(Callback):
         self.recording = Recording()
         self.latents: Tensor | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check what it is used with."""
+        check_inversion_module(self, pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the start; a run that is resumed has noted it before."""
+        """Record the start; a resumed run goes on with what was recorded before."""
+        noted = self.recording.state_dict() if trainer.global_step else {}
         truth = None if self.truth is None else self.truth.to(pl_module.v.device)
         self.recording = Recording(truth, self.images, pl_module.iterations)
+        self.recording.load_state_dict(noted)
         if trainer.global_step == 0:
             self._note(writer_of(trainer), pl_module, 0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
-        """Note an iteration."""
+        """Record an iteration."""
         self._note(writer_of(trainer), pl_module, trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show where it ended."""
-        last = self.recording.iterations[-1]
         self.latents = pl_module.run.z
         writer = writer_of(trainer)
-        if writer is not None:
+        if writer is not None and self.recording.iterations:
             writer.add_custom_scalars(margins(self.recording.latest))
             if self.latents.isfinite().any():
                 figure = qq_plot({"latents": self.latents})
-                writer.add_figure("inversion/latent_qq", figure, last)
+                writer.add_figure("inversion/latent_qq", figure, self.recording.iterations[-1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded."""
+        return self.recording.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.recording.load_state_dict(state_dict)
 
     def _note(self, writer: SummaryWriter | None, module: InversionModule, iteration: int) -> None:
         self.recording(iteration, module.run)

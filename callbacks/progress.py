@@ -1,17 +1,25 @@
-"""One progress bar for the whole training run."""
+"""One progress bar for a training phase."""
 
 import time
-from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from lightning_modules.flow_module import FlowModule
 
 
 class TrainingProgress(ProgressBar):
-    """Epoch, bits per dimension, rate and time left of the whole run.
+    """Steps, loss, rate and time left of a training phase.
 
     On a terminal a bar and one line after each epoch; elsewhere the lines alone. Logs
     `train/step_seconds` and `train/images_per_second` (over all processes).
@@ -22,8 +30,6 @@ class TrainingProgress(ProgressBar):
         self._console = Console()
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._started = 0.0
-        self._first_step = 0
         self._step_started = 0.0
         self._images = 0
         self._enabled = True
@@ -36,22 +42,26 @@ class TrainingProgress(ProgressBar):
         """Inverse of `disable`."""
         self._enabled = True
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Show the bar from where the run starts or resumes."""
-        self._started, self._first_step = time.monotonic(), trainer.global_step
         if not self._enabled:
             return
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total} steps {task.fields[note]}", markup=False),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
         )
-        total = _total_steps(trainer)
+        steps = trainer.estimated_stepping_batches
         self._task = self._bar.add_task(
-            "training", total=total, completed=trainer.global_step, note=""
+            pl_module.phase,
+            total=steps if 0 <= steps < float("inf") else None,
+            completed=trainer.global_step,
+            note="",
         )
         self._bar.start()
 
@@ -60,62 +70,49 @@ class TrainingProgress(ProgressBar):
         self._step_started = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: FlowModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the step's time and rate, and advance the bar."""
         seconds = time.perf_counter() - self._step_started
-        images = len(batch) * trainer.world_size
+        self._images = len(batch) * trainer.world_size
         pl_module.log("train/step_seconds", seconds)
-        pl_module.log("train/images_per_second", images / seconds)
-        self._images += images
-        if self._bar is None or self._bar.disable:
+        pl_module.log("train/images_per_second", self._images / seconds)
+        if self._bar is None:
             return
-        self._bar.update(self._task, completed=trainer.global_step, note=self._note(trainer))
+        self._bar.update(self._task, completed=trainer.global_step)
+        # Reading the loss waits for the device: only at steps where it is drawn anyway.
+        if not self._bar.disable and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._bar.update(self._task, note=_score(trainer, f"train/{pl_module.loss.monitor}"))
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Say what the wait is for."""
         if self._bar is not None and not trainer.sanity_checking:
             self._bar.update(self._task, description="validating")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Print one line of the epoch's figures."""
         if self._bar is None:
             return
-        self._bar.update(self._task, description="training")
-        scores = {
-            name: trainer.callback_metrics[name].item()
-            for name in ("train/bits_per_dim", "val/bits_per_dim")
-            if name in trainer.callback_metrics
-        }
-        text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        self._console.print(
-            f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}  {text}  "
-            f"{self._note(trainer)}",
-            highlight=False,
-            soft_wrap=True,
+        self._bar.update(self._task, description=pl_module.phase)
+        task = self._bar.tasks[self._task]
+        rate = f"{task.speed * self._images:.3g} images/s" if task.speed else ""
+        left = TimeRemainingColumn().render(task).plain
+        line = (
+            f"{pl_module.phase}: epoch {trainer.current_epoch + 1}",
+            f"step {trainer.global_step}",
+            *(_score(trainer, f"{split}/{pl_module.loss.monitor}") for split in ("train", "val")),
+            rate,
+            f"{left} left" if left else "",
         )
+        self._console.print("  ".join(filter(None, line)), highlight=False, soft_wrap=True)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _note(self, trainer: pl.Trainer) -> str:
-        elapsed = time.monotonic() - self._started
-        done, total = trainer.global_step - self._first_step, _total_steps(trainer)
-        note = f"{self._images / elapsed:.3g} images/s"
-        if total is not None and done:
-            left = elapsed / done * (total - trainer.global_step)
-            note += f", {timedelta(seconds=round(left))} left"
-        return note
 
-
-def _total_steps(trainer: pl.Trainer) -> int | None:
-    steps = trainer.estimated_stepping_batches
-    return int(steps) if 0 <= steps < float("inf") else None
+def _score(trainer: pl.Trainer, name: str) -> str:
+    value = trainer.callback_metrics.get(name)
+    return "" if value is None else f"{name} {value.item():.4f}"

@@ -20,32 +20,20 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
 
 
 class SampleGrid(Callback):
-    """After each validation, a grid of samples at each temperature, always of the same latents.
+    """After each validation, a grid of samples at each of `temperatures`, from the same latents.
 
     With weight averaging the averaged weights are sampled; this callback must come before it.
 
     Args:
-        temperatures: standard deviations of the latents.
         images: number of images in a grid.
-        columns: images in a row of it.
-        seed: of the latents.
     """
 
-    def __init__(
-        self,
-        temperatures: tuple[float, ...] = (0.7, 1.0),
-        images: int = 32,
-        columns: int = 8,
-        seed: int = 0,
-    ) -> None:
-        if images < 1 or columns < 1:
-            raise ValueError(f"samples.images and columns must be at least 1: {images}, {columns}")
-        if any(temperature < 0 for temperature in temperatures):
-            raise ValueError(f"samples.temperatures must not be negative, got {temperatures}")
-        self.temperatures = temperatures
+    temperatures = (0.7, 1.0)
+
+    def __init__(self, images: int = 32) -> None:
+        if images < 1:
+            raise ValueError(f"samples.images must be at least 1, got {images}")
         self.images = images
-        self.columns = columns
-        self.seed = seed
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
@@ -54,11 +42,11 @@ class SampleGrid(Callback):
         if writer is None or trainer.sanity_checking:
             return
         for temperature in self.temperatures:
-            generator = torch.Generator().manual_seed(self.seed)
+            generator = torch.Generator().manual_seed(0)
             x = pl_module.flow.sample(self.images, temperature, generator=generator)
             unit = pl_module.flow.to_unit_range(x).clamp(0, 1).nan_to_num()
-            grid = make_grid(_enlarged(unit), nrow=self.columns, padding=4, pad_value=1.0)
-            writer.add_image(f"samples/temperature_{temperature:g}", grid, trainer.global_step)
+            grid = make_grid(_enlarged(unit), padding=4, pad_value=1.0)
+            writer.add_image(f"samples/temperature_{temperature:g}", grid, _step(trainer))
 
 
 class LatentTypicality(Callback):
@@ -67,14 +55,15 @@ class LatentTypicality(Callback):
     Logs the mean over images of each diagnostic of `flowprior.metrics.typicality`, the largest
     patch correlation beside what independent entries give, and a QQ plot of all latent entries.
 
-    Args:
+    Attributes:
         images: number of validation images to encode, those of the first batches.
-        patch_size: side of the patches.
+        patch_size: side of the patches, in pixels.
     """
 
-    def __init__(self, images: int = 64, patch_size: int = 8) -> None:
-        self.images = images
-        self.patch_size = patch_size
+    images = 64
+    patch_size = 8
+
+    def __init__(self) -> None:
         self._latents: list[torch.Tensor] = []
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
@@ -100,15 +89,23 @@ class LatentTypicality(Callback):
         writer = writer_of(trainer)
         if writer is None or not self._latents:
             return
-        z = torch.cat(self._latents)
+        z, step = torch.cat(self._latents), _step(trainer)
         for name, values in typicality(z, self.patch_size).items():
-            writer.add_scalar(f"latent/{name}", values.mean(), trainer.global_step)
+            writer.add_scalar(f"latent/{name}", values.mean(), step)
         largest, expected = largest_patch_correlation(z, self.patch_size)
-        writer.add_scalar("latent/largest_patch_correlation", largest, trainer.global_step)
-        writer.add_scalar("latent/independent_patch_correlation", expected, trainer.global_step)
+        writer.add_scalar("latent/largest_patch_correlation", largest, step)
+        writer.add_scalar("latent/independent_patch_correlation", expected, step)
         if z.isfinite().any():
             figure = qq_plot({"latents of validation images": z.numpy()})
-            writer.add_figure("latent/qq_plot", figure, trainer.global_step)
+            writer.add_figure("latent/qq_plot", figure, step)
+
+
+def _step(trainer: pl.Trainer) -> int:
+    """The step just made, at which Lightning draws the validation metrics.
+
+    A run that resumes after N steps hides what is drawn at N and later.
+    """
+    return max(trainer.global_step - 1, 0)
 
 
 def _enlarged(images: torch.Tensor, side: int = 96) -> torch.Tensor:

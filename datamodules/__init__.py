@@ -1,7 +1,20 @@
-"""Image data sets as Lightning data modules, and measured data."""
+"""Image data sets as Lightning data modules, and measured data.
+
+The way of a pixel, and the module of each stop:
+
+1. image file or table row, assigned to a split: ``files``, ``tables``
+2. decoded, cropped and resized to a square of bytes: ``decoding``
+3. optionally prepared, that is stored as such squares: ``prepare`` writes, ``shards`` reads
+4. flipped, quantised and filled with noise: ``dequantize``
+5. in a global batch, in the order of the epoch: ``batches``
+
+``base`` connects stops 4 and 5 for every data set, ``pictures`` stops 1 to 3 for all that consist
+of image files. MNIST and CIFAR-10 (``small_images``) and ``layer_models`` enter at stop 4.
+"""
 
 from datamodules.base import ImageDataModule
 from datamodules.chest_xray import ChestXray
+from datamodules.dequantize import ArrayImages, ImageSource
 from datamodules.faces import CelebA, CelebAHQ
 from datamodules.image_folder import ImageFolder
 from datamodules.layer_models import LayerModels
@@ -11,11 +24,13 @@ from datamodules.small_images import CIFAR10, MNIST
 __all__ = [
     "CIFAR10",
     "MNIST",
+    "ArrayImages",
     "CelebA",
     "CelebAHQ",
     "ChestXray",
     "ImageDataModule",
     "ImageFolder",
+    "ImageSource",
     "LayerModels",
     "Observations",
 ]

@@ -2,30 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.dequantize import DequantizedImages, ImageSource, dequantize, quantize
-from datamodules.loading import GlobalBatchSampler, ResumableLoader, evaluation_loader
-
-if TYPE_CHECKING:
-    from datamodules.streaming import StreamingLoader
-
-__all__ = [
-    "SPLITS",
-    "DequantizedImages",
-    "GlobalBatchSampler",
-    "ImageDataModule",
-    "ImageSource",
-    "ResumableLoader",
-    "check_split",
-    "dequantize",
-    "quantize",
-]
+from datamodules.batches import GlobalBatchSampler, ResumableLoader, already_stacked
+from datamodules.dequantize import DequantizedImages, ImageSource
 
 SPLITS = ("train", "val", "test")
 
@@ -39,26 +24,28 @@ def check_split(split: str) -> None:
 class ImageDataModule(pl.LightningDataModule, ABC):
     """Batches of images, float32 (B, C, H, W) in ``data_range``; a subclass provides ``images``.
 
-    Training noise is new in each epoch; validation and test noise is always the same. Neither it
-    nor the order depends on the number of processes, workers or images per batch. A ``Trainer``
-    on several processes needs ``use_distributed_sampler=False``: the batches are shared out here.
+    Training noise is new in each epoch; validation and test noise is always the same. Neither the
+    noise nor the order depends on the number of processes, workers or images per batch. A
+    ``Trainer`` on several processes needs ``use_distributed_sampler=False``, because the batches
+    are divided among processes here.
 
     Args:
         image_size: H = W, in pixels.
-        batch_size: images per step over all processes.
-        n_bits: 1 to 16, quantise and dequantise with uniform noise; None for the images as they
-            are, whose likelihood means nothing where they have constant areas.
+        batch_size: number of images per step, over all processes.
+        n_bits: 1 to 16, or to 8 for 8-bit images: quantise to this many bits and add uniform
+            noise. None for the images as they are; their likelihood means nothing if they have
+            constant areas.
         data_range: (lower, upper) of the batches.
-        num_workers: loading processes per process.
-        pin_memory: page-locked batches; ignored where there is no CUDA.
+        num_workers: number of loading processes per training process.
         seed: of order, noise and flips.
-        horizontal_flips: mirror half of the training images, others in each epoch.
+        horizontal_flips: mirror half of the training images, different ones in each epoch.
 
     Raises:
         ValueError: an option is out of its range.
     """
 
     channels = 3
+    max_bits: ClassVar[int] = 16
 
     def __init__(
         self,
@@ -67,7 +54,6 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         n_bits: int | None = 8,
         data_range: tuple[float, float] = (-0.5, 0.5),
         num_workers: int = 0,
-        pin_memory: bool = True,
         seed: int = 0,
         horizontal_flips: bool = False,
     ) -> None:
@@ -75,8 +61,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         _require(image_size >= 1, f"data.image_size={image_size}: expected at least 1")
         _require(batch_size >= 1, f"data.batch_size={batch_size}: expected at least 1")
         _require(
-            n_bits is None or 1 <= n_bits <= 16,
-            f"data.n_bits={n_bits}: expected 1 to 16, or null for no quantisation",
+            n_bits is None or 1 <= n_bits <= self.max_bits,
+            f"data.n_bits={n_bits}: expected 1 to {self.max_bits}, or null for no quantisation",
         )
         _require(
             len(data_range) == 2 and data_range[0] < data_range[1],
@@ -89,20 +75,38 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.n_bits = n_bits
         self.data_range = tuple(data_range)
         self.num_workers = num_workers
-        self.pin_memory = pin_memory
         self.seed = seed
         self.horizontal_flips = horizontal_flips
-        self._train_loader: ResumableLoader | StreamingLoader | None = None
+        self._train_loader: ResumableLoader | None = None
         self._restored: dict[str, Any] | None = None
 
     @abstractmethod
     def images(self, split: str) -> ImageSource:
-        """Images of "train", "val" or "test", unquantised, in [0, 1]."""
+        """Images of "train", "val" or "test", unquantised."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return (self.channels, self.image_size, self.image_size)
+
+    def fingerprint(self, split: str = "test") -> dict[str, Any]:
+        """Everything that the images of a split and their noise depend on, JSON-like.
+
+        Args:
+            split: "train", "val" or "test".
+        """
+        images = self.images(split)
+        return {
+            "class": type(self).__name__,
+            "split": split,
+            "image_shape": list(self.image_shape),
+            "n_bits": self.n_bits,
+            "data_range": list(self.data_range),
+            "seed": self.seed,
+            "horizontal_flips": self.horizontal_flips and split == "train",
+            "images": len(images),
+            "digest": images.digest(),
+        }
 
     def dataset(self, split: str, dequantized: bool = True) -> DequantizedImages:
         """Images of a split in ``data_range``, by (epoch, index).
@@ -125,7 +129,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Raise a ValueError unless there are images, and enough for a batch of all processes."""
         GlobalBatchSampler(len(self.images("train")), self.batch_size, world_size=world_size)
         if not len(self.images("val")):
-            raise ValueError("data: there are no validation images, expected at least 1")
+            raise ValueError(
+                "data: there are no validation images, expected at least 1: raise "
+                "data.val_fraction or add images"
+            )
 
     def batches(
         self,
@@ -141,7 +148,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         Args:
             split: "train", "val" or "test".
             batch_size: images per batch; the last one may have fewer.
-            indices: which images; all of the split by default.
+            indices: of the images; all of the split by default.
             dequantized: False for the images as they are, as inversion uses them.
         """
         _require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
@@ -150,21 +157,17 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         parts = (wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size))
         return ((part, dataset.__getitems__([(0, index) for index in part])) for part in parts)
 
-    def train_dataloader(self) -> "DataLoader | StreamingLoader":
+    def train_dataloader(self) -> DataLoader:
         """Shuffled batches, new noise in each epoch; resumes in the middle of an epoch."""
         if self.trainer is not None and self.trainer.overfit_batches:
             # Its meaning is "the same few batches in each epoch".
             return self._evaluation_loader("train")
-        self._train_loader = self.resumable_loader()
+        dataset = self.dataset("train")
+        sampler = GlobalBatchSampler(len(dataset), self.batch_size, self.seed, *self._process())
+        self._train_loader = ResumableLoader(dataset, sampler, **self._loader_options())
         if self._restored is not None:
             self._train_loader.load_state_dict(self._restored)
         return self._train_loader
-
-    def resumable_loader(self) -> "ResumableLoader | StreamingLoader":
-        """Training batches, from the first epoch."""
-        dataset = self.dataset("train")
-        sampler = GlobalBatchSampler(len(dataset), self.batch_size, self.seed, *self._process())
-        return ResumableLoader(dataset, sampler, **self._loader_options())
 
     def state_dict(self) -> dict[str, Any]:
         """Where training is; Lightning restores loaders only within an epoch, not after one."""
@@ -192,7 +195,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             shuffle=False,
             drop_last=False,
         )
-        return evaluation_loader(dataset, sampler, **self._loader_options())
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=already_stacked,
+            generator=torch.Generator(),
+            **self._loader_options(),
+        )
 
     def _process(self) -> tuple[int, int]:
         """(rank, world_size)."""
@@ -204,7 +213,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
-            "pin_memory": self.pin_memory and torch.cuda.is_available(),
+            "pin_memory": torch.cuda.is_available(),
         }
 
 

@@ -1,21 +1,36 @@
-"""Image files of any kind as 8-bit squares of one size."""
+"""Read image files of any kind as 8-bit squares of one size."""
 
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
 
-from datamodules.dequantize import ImageError
+from datamodules.dequantize import ImageSource
+from datamodules.errors import ImageError
+from datamodules.files import Pictures, printable, stamp
+from flowprior.processes import end_with_parent, interrupts_held
+
+# Pillow's own reader mixes up the channels of 16-bit TIFFs that are stored in planes.
+TiffImagePlugin.READ_LIBTIFF = True
 
 _MODES = {1: "L", 3: "RGB"}
+_CHUNK = 16  # images that a process decodes at once
+_HASHED_WHOLE = 2**29
+_HASHED_HEAD = 2**16
+
+Outcome = np.ndarray | ImageError
 
 
 def read_square(data: Path | bytes, image_size: int, channels: int) -> np.ndarray:
-    """The central square of an image, (C, image_size, image_size), uint8.
+    """Read the central square of an image, (C, image_size, image_size), uint8.
 
-    Turned upright as its EXIF data say, converted to 8 bits and to grey or RGB, then scaled with
-    an antialiasing (Lanczos) filter. 16 bits are divided by 256, transparency is laid on white.
+    The image is turned upright as its EXIF data say, converted to 8 bits and to grey or RGB, and
+    scaled with an antialiasing (Lanczos) filter. Of 16 bits the upper 8 are kept. Transparent
+    pixels become white.
 
     Args:
         data: a file, or the bytes of one.
@@ -23,40 +38,49 @@ def read_square(data: Path | bytes, image_size: int, channels: int) -> np.ndarra
         channels: 1 for grey, 3 for RGB.
 
     Raises:
-        ImageError: why there is no such image: damaged, animated, smaller than ``image_size``, or
-            of more than 16 bits.
+        ImageError: the image is damaged, animated, smaller than ``image_size``, or has more than
+            16 bits per channel.
     """
+    if isinstance(data, Path) and data.exists() and not data.is_file():
+        raise ImageError("is not a regular file")  # reading a pipe would wait for ever
     try:
         with Image.open(data if isinstance(data, Path) else BytesIO(data)) as image:
-            pixels = _square(_converted(_single(image), channels), image_size)
+            _check_single(image)
+            pixels = _square(_converted(_upright(image), channels), image_size)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError("cannot be decoded (no known kind of image)") from error
+        raise ImageError("cannot be decoded (unknown format)") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageError(f"cannot be decoded ({reason})") from error
     return np.ascontiguousarray(pixels.reshape(image_size, image_size, -1).transpose(2, 0, 1))
 
 
-def _single(image: Image.Image) -> Image.Image:
+def _check_single(image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's photograph with its previews
         raise ImageError(f"has {frames} frames, expected one")
-    if image.format == "PPM" and image.mode == "I":  # Pillow's 16 bits of these files
-        return _eight_bits(image)
-    return ImageOps.exif_transpose(image)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image upright, and reduce 9 to 16 bits of grey to 8."""
+    # Pillow reads a PGM of 16 bits as one of 32.
+    deep = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    # Pillow inverts a TIFF whose 0 is white only if it has 8 bits or fewer.
+    white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    image = ImageOps.exif_transpose(image)
+    if not deep:
+        return image
+    pixels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    return Image.fromarray(255 - pixels if white_is_zero else pixels)
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = _eight_bits(image)
     if image.mode in ("I", "F"):
-        raise ImageError("has 32 bits per pixel, expected 8 or 16")
+        raise ImageError("has signed, floating-point or 32-bit pixels, expected 8 or 16 bits")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -70,6 +94,118 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
     side = min(width, height)
     if side < size:
         raise ImageError(f"has {width}x{height} pixels, expected at least {size}x{size}")
-    left, top = (width - side) / 2, (height - side) / 2
+    left, top = (width - side) // 2, (height - side) // 2  # half a pixel would blur the image
     box = (left, top, left + side, top + side)
     return np.array(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+
+
+class DecodedPictures(ImageSource):
+    """Pictures that are decoded each time they are asked for.
+
+    Args:
+        pictures: encoded images.
+        image_size: H = W.
+        channels: 1 or 3.
+    """
+
+    def __init__(self, pictures: Pictures, image_size: int, channels: int) -> None:
+        self.pictures = pictures
+        self.image_size = image_size
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def pixels(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Arrays (C, image_size, image_size), uint8.
+
+        Raises:
+            ImageError: an image cannot be used; the message says how to leave such images out.
+        """
+        return [self._pixels(index) for index in indices]
+
+    def _pixels(self, index: int) -> np.ndarray:
+        try:
+            return read_square(self.pictures.data(index), self.image_size, self.channels)
+        except ImageError as error:
+            name = printable(self.pictures.names[index])
+            raise ImageError(
+                f"image {name} {error}; python -m datamodules.prepare makes a set without such "
+                "images (docs/data.md)"
+            ) from error
+
+    def digest(self) -> str:
+        """Hash of names and contents; after 512 MiB, of the beginning and stamp of each file."""
+        hashed, left = blake2b(digest_size=16), _HASHED_WHOLE
+        for index, name in enumerate(self.pictures.names):
+            data = self.pictures.data(index)
+            whole = data if isinstance(data, bytes) else _head(data, max(left, _HASHED_HEAD))
+            left -= len(whole)
+            hashed.update(f"{printable(name)} {len(whole)} ".encode())
+            hashed.update(whole)
+            if isinstance(data, Path) and data.is_file() and data.stat().st_size > len(whole):
+                hashed.update(stamp(data, "").encode())
+        return hashed.hexdigest()
+
+
+def _head(path: Path, length: int) -> bytes:
+    """The first bytes of a file; nothing of one that is missing or is no regular file."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(length)
+
+
+class _Outcomes(Dataset):
+    def __init__(
+        self, pictures: Sequence[tuple[Pictures, int]], image_size: int, channels: int
+    ) -> None:
+        self.pictures = pictures
+        self.options = (image_size, channels)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, number: int) -> Outcome:
+        pictures, index = self.pictures[number]
+        try:
+            return read_square(pictures.data(index), *self.options)
+        except ImageError as error:
+            return error
+
+
+def decode_all(
+    pictures: Sequence[tuple[Pictures, int]], image_size: int, channels: int, workers: int
+) -> Iterator[Outcome]:
+    """Decode many pictures in parallel, in their order, with few of them in memory.
+
+    Args:
+        pictures: each as its split and the index in it.
+        image_size: H = W.
+        channels: 1 or 3.
+        workers: number of processes; 0 to decode in this one.
+
+    Yields:
+        (C, image_size, image_size), uint8, or the error that says why an image cannot be used.
+
+    Raises:
+        ImageError: a process died.
+    """
+    outcomes = _Outcomes(pictures, image_size, channels)
+    loader = DataLoader(
+        outcomes, _CHUNK, num_workers=workers, collate_fn=list, worker_init_fn=_begin
+    )
+    try:
+        with interrupts_held():
+            chunks = iter(loader)
+        for chunk in chunks:
+            yield from chunk
+    except RuntimeError as error:
+        raise ImageError(
+            "a decoding process died, perhaps because memory ran out: run the same command again "
+            "to continue, with fewer --workers"
+        ) from error
+
+
+def _begin(_: int) -> None:
+    end_with_parent()  # a process left over would keep the lock of the output folder

@@ -1,8 +1,9 @@
 """Quantise images and fill each level with uniform noise that depends on its key alone."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from hashlib import blake2b
 from math import prod
-from typing import Protocol
 from zlib import crc32
 
 import numpy as np
@@ -10,32 +11,58 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from datamodules.errors import ImageError
+
 Key = tuple[int, int]
 """(epoch, index): names one noisy version of one image."""
 
 _MANTISSA_BITS = 24
 _NOISE_BITS = 16
+_HASHED_TOGETHER = 256
 
 
-class DataError(ValueError):
-    """A data set that cannot be used, or not in this way; one line that says what was expected."""
+class ImageSource(ABC):
+    """Images of one split; the same index always gives the same image."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def pixels(self, indices: Sequence[int]) -> Sequence[np.ndarray]:
+        """One array (C, H, W) per index: uint8, or float32 in [0, 1]."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        """One image, (C, H, W), float32, in [0, 1]."""
+        (image,) = self.pixels([index])
+        return torch.from_numpy(dequantize(image, None, None, (0.0, 1.0)))
+
+    def digest(self) -> str:
+        """Hash of everything that the images depend on; here of all their pixels."""
+        hashed = blake2b(digest_size=16)
+        for start in range(0, len(self), _HASHED_TOGETHER):
+            for image in self.pixels(range(start, min(start + _HASHED_TOGETHER, len(self)))):
+                hashed.update(f"{image.dtype}{image.shape}".encode())
+                hashed.update(np.ascontiguousarray(image))
+        return hashed.hexdigest()
 
 
-class ImageError(DataError):
-    """An image that cannot be used; the message names the data set, the image and what is wrong."""
+class ArrayImages(ImageSource):
+    """Images in memory.
 
-
-class ImageSource(Protocol):
-    """Images of one split: float32, (C, H, W), in [0, 1].
-
-    A source may also offer ``__getitems__(indices)`` and return a list of images or a (B, C, H, W)
-    tensor at once; and ``pixels(indices)``, the same images as arrays of uint8, times 255. It must
-    be deterministic: the same index is the same image, always.
+    Args:
+        arrays: (N, C, H, W), uint8, or float32 in [0, 1].
     """
 
-    def __len__(self) -> int: ...
+    def __init__(self, arrays: np.ndarray) -> None:
+        self.arrays = arrays
 
-    def __getitem__(self, index: int) -> Tensor: ...
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def pixels(self, indices: Sequence[int]) -> np.ndarray:
+        """(B, C, H, W)."""
+        return self.arrays[list(indices)]
 
 
 def random_stream(seed: int, name: str, epoch: int = 0, index: int = 0) -> np.random.Generator:
@@ -55,84 +82,72 @@ def random_stream(seed: int, name: str, epoch: int = 0, index: int = 0) -> np.ra
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def quantize(x: Tensor, n_bits: int) -> Tensor:
-    """Level floor(x 2^n), clamped to 2^n - 1; for x = byte / 255 and n <= 8 it is byte >> (8 - n).
+def quantize(pixels: np.ndarray, n_bits: int) -> np.ndarray:
+    """Levels 0 to 2^n - 1: the upper n bits of a byte, or floor(x 2^n).
 
     Args:
-        x: any shape, in [0, 1].
-        n_bits: 1 to 16.
+        pixels: any shape; uint8, or floating point in [0, 1].
+        n_bits: 1 to 16, or to 8 for uint8.
 
-    >>> quantize(torch.tensor([0.0, 200 / 255, 1.0]), n_bits=5)
-    tensor([ 0., 25., 31.])
+    >>> quantize(np.array([0, 200, 255], dtype=np.uint8), n_bits=5)
+    array([ 0, 25, 31], dtype=uint8)
     """
-    return (x * 2**n_bits).floor_().clamp_(max=2**n_bits - 1)
+    if pixels.dtype == np.uint8:
+        return pixels >> (8 - n_bits)
+    return np.minimum(np.floor(pixels * np.float32(2**n_bits)), 2**n_bits - 1)
 
 
 def dequantize(
-    x: Tensor,
-    n_bits: int | None,
-    noise: Tensor | None = None,
-    data_range: tuple[float, float] = (-0.5, 0.5),
-) -> Tensor:
-    """(level + noise) / 2^n, mapped from [0, 1) to ``data_range``.
-
-    The noise is rounded down to the 24 bits that float32 holds below 1, so that the sum is exact
-    and never reaches the next level, and the result never the upper end of the range.
-
-    Args:
-        x: any shape, float32, in [0, 1].
-        n_bits: 1 to 16, or None for neither quantisation nor noise; x = 1 is then the upper end.
-        noise: as x, in [0, 1); not used when ``n_bits`` is None.
-        data_range: (lower, upper).
-    """
-    low, high = data_range
-    if n_bits is None:
-        return (x * (high - low)).add_(low).clamp_(low, high)
-    fine = 2 ** (_MANTISSA_BITS - n_bits)
-    unit = quantize(x, n_bits).mul_(fine).add_((noise * fine).floor_()).div_(2**_MANTISSA_BITS)
-    return unit.mul_(high - low).add_(low).clamp_(max=_below(high, low))
-
-
-def dequantize_bytes(
     pixels: np.ndarray,
-    n_bits: int,
-    noise: np.ndarray,
-    data_range: tuple[float, float],
-    out: np.ndarray,
-) -> None:
-    """The same as ``dequantize`` of pixels / 255 and noise / 2^16, several times faster.
+    n_bits: int | None,
+    noise: np.ndarray | None,
+    data_range: tuple[float, float] = (-0.5, 0.5),
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """(level + noise / 2^16) / 2^n, mapped from [0, 1) to ``data_range``.
+
+    The noise is rounded down to the 24 bits that float32 holds below 1. So the sum is exact and
+    never reaches the next level, and the result stays below the upper end of the range.
 
     Args:
-        pixels: any shape, uint8.
-        n_bits: 1 to 8.
-        noise: as pixels, uint16.
+        pixels: any shape; uint8, or floating point in [0, 1].
+        n_bits: 1 to 16 (to 8 for uint8), or None for neither quantisation nor noise; the largest
+            value then gives the upper end of the range.
+        noise: uint16, of the same shape; None without ``n_bits``.
         data_range: (lower, upper).
-        out: as pixels, float32; receives the result.
+        out: float32, of the same shape, for the result; a new array by default.
+
+    Returns:
+        ``out``.
     """
-    low, high = data_range
-    np.multiply(pixels >> (8 - n_bits), np.float32(2**_NOISE_BITS), out=out)
-    out += noise
-    out *= np.float32(2.0 ** -(_NOISE_BITS + n_bits))
-    if high - low != 1:
-        out *= np.float32(high - low)
-    out += np.float32(low)
-    np.minimum(out, _below(high, low), out=out)
-
-
-def _below(high: float, low: float) -> np.float32:
-    return np.nextafter(np.float32(high), np.float32(low))
+    low, high = np.float32(data_range[0]), np.float32(data_range[1])
+    out = np.empty(pixels.shape, np.float32) if out is None else out
+    if n_bits is None:
+        np.divide(pixels, np.float32(255 if pixels.dtype == np.uint8 else 1), out=out)
+        top = high
+    else:
+        fine = min(_NOISE_BITS, _MANTISSA_BITS - n_bits)
+        np.multiply(quantize(pixels, n_bits), np.float32(2**fine), out=out)
+        out += noise >> (_NOISE_BITS - fine)
+        out *= np.float32(2.0 ** -(fine + n_bits))
+        top = np.nextafter(high, low)
+    width = data_range[1] - data_range[0]
+    if width != 1:
+        out *= np.float32(width)
+    out += low
+    return np.minimum(out, top, out=out)
 
 
 class DequantizedImages(Dataset):
     """Images of a source, dequantised; fetched by (epoch, index) and the same in every process.
 
     Args:
-        source: images in [0, 1].
-        name: the split, such as ``"train"``; splits get different noise, and errors name it.
+        source: the images.
+        name: of the split, such as ``"train"``; splits get different noise, and errors name it.
         n_bits: 1 to 16, or None for the image itself.
         data_range: (lower, upper) of the result.
         seed: of the noise and the flips.
-        horizontal_flips: mirror half of the images, others in each epoch.
+        horizontal_flips: mirror half of the images, different ones in each epoch.
     """
 
     def __init__(
@@ -162,62 +177,29 @@ class DequantizedImages(Dataset):
         """Images (B, C, H, W), float32, in ``data_range``.
 
         Raises:
-            ImageError: an image is not floating point, or has a value that is not in [0, 1].
+            ImageError: an image is neither uint8 nor floating point in [0, 1].
         """
-        indices = [index for _, index in keys]
-        if hasattr(self.source, "pixels"):
-            return self.finish(self.source.pixels(indices), keys)
-        images = self._fetch(indices)
-        self._check(images, indices)
-        return self._finish(images, keys)
-
-    def finish(self, pixels: Sequence[np.ndarray], keys: Sequence[Key]) -> Tensor:
-        """Flip and dequantise images (C, H, W), uint8, as their keys say.
-
-        Returns:
-            (B, C, H, W), float32, in ``data_range``.
-        """
-        if self.n_bits is None or self.n_bits > 8:
-            return self._finish(torch.from_numpy(np.stack(pixels)).float().div_(255), keys)
-        result = _empty((len(keys), *pixels[0].shape))
-        for image, key, row in zip(pixels, keys, result.numpy(), strict=True):
-            turned = np.ascontiguousarray(image[..., ::-1]) if self._flips(key) else image
-            noise = self._noise(key, image.shape)
-            dequantize_bytes(turned, self.n_bits, noise, self.data_range, row)
+        images = self.source.pixels([index for _, index in keys])
+        result = _empty((len(keys), *images[0].shape))
+        for image, key, row in zip(images, keys, result.numpy(), strict=True):
+            self._check(image, key[1])
+            if self._flips(key):
+                image = np.ascontiguousarray(image[..., ::-1])
+            noise = None if self.n_bits is None else self._noise(key, image.shape)
+            dequantize(image, self.n_bits, noise, self.data_range, row)
         return result
 
-    def _finish(self, images: Tensor, keys: Sequence[Key]) -> Tensor:
-        flips = torch.tensor([self._flips(key) for key in keys])
-        if flips.any():
-            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
-        noise = None
-        if self.n_bits is not None:
-            noise = np.stack([self._noise(key, images.shape[1:]) for key in keys])
-            noise = torch.from_numpy(noise.astype(np.float32)).div_(2**_NOISE_BITS)
-        return dequantize(images.float(), self.n_bits, noise, self.data_range)
-
-    def _fetch(self, indices: list[int]) -> Tensor:
-        if hasattr(self.source, "__getitems__"):
-            images = self.source.__getitems__(indices)
-        else:
-            images = [self.source[index] for index in indices]
-        return (
-            images if isinstance(images, Tensor) else torch.stack([*map(torch.as_tensor, images)])
-        )
-
-    def _check(self, images: Tensor, indices: list[int]) -> None:
-        if not images.is_floating_point():
-            raise ImageError(f"dataset {self.name!r}: images must be float32, not {images.dtype}")
-        low, high = images.aminmax()
-        if low >= 0 and high <= 1:  # false for NaN too
+    def _check(self, image: np.ndarray, index: int) -> None:
+        name = f"dataset {self.name!r}, image {index}"
+        if image.dtype == np.uint8:
+            if (self.n_bits or 0) > 8:
+                raise ImageError(f"{name}: n_bits={self.n_bits}, expected at most 8 for 8 bits")
             return
-        for index, image in zip(indices, images, strict=True):
-            low, high = image.aminmax()
-            if not (low >= 0 and high <= 1):
-                raise ImageError(
-                    f"dataset {self.name!r}, image {index}: values must be finite and in [0, 1], "
-                    f"found {low:g} to {high:g}"
-                )
+        if image.dtype.kind != "f":
+            raise ImageError(f"{name}: expected uint8 or float32, got {image.dtype}")
+        low, high = image.min(), image.max()
+        if not (low >= 0 and high <= 1):  # true for NaN too
+            raise ImageError(f"{name}: expected finite values in [0, 1], got {low:g} to {high:g}")
 
     def _flips(self, key: Key) -> bool:
         return self.horizontal_flips and self._stream("flip", key).random() < 0.5
@@ -233,7 +215,7 @@ class DequantizedImages(Dataset):
 
 
 def _empty(shape: tuple[int, ...]) -> Tensor:
-    """In a loading process in memory shared with the main one, as torch's own collation does."""
+    """Uninitialised; in a loading process in memory shared with the main one, as torch does."""
     if get_worker_info() is None:
         return torch.empty(shape)
     storage = torch.UntypedStorage._new_shared(torch.float32.itemsize * prod(shape))

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import SPLITS
-from datamodules.dequantize import DataError
+from datamodules.errors import DataError
+from datamodules.files import Files
 from datamodules.pictures import TableModule
-from datamodules.sources import Files
 
 PARTITION = "list_eval_partition.txt"
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
@@ -18,9 +18,9 @@ class CelebA(TableModule):
 
     Args:
         source: a prepared folder; one with ``img_align_celeba/`` and ``list_eval_partition.txt``;
-            a folder of parquet files; or ``hub:owner/name``.
+            a folder of tables; or ``hub:owner/name``.
         image_size: H = W, such as 32 or 64.
-        **options: of ``ImageDataModule``.
+        **options: of ``TableModule``.
     """
 
     command_name = "celeba"
@@ -29,11 +29,11 @@ class CelebA(TableModule):
     def __init__(self, source: str, image_size: int = 64, **options: Any) -> None:
         super().__init__(source, image_size, **options)
 
-    def files(self, split: str) -> Files:
-        """Aligned images of a split, in the order of the partition file."""
+    def files(self) -> dict[str, Files]:
+        """Aligned images of each split, in the order of the partition file."""
         partition = read_partition(self.listed(PARTITION))
-        names = [name for name, its in partition.items() if its == split]
-        return self.present("img_align_celeba", names)
+        found = self.present("img_align_celeba", list(partition))
+        return _divided(found.folder, partition)
 
 
 class CelebAHQ(TableModule):
@@ -41,9 +41,9 @@ class CelebAHQ(TableModule):
 
     Args:
         source: a prepared folder; CelebAMask-HQ with CelebA's ``list_eval_partition.txt`` in it; a
-            folder of parquet files; or ``hub:owner/name``.
+            folder of tables; or ``hub:owner/name``.
         image_size: H = W, at most 1024.
-        **options: of ``ImageDataModule``.
+        **options: of ``TableModule``.
     """
 
     command_name = "celeba-hq"
@@ -52,21 +52,38 @@ class CelebAHQ(TableModule):
     def __init__(self, source: str, image_size: int = 128, **options: Any) -> None:
         super().__init__(source, image_size, **options)
 
-    def files(self, split: str) -> Files:
-        """Images of a split, in the order of the mapping file."""
+    def files(self) -> dict[str, Files]:
+        """Images of each split, in the order of the mapping file."""
         partition = read_partition(self.listed(PARTITION))
         rows = list(_rows(self.listed(MAPPING), columns=3, header=True))
         unknown = next((name for _, _, name in rows if name not in partition), None)
         if unknown is not None:
             raise DataError(f"data.source={self.source}: {unknown} is not in {PARTITION}")
-        names = [f"{index}.jpg" for index, _, name in rows if partition[name] == split]
-        return self.present("CelebA-HQ-img", names)
+        splits = {f"{index}.jpg": partition[name] for index, _, name in rows}
+        found = self.present("CelebA-HQ-img", list(splits))
+        return _divided(found.folder, splits)
+
+
+def _divided(folder: Path, splits: dict[str, str]) -> dict[str, Files]:
+    """Files by split, where ``splits`` has that of each name."""
+    return {
+        split: Files(folder, [name for name, its in splits.items() if its == split])
+        for split in SPLITS
+    }
 
 
 def read_partition(path: Path) -> dict[str, str]:
-    """File name to split, in the order of CelebA's partition file."""
-    splits = dict(zip("012", SPLITS, strict=True))
-    return {name: splits.get(number, number) for name, number in _rows(path, columns=2)}
+    """File name to split, in the order of CelebA's partition file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    codes = dict(zip("012", SPLITS, strict=True))
+    rows = list(_rows(path, columns=2))
+    for name, code in rows:
+        if code not in codes:
+            raise DataError(f"{path}: {name} has the code {code}, expected 0, 1 or 2")
+    return {name: codes[code] for name, code in rows}
 
 
 def _rows(path: Path, columns: int, header: bool = False) -> Iterator[list[str]]:
@@ -76,13 +93,11 @@ def _rows(path: Path, columns: int, header: bool = False) -> Iterator[list[str]]
         DataError: it is no text, or a line has another number of fields.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = [line.split() for line in path.read_text().splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, {error}") from error
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields or (header and number == 1):
-            continue
-        if len(fields) != columns:
-            raise DataError(f"{path}, line {number}: expected {columns} columns, got {line!r}")
-        yield fields
+    for number, fields in enumerate(lines[header:], start=1 + header):
+        if len(fields) not in (0, columns):
+            raise DataError(f"{path}, line {number}: expected {columns} columns, got {fields}")
+        if fields:
+            yield fields

@@ -1,13 +1,14 @@
-"""Synthetic layered subsurface models, made when they are asked for."""
+"""Synthetic layered subsurface models, generated when they are asked for."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.base import ImageDataModule, check_split
-from datamodules.dequantize import random_stream
+from datamodules.dequantize import ImageSource, random_stream
 
 MIN_SIZE = 8
 LAYER_VALUES = np.linspace(0.1, 0.9, 20)
@@ -20,34 +21,15 @@ OWN_DIP = 20.0
 """Degrees: the surfaces of one model dip together, each with a deviation of its own."""
 
 
-def layer_model(size: int, rng: np.random.Generator | int) -> Tensor:
-    """One model: layers bounded by sines of random wavelength, phase and dip, each constant.
-
-    A surface cuts off all older ones where it runs below them (an unconformity), so that layers
-    thin out in wedges. A layer's value is N(a, 0.01²) with a one of 20 values equally spaced in
-    [0.1, 0.9].
-
-    After the layer models of "Gaussianization layers", appendix C; the distributions of the
-    geometry are ours, because the paper does not give them.
+def _render(rngs: Sequence[np.random.Generator], positions: np.ndarray) -> np.ndarray:
+    """One model per generator, (B, 1, N, N), float32.
 
     Args:
-        size: H = W, at least 8. The same ``rng`` at another size gives the same model, sampled at
-            the centres of another grid.
-        rng: a generator or a seed.
-
-    Returns:
-        (1, size, size), float32, in about [0.05, 0.95].
+        rngs: one per model; the same numbers give the same model, whatever the positions are.
+        positions: (N,), increasing, of rows and columns alike, in image widths.
     """
-    if size < MIN_SIZE:
-        raise ValueError(f"data.image_size={size}: expected at least {MIN_SIZE} for layer models")
-    return _layer_models(size, [np.random.default_rng(rng)])[0]
-
-
-def _layer_models(size: int, rngs: Sequence[np.random.Generator]) -> Tensor:
-    """One model per generator, (B, 1, size, size)."""
     uniform, value = (np.stack(rows) for rows in zip(*map(_draw, rngs), strict=True))
-    centres = (np.arange(size) + 0.5) / size
-    return torch.from_numpy(_fill(_surfaces(uniform, centres), value, centres)[:, None])
+    return _fill(_surfaces(uniform, positions), value, positions)[:, None]
 
 
 def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -86,18 +68,21 @@ def _surfaces(uniform: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return depth + slope * (columns - 0.5) + height * fold
 
 
-def _fill(surfaces: np.ndarray, values: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Each pixel takes the value of the youngest layer whose surface is below its centre.
+def _fill(surfaces: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Give each point the value of the youngest layer whose surface is below it.
 
     Args:
-        surfaces: (B, K, W), oldest first.
+        surfaces: (B, K, N), oldest first.
         values: (B, K + 1), that of the basement first.
-        centres: (H,), H = W.
+        rows: (N,), depths of the points.
+
+    Returns:
+        (B, N, N), float32.
     """
-    size = len(centres)
+    size = len(rows)
     uncut = np.maximum.accumulate(surfaces[:, ::-1], axis=1)
     edges = np.zeros((len(values), size, values.shape[1] + 1), dtype=np.intp)
-    edges[..., 1:-1] = np.searchsorted(centres, uncut).swapaxes(1, 2)
+    edges[..., 1:-1] = np.searchsorted(rows, uncut).swapaxes(1, 2)
     edges[..., -1] = size
     thickness = np.diff(edges)
     from_top = np.broadcast_to(values[:, None, ::-1], thickness.shape)
@@ -105,13 +90,13 @@ def _fill(surfaces: np.ndarray, values: np.ndarray, centres: np.ndarray) -> np.n
     return np.ascontiguousarray(columns.swapaxes(1, 2))
 
 
-class LayerModelImages:
+class LayerModelImages(ImageSource):
     """Layer models of one split; image ``index`` depends on (seed, split, index) alone.
 
     Args:
         size: H = W.
         num_images: length.
-        split: ``"train"``, ``"val"`` or ``"test"``; their models are independent.
+        split: "train", "val" or "test"; their models are independent.
         seed: of the models.
     """
 
@@ -124,34 +109,50 @@ class LayerModelImages:
     def __len__(self) -> int:
         return self.num_images
 
-    def __getitem__(self, index: int) -> Tensor:
-        """(1, size, size), float32, unquantised."""
-        return self.__getitems__([index])[0]
+    def pixels(self, indices: Sequence[int]) -> np.ndarray:
+        """(B, 1, size, size), float32."""
+        return self.finer(indices, 1)
 
-    def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        """(B, 1, size, size), float32, unquantised."""
+    def finer(self, indices: Sequence[int], factor: int) -> np.ndarray:
+        """The same models at ``factor`` times as many points between the first and the last one.
+
+        Args:
+            indices: of the models.
+            factor: k, at least 1.
+
+        Returns:
+            (B, 1, N, N), float32, N = k (size - 1) + 1; every k-th point is one of ``pixels``.
+        """
         for index in indices:
             if not 0 <= index < self.num_images:
                 raise IndexError(f"{self.name}: index {index}, expected 0 to {self.num_images - 1}")
-        return _layer_models(
-            self.size, [random_stream(self.seed, self.name, index=index) for index in indices]
-        )
+        rngs = [random_stream(self.seed, self.name, index=index) for index in indices]
+        steps = np.arange(factor * (self.size - 1) + 1) / factor
+        return _render(rngs, (steps + 0.5) / self.size)
+
+    def digest(self) -> str:
+        """The settings, as nothing else decides."""
+        return f"{self.name} {self.size} {self.num_images} {self.seed}"
 
 
 class LayerModels(ImageDataModule):
-    """Layered subsurface models, single channel.
+    """Layered subsurface models, one channel, in about [0.05, 0.95].
+
+    Layers are bounded by sines of random wavelength, phase and dip. A surface cuts off all older
+    ones where it runs below them (an unconformity), so that layers thin out in wedges. A layer's
+    value is constant, N(a, 0.01²) with a one of 20 values equally spaced in [0.1, 0.9].
+
+    After the layer models of "Gaussianization layers", appendix C; the distributions of the
+    geometry are ours, because the paper does not give them. The likelihood of exactly constant
+    layers is unbounded, so training a flow needs ``n_bits``.
 
     Args:
-        image_size: H = W, at least 8.
-        num_train: training models.
-        num_val: validation models.
-        num_test: test models.
-        batch_size: images per step over all processes.
-        n_bits: as in ``ImageDataModule``; a layer is exactly constant, so a likelihood needs it.
-        data_range: (lower, upper) of the batches.
-        num_workers: loading processes per process.
-        pin_memory: page-locked batches; ignored where there is no CUDA.
-        seed: of models, order and noise.
+        image_size: H = W, at least 8; a model is the same at all sizes, sampled at the centres of
+            other pixels.
+        num_train: number of training models.
+        num_val: number of validation models.
+        num_test: number of test models.
+        **options: of ``ImageDataModule``; ``seed`` is that of the models too.
     """
 
     channels = 1
@@ -162,14 +163,9 @@ class LayerModels(ImageDataModule):
         num_train: int = 16000,
         num_val: int = 4000,
         num_test: int = 2000,
-        batch_size: int = 64,
-        n_bits: int | None = 8,
-        data_range: tuple[float, float] = (-0.5, 0.5),
-        num_workers: int = 0,
-        pin_memory: bool = True,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(image_size, batch_size, n_bits, data_range, num_workers, pin_memory, seed)
+        super().__init__(image_size, **options)
         if image_size < MIN_SIZE:
             raise ValueError(f"data.image_size={image_size}: expected at least {MIN_SIZE}")
         self.num_images = {"train": num_train, "val": num_val, "test": num_test}
@@ -181,3 +177,22 @@ class LayerModels(ImageDataModule):
         """Models of "train", "val" or "test", unquantised."""
         check_split(split)
         return LayerModelImages(self.image_size, self.num_images[split], split, self.seed)
+
+    def finer(self, indices: Sequence[int], factor: int, split: str = "test") -> Tensor:
+        """Models on a finer grid, to simulate data on another grid than that of the inversion.
+
+        Args:
+            indices: of the models.
+            factor: k, intervals of the finer grid in one of ``image_size``; at least 1.
+            split: "train", "val" or "test".
+
+        Returns:
+            (B, 1, N, N), float32, unquantised, N = k (image_size - 1) + 1; ``[..., ::k, ::k]`` are
+            the models of ``images(split)``.
+
+        Raises:
+            ValueError: the factor is below 1.
+        """
+        if factor < 1:
+            raise ValueError(f"factor={factor}: expected at least 1")
+        return torch.from_numpy(self.images(split).finer(indices, factor))

@@ -1,4 +1,4 @@
-"""Data that were measured, from a file."""
+"""Measured data, read from a file."""
 
 import zipfile
 import zlib
@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-class ObservationError(ValueError):
-    """A file of observations is missing or not as expected; the message is one line."""
+from datamodules.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,8 @@ class Observations:
 
     Attributes:
         y: data (n, ...), finite, real or complex.
-        truth: the images (n, C, H, W) in [0, 1], if they are known.
-        start: images (n, C, H, W) in [0, 1] to start from, if there are any.
+        truth: true images (n, C, H, W) in [0, 1], if known.
+        start: starting images (n, C, H, W) in [0, 1], if any.
     """
 
     y: Tensor
@@ -30,15 +28,15 @@ class Observations:
 
     @classmethod
     def load(cls, path: str | Path) -> "Observations":
-        """Read ``.npy``, which is y, or ``.npz`` with y and, if known, truth and start.
+        """Read a ``.npy`` file (y), or a ``.npz`` file with y and optionally truth and start.
 
         Raises:
-            ObservationError: there is no such file, or it holds something else.
+            DataError: there is no such file, or it holds something else.
         """
         arrays = _read(Path(path))
         unknown = sorted(arrays.keys() - {"y", "truth", "start"})
         if "y" not in arrays or unknown:
-            raise ObservationError(
+            raise DataError(
                 f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; expected y, and if known "
                 "truth and start"
             )
@@ -47,12 +45,12 @@ class Observations:
         for name in ("truth", "start"):
             images = tensors.get(name)
             if images is not None and (images.ndim != 4 or len(images) != len(found.y)):
-                raise ObservationError(
+                raise DataError(
                     f"{path}: {name} must be ({len(found.y)}, C, H, W), one image for each row of "
                     f"y, got {tuple(images.shape)}"
                 )
             if images is not None and (images.is_complex() or not _in_range(images)):
-                raise ObservationError(
+                raise DataError(
                     f"{path}: {name} must be in [0, 1], got {images.real.min():.3g} to "
                     f"{images.real.max():.3g}"
                 )
@@ -60,23 +58,23 @@ class Observations:
 
 
 def _in_range(images: Tensor) -> bool:
-    """Whether images are in [0, 1], up to what an interpolation may overshoot."""
+    """Whether images are in [0, 1], except for what an interpolation may overshoot."""
     return float(images.min()) >= -0.5 and float(images.max()) <= 1.5
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise ObservationError(f"there is no file of observations {path}")
+        raise DataError(f"there is no file of observations {path}")
     try:
         content = np.load(path, allow_pickle=False)
         return {"y": content} if isinstance(content, np.ndarray) else dict(content)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ObservationError(f"{path} is no .npy or .npz file of numbers: {error}") from error
+        raise DataError(f"{path} is no .npy or .npz file of numbers: {error}") from error
 
 
 def _tensor(path: str | Path, name: str, array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "fiuc" or array.ndim < 2 or 0 in array.shape:
-        raise ObservationError(
+        raise DataError(
             f"{path}: {name} must be an array of numbers (n, ...), not empty, got {array.dtype} "
             f"{array.shape}"
         )
@@ -84,7 +82,7 @@ def _tensor(path: str | Path, name: str, array: np.ndarray) -> Tensor:
         array = array.astype(np.complex64 if array.dtype.kind == "c" else np.float32)
     bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
     if bad.any():
-        raise ObservationError(
+        raise DataError(
             f"{path}: {name} must be finite; rows {np.flatnonzero(bad)[:10].tolist()} have NaN or "
             "infinite entries, in single precision"
         )

@@ -1,7 +1,6 @@
-"""What the data modules of pictures share: the source, and reading a prepared set instead of it."""
+"""What the data modules of pictures share: the source, or a prepared set that stands for it."""
 
 import os
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -9,34 +8,50 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.base import SPLITS, ImageDataModule, check_split
-from datamodules.dequantize import DataError, ImageSource
-from datamodules.prepared import PreparedImages, check_info, read_info
-from datamodules.sources import SUFFIXES, DecodedPictures, Files, Pictures, split_of
-from datamodules.tables import HUB, Rows, is_table, load_tables, row_names
+from datamodules.decoding import DecodedPictures
+from datamodules.dequantize import ImageSource
+from datamodules.errors import DataError, notice
+from datamodules.files import SUFFIXES, Files, Pictures
+from datamodules.shards import PreparedImages, check_info, read_info
+from datamodules.tables import HUB, is_table, table_splits
+
+FORMAT = 2
+"""Raised when the same source would give other pixels or splits than before."""
 
 
 class PictureModule(ImageDataModule):
-    """Pictures of a prepared set, or decoded anew each time; a subclass says which make a split.
+    """Pictures of a prepared set, or decoded each time they are asked for.
 
     Args:
         source: folder that ``python -m datamodules.prepare`` has made, or the images' own; where
-            the subclass reads tables also a folder of parquet files or ``hub:owner/name``.
+            the subclass reads tables also ``hub:owner/name``.
         image_size: H = W; larger images are cropped to their central square and scaled down.
         **options: of ``ImageDataModule``.
     """
 
+    max_bits = 8
     command_name: ClassVar[str]
     """Of the set in ``python -m datamodules.prepare``."""
     split_options: ClassVar[tuple[str, ...]] = ()
-    """Options that decide what is in a split."""
+    """Options that decide which images a split has."""
+    official_counts: ClassVar[tuple[int, ...] | None] = None
+    """Of train, val, test; or of train and val together, test."""
 
     def __init__(self, source: str, image_size: int, **options: Any) -> None:
         super().__init__(image_size, **options)
         self.source = source
 
     @abstractmethod
+    def find(self) -> Mapping[str, Pictures]:
+        """Encoded images of "train", "val" and "test" in the source."""
+
     def pictures(self, split: str) -> Pictures:
-        """Encoded images of "train", "val" or "test" in the source."""
+        """Encoded images of "train", "val" or "test" in the source.
+
+        Raises:
+            DataError: the source lacks something.
+        """
+        return self._found[split]
 
     def images(self, split: str) -> ImageSource:
         """Images of "train", "val" or "test", unquantised.
@@ -54,9 +69,10 @@ class PictureModule(ImageDataModule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a prepared set depends on, but for its source."""
+        """Everything that a prepared set depends on, except for its source."""
         names = ("image_size", "channels", *self.split_options)
-        return {"set": self.command_name} | {name: getattr(self, name) for name in names}
+        options = {name: getattr(self, name) for name in names}
+        return {"format": FORMAT, "set": self.command_name} | options
 
     def check_source(self) -> None:
         """Raise a DataError if the source is a folder that does not exist, or no hub's name."""
@@ -67,6 +83,32 @@ class PictureModule(ImageDataModule):
                 f"data.source={self.source}: no such folder; get the images as docs/data.md says, "
                 f"then python -m datamodules.prepare {self.command_name} --source <their folder> "
                 f"--output {self.source} --image-size {self.image_size}"
+            )
+
+    @cached_property
+    def _found(self) -> Mapping[str, Pictures]:
+        self.check_source()
+        found = self.find()
+        counts = tuple(len(found[split]) for split in SPLITS)
+        if not any(counts):
+            raise DataError(
+                f"data.source={self.source}: no images there, expected {', '.join(SUFFIXES)}, or "
+                "tables with a column of images"
+            )
+        if self.official_counts is not None:
+            self._compare(counts, self.official_counts)
+        return found
+
+    def _compare(self, counts: tuple[int, ...], official: tuple[int, ...]) -> None:
+        """Tell the user if the splits are not the official ones."""
+        splits = "train / val / test"
+        if len(official) == 2:
+            splits, counts = "train and val / test", (counts[0] + counts[1], counts[2])
+        if counts != official:
+            notice(
+                f"{self.source} has {_listed(counts)} images for {splits}, which are not the "
+                f"official splits of {_listed(official)}: likelihoods cannot be compared with "
+                "published ones"
             )
 
     def listed(self, name: str) -> Path:
@@ -98,54 +140,33 @@ class PictureModule(ImageDataModule):
 
 
 class TableModule(PictureModule):
-    """Pictures that may also come as tables: parquet files here or on a Hugging Face hub.
+    """Pictures that may also come as tables: parquet files or a Hugging Face hub set.
 
-    A split that the tables lack is taken from their training images by the hash of the name.
+    Args:
+        source: as for ``PictureModule``, or a folder of tables, or ``hub:owner/name``.
+        image_size: H = W.
+        column: of the tables, with the images; needed only if several columns have images.
+        **options: of ``ImageDataModule``.
     """
 
     val_fraction = 0.1
     test_fraction = 0.1
-    official_counts: ClassVar[tuple[int, int, int] | None] = None
+
+    def __init__(
+        self, source: str, image_size: int, column: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(source, image_size, **options)
+        self.column = column
 
     @abstractmethod
-    def files(self, split: str) -> Pictures:
-        """Encoded images of a split of a folder without tables."""
+    def files(self) -> Mapping[str, Pictures]:
+        """Image files of "train", "val" and "test" in a folder without tables."""
 
-    def pictures(self, split: str) -> Pictures:
-        """Encoded images of "train", "val" or "test" in the source."""
-        return self._splits[split]
-
-    @cached_property
-    def _splits(self) -> Mapping[str, Pictures]:
-        table = is_table(self.source)
-        found = self._rows() if table else {split: self.files(split) for split in SPLITS}
-        counts = tuple(len(found[split]) for split in SPLITS)
-        if not any(counts):
-            raise DataError(
-                f"data.source={self.source}: no images there, expected {', '.join(SUFFIXES)}, or "
-                "parquet files with a column of images"
-            )
-        if self.official_counts not in (None, counts):
-            warnings.warn(
-                f"{self.source} gives {_listed(counts)} images for train / val / test, which are "
-                f"not the official splits of {_listed(self.official_counts)}: likelihoods are not "
-                "comparable with published ones",
-                stacklevel=2,
-            )
-        return found
-
-    def _rows(self) -> dict[str, Rows]:
-        tables = load_tables(self.source)
-        val = 0 if "val" in tables else self.val_fraction
-        test = 0 if "test" in tables else self.test_fraction
-        rows = {split: Rows(table, range(len(table))) for split, table in tables.items()}
-        if len(tables) < len(SPLITS):
-            splits = [split_of(name, val, test) for name in row_names(tables["train"])]
-            for split in SPLITS:
-                if split == "train" or split not in tables:
-                    chosen = [row for row, its in enumerate(splits) if its == split]
-                    rows[split] = Rows(tables["train"], chosen)
-        return rows
+    def find(self) -> Mapping[str, Pictures]:
+        """Encoded images of "train", "val" and "test" in the source."""
+        if not is_table(self.source):
+            return self.files()
+        return table_splits(self.source, self.column, self.val_fraction, self.test_fraction)
 
 
 def _listed(counts: tuple[int, ...]) -> str:

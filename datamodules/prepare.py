@@ -3,22 +3,26 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
+from jsonargparse.typing import NonNegativeInt
 from rich.console import Console
 
 from datamodules.base import SPLITS
 from datamodules.chest_xray import ChestXray
-from datamodules.decoding_pool import decode_all
-from datamodules.dequantize import DataError, ImageError
+from datamodules.decoding import decode_all
+from datamodules.errors import DataError, ImageError
 from datamodules.faces import CelebA, CelebAHQ
+from datamodules.files import Pictures, digest, printable
 from datamodules.image_folder import ImageFolder
 from datamodules.pictures import PictureModule
-from datamodules.prepared import (
+from datamodules.shards import (
     INFO,
     read_info,
     read_shard,
@@ -27,23 +31,23 @@ from datamodules.prepared import (
     write_info,
     write_shard,
 )
-from datamodules.sources import Pictures, digest, printable
 from datamodules.tables import HUB
 from flowprior.command_line import UsageError, run_command
 from flowprior.progress import SweepProgress
 
 MODULES = {module.command_name: module for module in (CelebAHQ, CelebA, ChestXray, ImageFolder)}
+_LOCK = ".lock"
 _SHOWN = 20
 _Shard = tuple[str, int, range]
-"""Split, number in the split, and which of its pictures."""
+"""Split, number of the shard in it, and the indices of its pictures."""
 
 
 def main() -> None:
-    """Parse, prepare, and say what came out."""
+    """Parse the command line and prepare."""
     arguments = _parser().parse_args()
     chosen = {
         name: getattr(arguments, name)
-        for name in ("image_size", "channels", "val_fraction", "test_fraction")
+        for name in ("image_size", "channels", "val_fraction", "test_fraction", "column")
         if getattr(arguments, name) is not None
     }
     try:
@@ -66,20 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", required=True, help="folder of the images, or hub:owner/name")
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
     parser.add_argument("--image-size", type=int, help="default: that of the data module")
-    parser.add_argument("--channels", type=int, help="1 or 3, of `folder`")
-    parser.add_argument("--val-fraction", type=float, help="of `folder` and `chest-xray`")
-    parser.add_argument("--test-fraction", type=float, help="of `folder`")
+    parser.add_argument("--channels", type=int, help="1 or 3, for `folder`")
+    parser.add_argument("--val-fraction", type=float, help="for `folder` and `chest-xray`")
+    parser.add_argument("--test-fraction", type=float, help="for `folder`")
+    parser.add_argument("--column", help="of tables, with the images, if there are several")
     parser.add_argument(
-        "--workers", type=_whole, default=os.cpu_count(), help="processes; 0: this one alone"
+        "--workers", type=NonNegativeInt, default=os.cpu_count(), help="number of processes"
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first bad image")
     return parser
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
-    return int(text)
 
 
 def prepare(
@@ -89,12 +88,12 @@ def prepare(
     strict: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Write what ``module`` reads into ``output``, from where a killed call stopped.
+    """Write the images of ``module`` into ``output``; continues where a killed call stopped.
 
     Args:
         module: its source is read.
         output: an empty or new folder, or one that was begun with the same source and settings.
-        workers: decoding processes; 0 for this one alone.
+        workers: number of decoding processes; 0 to decode in this one.
         strict: raise an ImageError at the first image that cannot be used, instead of leaving it
             out and naming it.
         console: where progress and results are printed.
@@ -103,52 +102,96 @@ def prepare(
         The content of ``prepared.json``.
 
     Raises:
-        DataError: the source lacks something, or ``output`` was begun with another one.
+        DataError: the source lacks something, ``output`` was begun with another source or other
+            settings, or another process is writing it.
         ImageError: with ``strict``; or a decoding process died.
     """
     console = console or Console(quiet=True)
-    settings = module.settings | {"source": _absolute(module.source)}
-    before = read_info(output)
-    if before is not None:
-        _check_same(output, before, settings)
-        if before["finished"]:
-            _check_strict(strict, before)
-            console.print(f"{output} is finished already: {_summary(before)}", soft_wrap=True)
-            return before
-    pictures = _begin(module, output, settings, before)
-    shards = _shards(pictures, shard_length(module.image_shape))
-    _write_missing(module, pictures, shards, output, workers, strict, console)
-    info = settings | {"finished": True} | _collected(output, shards)
-    _check_strict(strict, info)
-    if not any(info["images"]["train"]):
+    settings = module.settings | {
+        "source": _absolute(module.source),
+        "column": getattr(module, "column", None),
+    }
+    before = _begun(output, settings)
+    if not (before and before["finished"]) or Path(module.source).is_dir():
+        pictures = _pictures(module)
+        settings["listing"] = _listing(pictures)
+        before = _begun(output, settings)
+    if before and before["finished"]:
+        _check_strict(strict, before)
+        console.print(f"{output} is finished already: {_summary(before)}", soft_wrap=True)
+        return before
+    with _alone(output):
+        _begun(output, settings)
+        write_info(output, settings | {"finished": False})
+        shards = _shards(pictures, shard_length(module.image_shape))
+        _write_missing(module, pictures, shards, output, workers, strict, console)
+        info = settings | {"finished": True} | _collected(output, shards)
+        _check_strict(strict, info)
         _report(output, info, console)
-        raise DataError(f"--output {output}: no image for training is left: remove the folder")
-    write_info(output, info)
-    _report(output, info, console)
+        write_info(output, info)
     return info
 
 
-def _begin(
-    module: PictureModule,
-    output: Path,
-    settings: dict[str, Any],
-    before: Mapping[str, Any] | None,
-) -> dict[str, Pictures]:
-    """The pictures of all splits, once it is sure that they and ``output`` belong together."""
-    if not module.source.startswith(HUB) and not Path(module.source).is_dir():
-        raise DataError(f"--source {module.source}: no such folder (docs/data.md: where to get it)")
-    module.check_source()
-    if read_info(Path(module.source)) is not None:
-        raise DataError(f"--source {module.source} is a prepared set: expected the images it is of")
-    pictures = {split: module.pictures(split) for split in SPLITS}
-    names = (name for its in pictures.values() for name in its.names)
-    settings["listing"] = digest(os.fsencode("\n".join(names)))
-    if before is not None:
-        _check_same(output, before, settings)
-    elif output.exists() and any(output.iterdir()):
-        raise DataError(f"--output {output} is not empty: expected a new folder")
-    write_info(output, settings | {"finished": False})
-    return pictures
+def _begun(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is in ``output`` already, or None if nothing is.
+
+    Raises:
+        DataError: it was begun with other settings, or is something else.
+    """
+    before = read_info(output)
+    if before is None:
+        if output.exists() and any(path.name != _LOCK for path in output.iterdir()):
+            raise DataError(f"--output {output} is not empty: expected a new folder")
+        return None
+    for name, value in settings.items():
+        if before.get(name) != value:
+            was, now = f"with {name}={before.get(name)}", f"it is {value}"
+            if name == "listing":
+                was, now = "when --source had other images", "some were added, removed or changed"
+            raise DataError(
+                f"--output {output} was begun {was}, now {now}: give another --output, or remove "
+                "the folder"
+            )
+    return before
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes from writing it.
+
+    Raises:
+        DataError: another process is writing it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(
+            f"--output {output} is being written by another process: wait for it, or give "
+            "another --output"
+        ) from error
+    try:
+        yield
+    finally:
+        (output / _LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def _pictures(module: PictureModule) -> dict[str, Pictures]:
+    """The pictures of all splits."""
+    source = module.source
+    if not source.startswith(HUB) and not Path(source).is_dir():
+        raise DataError(f"--source {source}: no such folder (docs/data.md: where to get it)")
+    if read_info(Path(source)) is not None:
+        raise DataError(f"--source {source} is a prepared set: expected the original images")
+    return {split: module.pictures(split) for split in SPLITS}
+
+
+def _listing(pictures: Mapping[str, Pictures]) -> str:
+    """Hash of what the source has in each split; changes when an image is added or replaced."""
+    lines = (line for split in SPLITS for line in (f"{split}:", *pictures[split].stamps()))
+    return digest(os.fsencode("\n".join(lines)))
 
 
 def _shards(pictures: Mapping[str, Pictures], length: int) -> list[_Shard]:
@@ -170,9 +213,9 @@ def _write_missing(
 ) -> None:
     missing = [shard for shard in shards if not shard_path(output, *shard[:2]).exists()]
     total, left = (sum(len(rows) for _, _, rows in part) for part in (shards, missing))
-    data = (pictures[split].data(row) for split, _, rows in missing for row in rows)
-    outcomes = decode_all(data, module.image_size, module.channels, workers)
-    # The first one waits for the processes to start: the meter is to measure decoding alone.
+    wanted = [(pictures[split], row) for split, _, rows in missing for row in rows]
+    outcomes = decode_all(wanted, module.image_size, module.channels, workers)
+    # The first one waits for the processes to start, which the rate should not count.
     outcomes = chain(list(islice(outcomes, 1)), outcomes)
     with SweepProgress(total, total - left, console) as progress:
         for split, number, rows in missing:
@@ -195,7 +238,7 @@ def _write_missing(
 
 
 def _collected(output: Path, shards: list[_Shard]) -> dict[str, Any]:
-    """Number of images of each shard, and what was skipped."""
+    """Number of images in each shard, and the images that were skipped."""
     images: dict[str, list[int]] = {split: [] for split in SPLITS}
     skipped: list[str] = []
     for split, number, _ in shards:
@@ -205,32 +248,27 @@ def _collected(output: Path, shards: list[_Shard]) -> dict[str, Any]:
     return {"images": images, "skipped": skipped}
 
 
-def _check_same(output: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        if before.get(name) != value:
-            was, now = f"with {name}={before.get(name)}", f"it is {value}"
-            if name == "listing":
-                was, now = "when --source had other images", "some were added or removed"
-            raise DataError(
-                f"--output {output} was begun {was}, now {now}: give another --output, or remove "
-                "the folder"
-            )
-
-
 def _check_strict(strict: bool, info: Mapping[str, Any]) -> None:
     if strict and info["skipped"]:
         raise ImageError(f"image {info['skipped'][0]} (left out before, without --strict)")
 
 
 def _report(output: Path, info: Mapping[str, Any], console: Console) -> None:
+    """Print what was left out and the result; a DataError if nothing is left to train on."""
     skipped = info["skipped"]
     for line in skipped[:_SHOWN]:
         console.print(f"skipped: {line}", soft_wrap=True, highlight=False, markup=False)
     if len(skipped) > _SHOWN:
-        console.print(
-            f"and {len(skipped) - _SHOWN} more, listed in {output / INFO}", soft_wrap=True
+        more = f"and {len(skipped) - _SHOWN} more, listed in {output / INFO}"
+        console.print(more, soft_wrap=True)
+    if not any(info["images"]["train"]):
+        first = f": {skipped[0]}" if skipped else ""
+        raise DataError(
+            f"--output {output}: no image for training can be used{first}; remove the folder"
         )
     console.print(f"{output} is finished: {_summary(info)}", soft_wrap=True, highlight=False)
+    if not any(info["images"]["val"]):
+        console.print("there are no validation images, which training needs (--val-fraction)")
 
 
 def _summary(info: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """MNIST and CIFAR-10, in the files that torchvision downloads."""
 
 from abc import abstractmethod
+from hashlib import md5
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,8 +10,16 @@ from filelock import FileLock
 from torchvision import datasets
 
 from datamodules.base import ImageDataModule, check_split
-from datamodules.dequantize import DataError
-from datamodules.sources import ArrayImages
+from datamodules.dequantize import ArrayImages
+from datamodules.errors import DataError
+
+MNIST_SUMS = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+"""MD5 of MNIST's files."""
 
 
 class TorchvisionModule(ImageDataModule):
@@ -18,11 +27,12 @@ class TorchvisionModule(ImageDataModule):
 
     Args:
         root: folder that holds torchvision's ``MNIST/raw`` or ``cifar-10-batches-py``.
-        download: fetch the files if they are not there; one process does, the others wait for it.
+        download: fetch files that are missing or damaged; one process does, the others wait.
         **options: of ``ImageDataModule``.
     """
 
-    held_out: ClassVar[int]
+    max_bits = 8
+    held_out: ClassVar[int] = 5000
 
     def __init__(self, root: str = "data", download: bool = False, **options: Any) -> None:
         super().__init__(32, **options)
@@ -31,13 +41,17 @@ class TorchvisionModule(ImageDataModule):
 
     @abstractmethod
     def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, C, 32, 32), uint8; a RuntimeError if they are not there."""
+        """Training or test images (N, C, 32, 32), uint8.
+
+        Raises:
+            RuntimeError: files are missing, or not the original ones.
+        """
 
     def images(self, split: str) -> ArrayImages:
         """Images of "train", "val" or "test", unquantised.
 
         Raises:
-            DataError: torchvision does not find its files.
+            DataError: files are missing, or not the original ones.
         """
         check_split(split)
         if self.download:
@@ -51,14 +65,11 @@ class TorchvisionModule(ImageDataModule):
         try:
             pixels = self.read(split != "test")
         except (RuntimeError, OSError) as error:
-            if self.download:
-                reason = " ".join(str(error).split())
-                raise DataError(
-                    f"data.root={self.root}: no download of {name}: {reason}"
-                ) from error
+            advice = "--data.download true fetches them (docs/data.md)"
+            reason = " ".join(str(error).split()) if self.download else advice
             raise DataError(
-                f"data.root={self.root}: torchvision's files of {name} are not there, or not the "
-                "original ones; --data.download true fetches them (docs/data.md)"
+                f"data.root={self.root}: the files of {name} are missing or not the original ones: "
+                f"{reason}"
             ) from error
         cut = len(pixels) - self.held_out
         return ArrayImages({"train": pixels[:cut], "val": pixels[cut:], "test": pixels}[split])
@@ -69,48 +80,50 @@ class MNIST(TorchvisionModule):
 
     Args:
         root: folder that holds ``MNIST/raw/``.
-        download: fetch the files if they are not there; one process does, the others wait for it.
+        download: fetch files that are missing or damaged; one process does, the others wait.
         **options: of ``ImageDataModule``.
     """
 
     channels = 1
-    held_out = 5000
 
     def read(self, train: bool) -> np.ndarray:
         """Training or test images (N, 1, 32, 32), uint8."""
-        pixels = datasets.MNIST(self.root, train, download=self.download).data.numpy()
-        return np.pad(pixels[:, None], ((0, 0), (0, 0), (2, 2), (2, 2)))
+        if self.download:
+            self._fetch()
+        name = f"{'train' if train else 't10k'}-images-idx3-ubyte"
+        content = self._path(name).read_bytes()
+        if not _is_original(name, content):
+            raise RuntimeError(f"{name} is damaged")
+        pixels = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        return np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2)))
+
+    def _fetch(self) -> None:
+        for path in map(self._path, MNIST_SUMS):
+            # Torchvision keeps any file that is there.
+            if path.is_file() and not _is_original(path.name, path.read_bytes()):
+                path.unlink()
+        datasets.MNIST(self.root, download=True)
+
+    def _path(self, name: str) -> Path:
+        return Path(self.root) / "MNIST" / "raw" / name
+
+
+def _is_original(name: str, content: bytes) -> bool:
+    return md5(content, usedforsecurity=False).hexdigest() == MNIST_SUMS[name]
 
 
 class CIFAR10(TorchvisionModule):
     """Small photographs of ten kinds of things: 45000 / 5000 / 10000, 32x32.
 
+    The files are pickles, which can run any code when they are read, so only the original ones are.
+
     Args:
         root: folder that holds ``cifar-10-batches-py/``.
-        download: fetch the files if they are not there; one process does, the others wait for it.
-        checksums: refuse files that are not the original ones. They are pickles, which can run
-            anything when they are read: without checksums use only files of your own.
+        download: fetch files that are missing or damaged; one process does, the others wait.
         **options: of ``ImageDataModule``.
     """
 
-    held_out = 5000
-
-    def __init__(
-        self, root: str = "data", download: bool = False, checksums: bool = True, **options: Any
-    ) -> None:
-        super().__init__(root, download, **options)
-        self.checksums = checksums
-
     def read(self, train: bool) -> np.ndarray:
         """Training or test images (N, 3, 32, 32), uint8."""
-        reader = datasets.CIFAR10 if self.checksums else _UncheckedCIFAR10
-        pixels = reader(self.root, train, download=self.download).data
+        pixels = datasets.CIFAR10(self.root, train, download=self.download).data
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-
-
-class _UncheckedCIFAR10(datasets.CIFAR10):
-    """Torchvision's reader, where a checksum of None asks only whether the file is there."""
-
-    train_list: ClassVar = [[name, None] for name, _ in datasets.CIFAR10.train_list]
-    test_list: ClassVar = [[name, None] for name, _ in datasets.CIFAR10.test_list]
-    meta: ClassVar = {**datasets.CIFAR10.meta, "md5": None}

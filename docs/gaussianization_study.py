@@ -57,13 +57,13 @@ def noise(size: int = 128, seed: int = 0) -> Tensor:
 
 def stages(v: Tensor, patch_size: int, rotate: bool) -> dict[str, Tensor]:
     """The latent after every layer."""
-    patches = whiten(to_patches(v, patch_size))[0]
+    patches = whiten(to_patches(v, patch_size))
     found = {"input": v, "whitening": from_patches(patches, v.shape, patch_size)}
     if rotate:
-        found["ICA"] = from_patches(ica(patches)[0], v.shape, patch_size)
+        found["ICA"] = from_patches(ica(patches), v.shape, patch_size)
     x = list(found.values())[-1].flatten(1)
     for name, layer in (("Yeo-Johnson", yeo_johnson), ("Lambert W", lambert_w_gaussianize)):
-        x = layer(x)[0]
+        x = layer(x)
         found[name] = x.view_as(v)
     found["standardised"] = standardize(x).view_as(v)
     return found

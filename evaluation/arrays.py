@@ -88,5 +88,10 @@ class ArrayStore:
                 f"{self.folder.parent} to measure anew"
             ) from error
 
+    def clean(self) -> None:
+        """Remove half-written files of processes that were killed; nobody may be writing."""
+        for path in self.folder.glob("*/.*.npz"):
+            path.unlink()
+
     def _path(self, group: str, image: int) -> Path:
         return self.folder / group / f"{image}.npz"

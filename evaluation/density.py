@@ -120,33 +120,26 @@ class DensityEvaluation(Evaluation):
     ) -> Mapping[str, tuple["Figure", str]]:
         """Samples beside test images, latents against the normal distribution, likelihoods."""
         shown = [result for result in results if "x" in result.arrays]
+        name, data = (table.rows[0].labels[label] for label in ("weights", "data"))
         bits = [result.metrics["bits_per_dim"] for result in results]
-        name, data = table.rows[0].labels["weights"], table.rows[0].labels["data"]
-        z = np.stack([result.arrays["z"] for result in shown])
-        largest, independent = largest_patch_correlation(torch.from_numpy(z))
-        return {
+        titles = [f"{result.metrics['bits_per_dim']:.2f} bits/dim" for result in shown]
+        found = {
             "samples": (
                 _grid([result.arrays["sample"] for result in shown]),
                 f"Samples of {name} at temperature 1, not selected.",
             ),
             "test_images": (
-                _grid(
-                    [result.arrays["x"] for result in shown],
-                    [f"{result.metrics['bits_per_dim']:.2f} bits/dim" for result in shown],
-                ),
+                _grid([result.arrays["x"] for result in shown], titles),
                 f"The first test images of {data}, with their bits per dimension.",
             ),
-            "latent_qq": (
-                qq_plot({f"latents of {len(shown)} test images": z}),
-                f"All entries of the latents of these test images under {name}, against N(0, 1). "
-                f"Largest correlation between two entries of a patch: {largest:.2f}; about "
-                f"{independent:.2f} for independent entries.",
-            ),
-            "bits_per_dim": (
+        }
+        if np.isfinite(bits).any():
+            found["latent_qq"] = _latents(shown, name)
+            found["bits_per_dim"] = (
                 histogram({f"{len(bits)} test images": bits}, 40, "Bits per dimension"),
                 f"Likelihood of the test images of {data} under {name}.",
-            ),
-        }
+            )
+        return found
 
     @cached_property
     def flow(self) -> Flow:
@@ -189,6 +182,17 @@ class DensityEvaluation(Evaluation):
 def _grid(images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> "Figure":
     unit_range = np.stack(images).clip(0, 1)
     return image_grid(unit_range, titles=titles, value_range=(0, 1), label="value in [0, 1]")
+
+
+def _latents(shown: Sequence[Result], name: str) -> tuple["Figure", str]:
+    z = np.stack([result.arrays["z"] for result in shown])
+    largest, independent = largest_patch_correlation(torch.from_numpy(z))
+    return (
+        qq_plot({f"latents of {len(shown)} test images": z}),
+        f"All entries of the latents of these test images under {name}, against N(0, 1). Largest "
+        f"correlation between two entries of a patch: {largest:.2f}; about {independent:.2f} for "
+        "independent entries.",
+    )
 
 
 def _wait(device: str) -> None:

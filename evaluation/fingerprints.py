@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from datamodules import ImageDataModule
 
-_ROOT = Path(__file__).resolve().parent.parent
+_OURS = {"flowprior", "evaluation", "datamodules", "callbacks", "lightning_modules"}
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 _BATCH = 64
 
 
@@ -55,8 +57,10 @@ def data_fingerprint(data: ImageDataModule, split: str = "test") -> Any:
 
 def code_digest(kind: type) -> str | None:
     """SHA-256 of the file that defines a class of a user's own; None for ours and libraries'."""
+    if kind.__module__.partition(".")[0] in _OURS:
+        return None
     path = inspect.getsourcefile(kind)
-    if path is None or _ROOT in Path(path).resolve().parents or "site-packages" in path:
+    if path is None or path.startswith(_LIBRARIES):
         return None
     return file_digest(path)
 

@@ -289,16 +289,16 @@ def _rich_table(grid: Grid) -> RichTable:
     drawn = RichTable(box=box.SIMPLE)
     for column, name in enumerate(grid.header):
         numeric = column >= grid.labels
+        longest = max((len(line[column]) for line in grid.lines), default=0)
         # A heading is no reason for a column wider than its numbers.
-        width = max([8, *(len(line[column]) for line in grid.lines)])
-        wrapped = Text(textwrap.fill(name, width, break_long_words=False))
+        wrapped = Text(textwrap.fill(name, max(8, longest), break_long_words=False))
         justify = "right" if numeric else "left"
         drawn.add_column(
             wrapped,
             justify=justify,
             no_wrap=numeric,
             overflow="fold",
-            min_width=None if numeric else min(width, _NARROWEST),
+            min_width=longest if numeric else min(longest, _NARROWEST),
         )
     for number, line in enumerate(grid.lines):
         texts = enumerate(line)

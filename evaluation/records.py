@@ -3,16 +3,15 @@
 import fcntl
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
 from evaluation.cells import Cell
 from evaluation.fingerprints import plain
-from flowprior.differences import differences
 from flowprior.io import named_error, sync_folder
+from flowprior.settings import changes
 
 _FORMAT = "flowprior_records"
 _VERSION = 2
@@ -145,19 +144,19 @@ class RecordStore:
         raise ValueError(f"{self.path} is not a file of evaluation records")
 
     def _check(self, cells: Sequence[Cell]) -> None:
-        changed = [(cell, changes) for cell in cells if (changes := list(self._changes(cell)))]
+        changed = [(cell, found) for cell in cells if (found := self._changes(cell))]
         if changed:
-            cell, changes = changed[0]
+            cell, found = changed[0]
             others = f" (and in {len(changed) - 1} other rows)" if len(changed) > 1 else ""
             raise ValueError(
                 f"{self.path} holds results of {cell} under other settings: "
-                f"{'; '.join(changes)}{others}. Give the row other labels, {_ADVICE}"
+                f"{'; '.join(found)}{others}. Give the row other labels, {_ADVICE}"
             )
 
-    def _changes(self, cell: Cell) -> Iterator[str]:
+    def _changes(self, cell: Cell) -> list[str]:
         if not self._metrics.get(cell.key):
-            return iter(())
-        return islice(differences(self._settings[cell.key], plain(cell.settings)), 5)
+            return []
+        return changes(self._settings[cell.key], plain(cell.settings))[:5]
 
     def _add(self, content: dict[str, Any]) -> None:
         key = content["cell"]

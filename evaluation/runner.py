@@ -30,31 +30,27 @@ def run(
     evaluation: Evaluation,
     output: str | Path,
     config_yaml: str,
-    console: Console | None = None,
+    console: Console,
     executor: Executor | None = None,
 ) -> Table:
     """Measure what has no record yet and write every output from the records.
 
-    ``output`` gets records.jsonl, table.json, table.csv, table.md, table.tex, figures/*.png,
-    tensorboard/ and report.html. Killed at any moment, the same call continues; when all is
-    measured it only writes the outputs again.
+    ``output`` gets records.jsonl, table.{json,csv,md,tex}, figures/, tensorboard/ and report.html.
+    Killed at any moment, the same call continues.
 
     Args:
         evaluation: what to measure.
         output: folder; made if it does not exist, after `Evaluation.check`.
         config_yaml: the settings, shown in the report.
-        console: where to print; standard output by default.
+        console: where to print.
         executor: that measures the batches; None stays in this process.
 
     Raises:
-        ValueError: the evaluation is mistaken, or ``output`` holds results of one of its cells
-            under other settings or a damaged file of records. Nothing is written.
+        ValueError: the evaluation is mistaken, or ``output`` holds results of a cell under other
+            settings or a damaged file of records. Nothing is written.
         OSError: ``output`` cannot be written, or another process is evaluating into it.
     """
-    from rich.console import Console
-
     start = time.perf_counter()
-    console = console or Console()
     output = Path(output)
     with interrupts_heeded() as interrupted:
         evaluation.check()
@@ -63,12 +59,16 @@ def run(
         with RecordStore(output / "records.jsonl", cells) as store:
             _measure(evaluation, cells, store, arrays, console, executor, interrupted)
             results = _results(evaluation, cells, store, arrays)
-        table = aggregate(results, _metrics(evaluation), evaluation.paper, evaluation.compare)
-        _write(evaluation, table, results, output, config_yaml, start)
+            table = aggregate(results, _metrics(evaluation), evaluation.paper, evaluation.compare)
+            _write(evaluation, table, results, output, config_yaml, start)
+    _print(evaluation, table, output, console)
+    return table
+
+
+def _print(evaluation: Evaluation, table: Table, output: Path, console: Console) -> None:
     print_table(table, console, evaluation.title)
     for line in (*evaluation.notes(), str((output / "report.html").resolve())):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return table
 
 
 def _distinct(cells: Sequence[Cell]) -> Sequence[Cell]:
@@ -145,6 +145,7 @@ def _measure(
     if done:
         console.print(f"Continuing: {done} of {total} images are done.", highlight=False)
     batches = [Batch(cell, images) for cell in cells for images in _batches(cell, store.done(cell))]
+    arrays.clean()
     with SweepProgress(total, done, console) as progress:
         progress.start(str(batches[0].cell))
         for measured in measure(evaluation, batches, arrays, executor):

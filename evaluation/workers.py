@@ -1,4 +1,4 @@
-"""Share the batches of a sweep out among processes."""
+"""Measure the batches of a sweep, here or in other processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def measure(
         evaluation: what to measure.
         batches: of it.
         arrays: where it keeps what figures need; on a file system that all workers share.
-        executor: that measures them; None stays in this process.
+        executor: that measures them; None stays in this process. Whoever made it ends it, and what
+            is left to do after an error.
 
     Raises:
         ValueError, OSError, ...: what `Evaluation.evaluate` raises, in whichever process.
@@ -55,32 +56,33 @@ def measure(
     """
     if executor is None:
         for batch in batches:
-            yield measure_batch(evaluation, batch, arrays)
+            yield Measured(batch, *measure_batch(evaluation, batch, arrays))
         return
     pickled = pickle.dumps(evaluation)
-    futures = [executor.submit(measure_pickled, pickled, batch, arrays) for batch in batches]
+    futures = {executor.submit(measure_pickled, pickled, batch, arrays): batch for batch in batches}
     try:
         for future in as_completed(futures):
-            yield future.result()
+            yield Measured(futures[future], *future.result())
     except BrokenExecutor as error:
         raise OSError(
             "a process of the evaluation was killed, perhaps for lack of memory: try fewer "
             "--processes or a smaller batch_size. What is measured is kept"
         ) from error
-    finally:
-        for future in futures:
-            future.cancel()
 
 
-def measure_batch(evaluation: Evaluation, batch: Batch, arrays: ArrayStore) -> Measured:
-    """Measure a batch in this process."""
+def measure_batch(
+    evaluation: Evaluation, batch: Batch, arrays: ArrayStore
+) -> tuple[Sequence[Mapping[str, float]], float]:
+    """Metrics of a batch, and the seconds they took, in this process."""
     start = time.perf_counter()
     metrics = evaluation.evaluate(batch.cell, batch.images, arrays)
-    return Measured(batch, metrics, time.perf_counter() - start)
+    return metrics, time.perf_counter() - start
 
 
-def measure_pickled(evaluation: bytes, batch: Batch, arrays: ArrayStore) -> Measured:
-    """Measure a batch in a worker, which keeps the evaluation, and its models, for the next."""
+def measure_pickled(
+    evaluation: bytes, batch: Batch, arrays: ArrayStore
+) -> tuple[Sequence[Mapping[str, float]], float]:
+    """The same in a worker, which keeps the evaluation, and its models, for the next batch."""
     return measure_batch(_unpickled(evaluation), batch, arrays)
 
 
@@ -117,7 +119,7 @@ class ProcessPool(ProcessPoolExecutor):
         processes = list((self._processes or {}).values())
         super().shutdown(wait=False, cancel_futures=True)
         for process in processes:
-            process.terminate()
+            process.kill()  # Lightning lets nothing less end it
 
 
 def _start_worker(threads: int, started: Any, gpus: Sequence[str]) -> None:

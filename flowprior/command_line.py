@@ -1,15 +1,21 @@
 """What train.py and evaluate.py share: configs by bare name, and one line for a mistake."""
 
 import difflib
+import importlib
+import importlib.util
 import os
 import re
+import signal
 import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse.typing import extend_base_type
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,8 +42,27 @@ def find_config(name: str, folder: Path) -> Path:
     )
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        UsageError: if it is not a text file with a YAML mapping.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--config {path}: not a YAML text file: {reason}") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"--config {path}: expected `option: value` lines")
+    return settings
+
+
 def named_config_action(folder: Path) -> type[ActionConfigFile]:
-    """The `--config` action of a parser whose bare names are looked up in `folder`."""
+    """The `--config` action of a parser whose bare names are looked up in `folder`.
+
+    Before a config is parsed, the modules that its `imports` names are imported.
+    """
 
     class NamedConfig(ActionConfigFile):
         def __call__(
@@ -47,27 +72,92 @@ def named_config_action(folder: Path) -> type[ActionConfigFile]:
             values: str,
             option: str | None = None,
         ) -> None:
-            super().__call__(parser, namespace, str(find_config(values, folder)), option)
+            path = find_config(values, folder)
+            import_beside(path, read_config(path).get("imports") or [])
+            super().__call__(parser, namespace, str(path), option)
 
     return NamedConfig
 
 
-def config_name(arguments: list[str]) -> str | None:
-    """The stem of the last `--config` of a command line."""
-    name = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument in ("--config", "-c"):
-            name = following
-        elif argument.startswith("--config="):
-            name = argument.partition("=")[2]
-    return Path(name).stem if name else None
+def add_imports_option(parser: ArgumentParser) -> None:
+    """Accept `imports` in the configs of a parser with `named_config_action`."""
+    parser.add_argument(
+        "--imports",
+        type=list[ImportedModule],
+        default=[],
+        help="in a config file: Python modules beside it whose classes it uses",
+    )
+
+
+def import_beside(config: Path, names: list[str]) -> None:
+    """Import modules by name, also from the folder of `config`.
+
+    The folder stays on the path, where worker processes look too.
+
+    Raises:
+        UsageError: if one cannot be imported, or is not the one beside the config.
+    """
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"imports: expected a list of module names, got {names!r}")
+    folder = str(config.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        for name in names:
+            _import(name, folder)
+    finally:
+        sys.path.remove(folder)
+        if names and folder not in sys.path:
+            sys.path.append(folder)
+
+
+def _import(name: str, folder: str) -> None:
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # whatever a user's file raises
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"imports: cannot import {name}: {one_line(Exception(reason))}") from error
+    file, wanted = module.__file__ or "", Path(folder, *name.split("."))
+    if (wanted.is_dir() or wanted.with_suffix(".py").is_file()) and not file.startswith(folder):
+        raise UsageError(f"imports: {name} is also a module at {file}: give yours another name")
+
+
+def _check_imported(kind: type, name: str) -> None:
+    if name not in sys.modules:
+        raise ValueError(f"imports: {name} must be named in a config file, beside the module")
+
+
+ImportedModule = extend_base_type("ImportedModule", str, _check_imported)
+
+
+def output_folder(config: Namespace) -> Path:
+    """The folder of a run: `--output`, or runs/ and the name of the last `--config`."""
+    if config.output is not None:
+        return config.output
+    return Path("runs") / (Path(config.config[-1].relative).stem if config.config else "unnamed")
+
+
+def stop_quietly() -> None:
+    """End the process without a traceback on Ctrl-C, until `run_command` takes over.
+
+    To be called before the slow imports of a command, which lose an exception or turn it into one
+    of their own.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+        signal.signal(signal.SIGINT, _stop)
+
+
+def _stop(*_: object) -> None:
+    os.write(2, b"stopped\n")
+    os._exit(130)
 
 
 def run_command(main: Callable[[], None], failures: tuple[type[Exception], ...] = ()) -> int:
-    """Run a command; turns mistakes (status 2) and `failures` (status 1) into one line on stderr.
+    """Run a command; turn mistakes (status 2) and `failures` (status 1) into one line on stderr.
 
     FLOWPRIOR_TRACEBACK=1 prints the traceback as well.
     """
+    if signal.getsignal(signal.SIGINT) is _stop:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except (UsageError, ArgumentError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
 
 DPI = 150
@@ -42,14 +43,14 @@ def image_grid(
     value_range: tuple[float, float] | None = None,
     label: str = "",
 ) -> Figure:
-    """Images in rows; those with one channel get a colour bar.
+    """Images in rows; those with one channel get a colour bar. NaN and inf are magenta.
 
     Args:
-        images: (N, C, H, W) with C = 1 or 3, or (N, H, W); pixels that are not finite are magenta.
+        images: (N, C, H, W) with C = 1 or 3, or (N, H, W).
         columns: number of images in a row.
         titles: above the images: one for each, or one for each column.
-        value_range: values shown as the ends of the colours; by default [0, 1] for three
-            channels, the range of the finite pixels for one.
+        value_range: ends of the colours; by default [0, 1] for three channels, the range of the
+            finite pixels for one.
         label: beside the colour bar, with its unit.
 
     Raises:
@@ -72,8 +73,7 @@ def image_grid(
     for axis, title in zip(axes, titles, strict=False):
         axis.set_title(title, fontsize=9, pad=4)
     if bar is not None:
-        figure.colorbar(drawn, cax=bar).set_label(label, fontsize=9)
-        bar.tick_params(labelsize=8)
+        _label_bar(figure.colorbar(drawn, cax=bar), label)
     return figure
 
 
@@ -119,7 +119,10 @@ def _colour_bar(figure: Figure, axis: Axes, colours: Any, label: str) -> None:
     from matplotlib.colors import Normalize
 
     scale = ScalarMappable(Normalize(0, 1), colours)
-    bar = figure.colorbar(scale, ax=axis, fraction=0.04, pad=0.02)
+    _label_bar(figure.colorbar(scale, ax=axis, fraction=0.04, pad=0.02), label)
+
+
+def _label_bar(bar: Colorbar, label: str) -> None:
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
 
@@ -261,8 +264,8 @@ def curve_panels(
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     width = max(3.6 * columns, 6.0)
     per_line = max(1, int(width / (0.6 + 0.08 * max(map(len, names)))))
-    legend = 0.24 * -(-len(names) // per_line)
-    figure = Figure(figsize=(width, 2.9 * rows + legend), layout="constrained")
+    height = 2.9 * rows + 0.24 * -(-len(names) // per_line)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     drawn = {}
     for axis, (title, series) in zip(axes, panels.items(), strict=False):
@@ -272,15 +275,19 @@ def curve_panels(
         axis.set_yscale("log" if log_y else "linear")
     for axis in axes[len(panels) :]:
         axis.remove()
-    for axis in axes[::columns][:rows]:
+    _label_panels(axes[: len(panels)], columns, x_label, y_label)
+    place = {"loc": "outside lower left", "ncols": per_line, "frameon": False, "fontsize": 9}
+    figure.legend([drawn[name] for name in names], names, **place)
+    return figure
+
+
+def _label_panels(axes: Sequence[Axes], columns: int, x_label: str, y_label: str) -> None:
+    """Label the y axes of the first column, and the x axis of the last panel of each column."""
+    for axis in axes[::columns]:
         axis.set_ylabel(y_label)
-    for axis in axes[max(0, len(panels) - columns) : len(panels)]:
+    for axis in axes[-columns:]:
         axis.set_xlabel(x_label)
         axis.tick_params(labelbottom=True)
-    lines = [drawn[name] for name in names]
-    place = {"loc": "outside lower left", "ncols": per_line, "frameon": False, "fontsize": 9}
-    figure.legend(lines, names, **place)
-    return figure
 
 
 def _draw_series(

@@ -1,7 +1,9 @@
 """Files that hold the old content or the new one, whatever happens in between."""
 
 import errno
+import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,10 +12,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends well.
+    """Yield a temporary path beside ``path``, which replaces ``path`` when the block succeeds.
 
-    The temporary file keeps the suffix of ``path``, so writers that look at it (``np.savez``)
-    behave. When the block raises, the temporary file is removed and ``path`` is untouched.
+    The temporary file keeps the suffix of ``path``, because writers such as ``np.savez`` depend on
+    it. When the block raises, the temporary file is removed and ``path`` is untouched.
 
     Args:
         path: the file to write; its folder exists. A symbolic link is followed.
@@ -45,6 +47,34 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def sole_writer(folder: str | Path) -> Iterator[None]:
+    """Keep other processes that call this from writing to ``folder`` while the block runs.
+
+    Raises:
+        BlockingIOError: another process is in such a block; the error names ``folder``.
+    """
+    with open(Path(folder) / ".lock", "a") as file:
+        try:
+            # Unlike flock, not inherited by processes that load data and may live a little longer.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # some network file systems have no locks
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                reason = "another process is writing to this folder"
+                raise BlockingIOError(errno.EAGAIN, reason, str(folder)) from None
+        yield
+
+
+def remove_temporaries(folder: str | Path) -> None:
+    """Remove what a kill within `atomic_path` has left in ``folder`` and the folders below it.
+
+    Only to be called while nobody writes there.
+    """
+    for path in Path(folder).rglob(".*"):
+        if re.match(r"\.[0-9a-f]{8}-", path.name):
+            path.unlink(missing_ok=True)
 
 
 def named_error(error: OSError, path: str | Path) -> OSError:

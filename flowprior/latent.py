@@ -14,8 +14,8 @@ Shape = tuple[int, ...]
 class Latent:
     """Named parts of a latent ~ N(0, I), laid side by side in one vector of `size` numbers.
 
-    Solvers, starts and checkpoints see vectors (B, size). Priors see shapes: the one part (B, *shape)
-    where there is only one, or what `split` gives.
+    Solvers, starts and checkpoints see vectors (B, size). Priors see shapes: (B, *shape) if there
+    is one part, otherwise what `split` gives.
 
     Args:
         parts: shape of each part by name, in the order of the vector.

@@ -9,21 +9,6 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
 
-def exit_on_interrupt() -> None:
-    """Let Ctrl-C end this process at once with one word and status 130.
-
-    For the start of a command: libraries that are being imported turn a KeyboardInterrupt into
-    errors of their own, or lose it. Nothing is to be cleaned up yet.
-    """
-
-    def stop(*_: object) -> None:
-        os.write(2, b"stopped\n")
-        os._exit(130)
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop)
-
-
 @contextmanager
 def interrupts_heeded() -> Iterator[Callable[[], bool]]:
     """Ctrl-C ends this block with a KeyboardInterrupt, whatever a library makes of it.

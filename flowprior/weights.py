@@ -1,15 +1,25 @@
 """Flows on disk: `model.safetensors` and `config.json` in one folder."""
 
 import hashlib
+import importlib
 import inspect
 import json
+import math
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 import flowprior.flows  # noqa: F401  # fills Flow.registry
 from flowprior.flows.base import Flow
@@ -34,40 +44,51 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
     data = save_tensors(tensors, metadata={"format": FORMAT})
     config = {
         "format": FORMAT,
-        "flow": type(flow).__name__,
+        "flow": flow.registered_name(),
         "arguments": flow.arguments,
         "sha256": hashlib.sha256(data).hexdigest(),
         "card": card or {},
     }
+    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     atomic_write(folder / "model.safetensors", data)
-    atomic_write(folder / "config.json", json.dumps(config, indent=2, allow_nan=False) + "\n")
+    atomic_write(folder / "config.json", text)
     return folder
 
 
 @torch.inference_mode(False)  # tensors made in that mode could not be used in a gradient later
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Flow:
+def load(
+    folder: str | Path, device: torch.device | str = "cpu", imports: Sequence[str] = ()
+) -> Flow:
     """Rebuild a flow from exported weights, in evaluation mode with its parameters frozen.
 
-    Nothing in the folder is executed: the architecture is looked up by name among this library's
-    flows, and the tensors are read by safetensors. They keep the precision they were saved in.
+    Nothing in the folder is executed or imported: the architecture is looked up by name among the
+    flows that are imported already, and the tensors are read by safetensors. They keep the
+    precision they were saved in.
+
+    Args:
+        folder: as `save` or training wrote it.
+        device: where to put the flow.
+        imports: modules to import first, where a flow of your own is defined.
 
     Raises:
         WeightsError: if a file is missing, truncated or altered, or the two do not belong together.
     """
+    for name in imports:
+        importlib.import_module(name)
     folder = Path(folder)
     config = read_config(folder)
-    flow = _build(folder, config)
     data = _read(folder / "model.safetensors")
     if hashlib.sha256(data).hexdigest() != config.get("sha256"):
         raise WeightsError(
             f"{folder / 'model.safetensors'} is not the file that config.json was written with "
             "(SHA-256 differs): it is truncated, altered or from another export"
         )
+    tensors = _tensors(folder / "model.safetensors", data)
+    flow = _build(folder / "config.json", config, tensors)
     try:
-        flow.load_state_dict(load_tensors(data), assign=True)
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise WeightsError(f"{folder / 'model.safetensors'} does not fit: {reason}") from None
+        flow.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        _does_not_fit(folder / "model.safetensors", error)
     return flow.to(device).eval().requires_grad_(False)
 
 
@@ -83,23 +104,114 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _build(folder: Path, config: dict[str, Any]) -> Flow:
-    name, arguments = config.get("flow"), config.get("arguments")
-    if not isinstance(name, str) or name not in Flow.registry:
-        known = ", ".join(sorted(Flow.registry))
-        raise WeightsError(
-            f"{folder / 'config.json'}: unknown flow {name!r}, expected one of {known}"
-        )
+def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
-        inspect.signature(Flow.registry[name]).bind(**arguments)
-        # Without storage: no random numbers are drawn, and wrong sizes cost no memory.
-        with torch.device("meta"):
-            return Flow.registry[name](**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+        tensors = load_tensors(data)
+    except SafetensorError as error:
+        _does_not_fit(path, error)
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise WeightsError(f"{path}: {name} has values that are not finite")
+    return tensors
+
+
+def _build(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Flow:
+    kind, arguments = _find_flow(path, config.get("flow")), config.get("arguments")
+    ours = kind.__module__.partition(".")[0] == "flowprior"
+    try:
+        _check_arguments(kind, arguments, sum(map(Tensor.numel, tensors.values())))
+        # Without storage: no random numbers are drawn, and wrong sizes cost no memory. A class of
+        # somebody else may not be made for that.
+        place = torch.device("meta") if ours else nullcontext()
+        with _at_most(len(tensors)), torch.random.fork_rng(devices=[]), place:
+            return kind(**arguments)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise WeightsError(
-            f"{folder / 'config.json'}: wrong arguments for {name}: {reason}"
-        ) from None
+        raise WeightsError(f"{path}: wrong arguments for {kind.__name__}: {reason}") from None
+
+
+def _find_flow(path: Path, name: Any) -> type[Flow]:
+    if isinstance(name, str):
+        if name in Flow.registry:
+            return Flow.registry[name]
+        # Older exports have the bare name of a class of one's own.
+        known = [kind for kind in Flow.registry.values() if kind.__name__ == name]
+        if len(known) == 1:
+            return known[0]
+    raise WeightsError(
+        f"{path}: unknown flow {name!r}, expected one of {', '.join(sorted(Flow.registry))}; a "
+        'flow of your own must be imported before: load(..., imports=["its_module"])'
+    )
+
+
+def _check_arguments(kind: type[Flow], arguments: Any, values: int) -> None:
+    """Raise unless the arguments have the types that the flow declares, and credible sizes.
+
+    No size can exceed the number of `values` in the file, other than a seed.
+    """
+    inspect.signature(kind).bind(**arguments)
+    hints = {}
+    with suppress(NameError):  # a flow of your own may name types that are not imported
+        hints = get_type_hints(kind.__init__)
+    for name, value in arguments.items():
+        if not _fits(value, hints.get(name, Any)):
+            raise TypeError(f"{name} must be {inspect.formatannotation(hints[name])}, got {value}")
+        for number in _numbers(value):
+            if not math.isfinite(number):
+                raise ValueError(f"{name} must be finite, got {value}")
+            if isinstance(number, int) and number > values and name != "seed":
+                raise ValueError(f"{name} is {value}, but the file has only {values} numbers")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value has a type; True for types that JSON has no word for."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return value in parts
+    if kind in (tuple, list):
+        return isinstance(value, list)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    return kind is not type(None) or value is None
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Raise ValueError as soon as a module built in this block has more tensors than the file."""
+    registered: set[tuple[int, str]] = set()
+
+    def register(module: torch.nn.Module, name: str, _: Tensor | None) -> None:
+        registered.add((id(module), name))
+        if len(registered) > 2 * count + 100:  # some may not be saved, or not kept
+            raise ValueError(f"they make more tensors than the {count} of model.safetensors")
+
+    hooks = [
+        register_module_parameter_registration_hook(register),
+        register_module_buffer_registration_hook(register),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _does_not_fit(path: Path, error: Exception) -> NoReturn:
+    raise WeightsError(f"{path} does not fit: {' '.join(str(error).split())}") from None
 
 
 def _read(path: Path) -> bytes:

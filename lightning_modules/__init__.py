@@ -2,5 +2,6 @@
 
 from lightning_modules.flow_module import FlowModule
 from lightning_modules.inversion_module import InversionModule
+from lightning_modules.phases import Phase
 
-__all__ = ["FlowModule", "InversionModule"]
+__all__ = ["FlowModule", "InversionModule", "Phase"]

@@ -1,63 +1,123 @@
-"""Maximum-likelihood training of a flow."""
+"""Training of a flow."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from jsonargparse.typing import PositiveFloat
-from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from flowprior.flows import Flow
-from flowprior.metrics import bits_per_dim
+from flowprior.losses import Loss, MaximumLikelihood
+from flowprior.schedules import WarmupCosine
 
 
 class FlowModule(pl.LightningModule):
-    """Trains `flow` by maximum likelihood; the loss is the mean bits per dimension of a batch.
+    """Trains `flow` by minimising the mean of `loss` over the images of a batch.
 
     Batches are images (B, C, H, W), already dequantised to the flow's data range. Gradients are
-    clipped by value, then by their global norm.
+    clipped by value, then by their global norm. Parameters that the loss does not train are frozen
+    in `setup`, before DDP wraps the module: ranks would drift apart if that changed during a fit.
 
     Args:
         flow: the density model.
         optimizer: optimiser of the parameters; the paper's is Adam, 1e-4, betas (0.9, 0.99).
+        lr_scheduler: schedule of the learning rate, stepped after each optimiser step; none by
+            default.
+        loss: what is minimised; `MaximumLikelihood()` by default.
         gradient_clip_value: largest absolute value of a gradient entry.
         gradient_clip_norm: largest norm of the whole gradient.
+
+    Attributes:
+        phase: name of the training phase, kept in checkpoints.
+        gradient_norm: norm of the latest gradient before any clipping, ().
     """
 
     def __init__(
         self,
         flow: Flow,
         optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        loss: Loss | None = None,
         gradient_clip_value: PositiveFloat = 5.0,
         gradient_clip_norm: PositiveFloat = 100.0,
     ) -> None:
         super().__init__()
         self.flow = flow
         self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.loss = loss or MaximumLikelihood()
         self.gradient_clip_value = gradient_clip_value
         self.gradient_clip_norm = gradient_clip_norm
+        self.phase = "training"
         self.gradient_norm: Tensor | None = None
         # Lightning's own mean over processes is off where they hold different numbers of images.
-        self.validation = torch.nn.ModuleDict({"nll": MeanMetric(), "bits_per_dim": MeanMetric()})
+        self.validation = torch.nn.ModuleDict()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the optimiser over the flow's parameters."""
-        return self.optimizer(self.flow.parameters())
+    def setup(self, stage: str) -> None:
+        """Freeze what the loss does not train, and drop the gradients of an earlier phase."""
+        self.loss.n_bits = getattr(self.trainer.datamodule, "n_bits", None)
+        trained = {id(parameter) for parameter in self.trained_parameters()}
+        for parameter in self.flow.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+            parameter.grad = None
+
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that the loss trains, in the flow's order.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        trained = {id(parameter) for parameter in self.loss.trains(self.flow)}
+        found = [p for p in self.flow.parameters() if id(p) in trained]
+        if not found:
+            raise ValueError(f"{type(self.loss).__name__}.trains gave no parameter of the flow")
+        return found
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
+        """Build the optimiser of the trained parameters, and its schedule.
+
+        Raises:
+            ValueError: if the rate is not a function of the step, or nothing is trained.
+        """
+        optimizer = self.optimizer(self.trained_parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "model.lr_scheduler: expected a function of the step, such as "
+                "flowprior.schedules.WarmupCosine, got ReduceLROnPlateau"
+            )
+        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
+            scheduler.total_steps = self._phase_steps()
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the phase."""
+        checkpoint["phase"] = self.phase
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Mean bits per dimension of the batch."""
-        nll, bits = self._losses(batch)
-        self.log("train/nll", nll.detach().mean(), sync_dist=True)
-        self.log("train/bits_per_dim", bits.detach().mean(), sync_dist=True)
-        return bits.mean()
+        """Mean loss of the batch."""
+        values = self._values(batch)
+        for name, value in values.items():
+            self.log(f"train/{name}", value.detach().mean(), sync_dist=True)
+        return next(iter(values.values())).mean()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Log the mean over all images, however they are shared out."""
-        nll, bits = self._losses(batch)
-        for name, values in (("nll", nll), ("bits_per_dim", bits)):
-            self.validation[name].update(values)
+        """Log the mean over all images, however many each process has."""
+        values = self._values(batch)
+        for name in values.keys() - self.validation.keys():
+            self.validation[name] = MeanMetric().to(self.device)
+        for name, value in values.items():
+            self.validation[name].update(value)
             self.log(f"val/{name}", self.validation[name], on_epoch=True)
 
     def configure_gradient_clipping(
@@ -67,11 +127,32 @@ class FlowModule(pl.LightningModule):
         parameters = [p for p in self.flow.parameters() if p.grad is not None]
         self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         self.log("train/gradient_norm", self.gradient_norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         torch.nn.utils.clip_grad_value_(parameters, self.gradient_clip_value)
         torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
 
-    def _losses(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        log_prob = self.flow.log_prob(batch)
-        n_bits = getattr(self.trainer.datamodule, "n_bits", None)
-        bits = bits_per_dim(log_prob, batch[0].numel(), n_bits, self.flow.data_range)
-        return -log_prob, bits
+    def _values(self, batch: Tensor) -> dict[str, Tensor]:
+        values = self.loss(self.flow, batch)
+        name = type(self.loss).__name__
+        if self.loss.monitor not in values:
+            raise ValueError(
+                f"{name}: monitor {self.loss.monitor!r} must be one of its values {list(values)}"
+            )
+        for key, value in values.items():
+            if value.shape != (len(batch),):
+                raise ValueError(
+                    f"{name}: {key} must be one number for each image, shape ({len(batch)},), "
+                    f"got {tuple(value.shape)}"
+                )
+        return values
+
+    def _phase_steps(self) -> int | None:
+        """Optimiser steps of this phase; None if it has no end, or there is no trainer yet."""
+        if self._trainer is None:
+            return None
+        trainer = self.trainer
+        if trainer.max_epochs == -1:
+            return trainer.max_steps if trainer.max_steps != -1 else None
+        trainer.fit_loop.setup_data()
+        batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+        return math.ceil(batches) * (trainer.max_epochs - trainer.current_epoch)

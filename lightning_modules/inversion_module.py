@@ -1,13 +1,16 @@
-"""Recovery of a batch of images from their data."""
+"""Inversion of a batch of images under a Trainer."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from flowprior.inversion import MAP, Run, Solver, batch_invariant, make_problem
-from flowprior.inversion.wrappers import free_latents
+from flowprior.inversion import MAP, Problem, Run, Solver, batch_invariant, make_problem
+from flowprior.inversion.checkpoint import describe
+from flowprior.inversion.checks import check_whole
+from flowprior.inversion.solving import check_solver
 from flowprior.physics import Noise
 from flowprior.priors import Prior
 
@@ -15,21 +18,24 @@ from flowprior.priors import Prior
 class InversionModule(pl.LightningModule):
     """A solver over latents under a Trainer: the latent v (B, n) is its only trainable parameter.
 
-    A training step is one iteration, in which every image goes its own way; an epoch is
-    `iterations` of them. The callback `Gaussianization` puts z = h(v) in place of z = v. The curves
-    are means over the images that are finite.
+    It does what `invert` does. A training step is one iteration of all images, each with its own
+    line search and end; an epoch is `iterations` of them. The callback `Gaussianization` replaces
+    z = v by z = h(v). Logged curves are means over the finite images.
 
     Args:
-        prior: it is frozen here.
+        prior: frozen by this module.
         physics: deepinv `Physics`, or a function, of images (B, C, H, W) in [0, 1].
         y: data (B, ...).
-        sigma: standard deviation of their noise.
-        noise: or a noise model.
+        sigma: standard deviation of their noise: short for `noise=Gaussian(sigma)`.
+        noise: noise model of the data.
         solver: a solver over latents; `MAP()` by default.
-        iterations: their number.
-        start: images (B, C, H, W) in [0, 1] to start from.
-        latents: latents v (B, n) to start from; by default one draw of N(0, I) from `seed`.
-        seed: of the start.
+        iterations: number of iterations in an epoch.
+        start: images (B, C, H, W) in [0, 1] to start from; their latents are found when the fit
+            begins.
+        latents: latents v (B, n) to start from, (B·count, n) for `Restarts`; by default one draw of
+            N(0, I) from `seed`.
+        condition: one row per image, for a conditional prior.
+        seed: of everything random.
 
     Raises:
         ValueError: names the argument that is wrong or does not fit.
@@ -47,24 +53,26 @@ class InversionModule(pl.LightningModule):
         iterations: int = 100,
         start: Tensor | None = None,
         latents: Tensor | None = None,
+        condition: Tensor | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}")
+        self.solver = MAP() if solver is None else solver
+        check_whole("iterations", iterations, 1)
+        _check_latent_solver(self.solver)
         self.automatic_optimization = False
-        self.prior = prior.eval().requires_grad_(False)
-        self.physics = physics
-        self.register_buffer("y", y)
-        self.noise = {"sigma": sigma, "noise": noise}
-        self.solver = solver or MAP()
         self.iterations = iterations
-        self.seed = seed
-        problem = make_problem(
-            prior, physics, y, **self.noise, start=start, latents=latents, seed=seed
-        )
+        self.physics, self.seed = physics, seed
+        self.noise = {"sigma": sigma, "noise": noise}
+        options = {"start": start, "latents": latents, "condition": condition, "seed": seed}
+        problem = make_problem(_frozen(prior), physics, y, **self.noise, **options)
         self.solver.check(prior)
-        v = free_latents(self.solver, problem) if latents is None else latents
+        self.prior = prior
+        self.register_buffer("y", problem.y)
+        self.register_buffer("start", problem.start, persistent=False)
+        self.register_buffer("condition", problem.condition, persistent=False)
+        self._projects = latents is None and start is not None
+        v = self.solver.start(replace(problem, start=None)) if latents is None else latents
         self.v = torch.nn.Parameter(v.detach().clone().to(prior.like))
         self.run: Run | None = None
         self._saved: dict[str, Any] | None = None
@@ -80,14 +88,26 @@ class InversionModule(pl.LightningModule):
                 f"an InversionModule runs in one process, got {self.trainer.world_size}: averaged "
                 "gradients would mix the images; evaluate.py --processes gives each its own images"
             )
-        problem = make_problem(
-            self.prior, self.physics, self.y, **self.noise, latents=self.v, seed=self.seed
-        )
+        problem = self._problem()
         with batch_invariant():
-            self.run = self.solver.begin(problem)
+            if self._projects and self._saved is None:
+                self.v.data.copy_(self.solver.start(problem))
+                self._projects = False
+            self.run = self.solver.begin(replace(problem, latents=self.v))
             if self._saved is not None:
                 self.run.load_state_dict(self._saved)
         return self.run.optimizer
+
+    def _problem(self) -> Problem:
+        return make_problem(
+            self.prior,
+            self.physics,
+            self.y,
+            **self.noise,
+            start=self.start,
+            condition=self.condition,
+            seed=self.seed,
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make one iteration of all images that are not done.
@@ -106,22 +126,38 @@ class InversionModule(pl.LightningModule):
         self.log("inversion/active_rows", self.run.active.float().sum())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the run, and which solver it is of."""
-        checkpoint["solver"] = repr(self.solver)
+        """Add the run and the description of its solver."""
+        checkpoint["solver"] = describe(self.solver)
         checkpoint["run"] = None if self.run is None else self.run.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from the checkpoint's run; ValueError if it is that of another solver."""
-        if checkpoint["solver"] != repr(self.solver):
+        """Resume the checkpoint's run; ValueError if it is that of another solver."""
+        made_with = checkpoint.get("solver", "no InversionModule")
+        if made_with != describe(self.solver):
             raise ValueError(
-                f"the checkpoint was made with {checkpoint['solver']}, this module has "
-                f"{self.solver!r}: give it the same solver and Gaussianization callback"
+                f"solver: the checkpoint was made with {_line(made_with)}, this module has "
+                f"{_line(describe(self.solver))}: give it the same solver and Gaussianization "
+                "callback"
             )
         self._saved = checkpoint["run"]
 
     @property
     def images(self) -> Tensor:
-        """The images at the latents as they are, (B, C, H, W), in [0, 1] up to overshoot."""
+        """The present images (B, C, H, W), in [0, 1] up to overshoot."""
         if self.run is None:
             raise RuntimeError("there are no images before Trainer.fit has started")
         return self.run.x
+
+
+def _frozen(prior: Any) -> Any:
+    return prior.eval().requires_grad_(False) if isinstance(prior, Prior) else prior
+
+
+def _check_latent_solver(solver: object) -> None:
+    check_solver(solver)
+    if not hasattr(solver, "start"):
+        raise ValueError(f"solver {type(solver).__name__} does not work on latents: use invert")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -7,11 +7,20 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
+
+import train
+from flowprior.command_line import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Names of TensorBoard's files end in this number, and they are read in the order of their names:
+# with fewer digits first, runs of this process within one second could change places.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 TINY = """
 seed_everything: 0
@@ -79,8 +88,18 @@ def finish(folder: Path, script: str, *arguments: str) -> str:
     return output
 
 
+def train_here(folder: Path, *arguments: str, status: int = 0) -> None:
+    """Run train.py in this process, with the config tiny.yaml of a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["train.py", "--config", "tiny.yaml", *arguments])
+        assert run_command(train.main, (train.TrainingStopped, train.DataError)) == status
+
+
 def scalars(run: Path, name: str) -> dict[int, float]:
-    """Step to value of a curve, as TensorBoard shows it."""
+    """Step to value of a curve, as TensorBoard shows it; every step must be drawn once."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
+    steps = [event.step for event in events.Scalars(name)]
+    assert steps == sorted(set(steps)), steps
     return {event.step: event.value for event in events.Scalars(name)}

@@ -1,13 +1,15 @@
 """Image files of every kind, good and bad, as squares of bytes."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from datamodules.decoding import read_square
-from datamodules.dequantize import ImageError
+from datamodules.errors import ImageError
 from tests.picture_files import encoded, picture
 
 
@@ -76,6 +78,49 @@ def test_colours_of_every_mode(data, expected):
     assert (decoded(data) == np.array(expected)[:, None, None]).all()
 
 
+def tiff(pixels, **options):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, **options)
+    return buffer.getvalue()
+
+
+SIXTEEN = np.arange(192, dtype=np.uint16).reshape(8, 8, 3) * 341
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiff_whose_zero_is_white(compression):
+    for pixels in (SIXTEEN[..., 0], (SIXTEEN[..., 0] >> 8).astype(np.uint8)):
+        data = tiff(pixels, photometric="miniswhite", compression=compression)
+        assert (decoded(data, 8, 1)[0] == 255 - (SIXTEEN[..., 0] >> 8)).all()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("planar", [True, False])
+def test_tiff_of_16_bits_in_colour(planar, order, compression):
+    pixels = SIXTEEN.transpose(2, 0, 1) if planar else SIXTEEN
+    config = "separate" if planar else "contig"
+    options = {"photometric": "rgb", "byteorder": order, "compression": compression}
+    data = tiff(np.ascontiguousarray(pixels), planarconfig=config, **options)
+    assert (decoded(data, 8) == SIXTEEN.transpose(2, 0, 1) >> 8).all()
+
+
+def test_tiff_of_12_bits():
+    """Two pixels, 0x123 and 0xFFF, in three bytes; as cameras write it."""
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 12)
+    data = head + b"\x12\x3f\xff\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert decoded(data, 1, 1).item() == 0x12
+
+
+@pytest.mark.parametrize("size", [(65, 64), (64, 65)])
+def test_crop_keeps_whole_pixels(size):
+    board = np.indices(size).sum(axis=0) % 2 * 255
+    square = decoded(encoded(Image.fromarray(board.astype(np.uint8))), size=64, channels=1)
+    assert (square[0] == board[:64, :64]).all()
+
+
 def test_cmyk_photograph():
     data = flat("CMYK", (0, 255, 255, 0), kind="JPEG", quality=95)
     assert abs(decoded(data).astype(int) - np.array([255, 0, 0])[:, None, None]).max() < 4
@@ -106,7 +151,7 @@ BAD = {
     "GIF": (animation("GIF"), "has 3 frames, expected one"),
     "APNG": (animation("PNG"), "has 3 frames, expected one"),
     "WebP": (animation("WEBP"), "has 3 frames, expected one"),
-    "float": (flat("F", 0.5, kind="TIFF"), "has 32 bits per pixel"),
+    "float": (flat("F", 0.5, kind="TIFF"), "has signed, floating-point or 32-bit pixels"),
 }
 
 

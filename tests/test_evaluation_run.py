@@ -40,6 +40,7 @@ class Fake(Evaluation):
         self.methods = methods
 
     def check(self):
+        assert self.model()
         if not self.methods:
             raise ValueError("methods: expected at least one")
 
@@ -129,6 +130,8 @@ def test_killed_sweep_continues_to_the_same_table(tmp_path):
     assert records.read_bytes().count(b'"image"') == 10 + 10 + 4
     with records.open("ab") as file:
         file.write(b'{"cell": "b", "ima')
+    half = next(output.glob("arrays/*/4.npz")).with_name(".1234abcd-4.npz")
+    half.write_bytes(b"half")
 
     console = quiet()
     run(Fake(log), output, "seed: 0", console)
@@ -137,6 +140,7 @@ def test_killed_sweep_continues_to_the_same_table(tmp_path):
     twice = {name for name in evaluated if evaluated.count(name) == 2}
     assert twice == {"b0-4", "b0-5", "b0-6", "b0-7"}
     assert len(set(evaluated)) == 40
+    assert not half.exists()
 
     run(Fake(tmp_path / "other"), tmp_path / "whole", "seed: 0", quiet())
     resumed = without_times(output / "table.json")
@@ -179,6 +183,21 @@ def test_killed_worker_is_one_line_and_nothing_is_lost(tmp_path):
     run(Fake(log), output, "", quiet())
     run(Fake(tmp_path / "other"), tmp_path / "whole", "", quiet())
     assert without_times(output / "table.json") == without_times(tmp_path / "whole" / "table.json")
+
+
+def test_workers_end_that_do_not_heed_a_signal(tmp_path):
+    with ProcessPool(1) as pool:
+        pool.submit(ignore_signals, tmp_path / "started")
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        (process,) = pool._processes.values()
+    process.join(10)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_what_a_worker_hangs_on_a_cell_stays_there(tmp_path):
+    with ProcessPool(2) as pool:
+        run(Hangs(tmp_path / "log"), tmp_path / "out", "", quiet(), pool)
 
 
 @pytest.mark.parametrize("pool", [lambda: ProcessPool(2), lambda: ThreadPoolExecutor(2)])
@@ -319,6 +338,20 @@ def test_progress_counts_only_this_run():
     now[0] = 44.0
     progress.advance(1)
     assert progress.text() == "61/100 images, 2.1 s/image, 0:01:22 left"
+
+
+def ignore_signals(path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    path.touch()
+    time.sleep(60)
+
+
+class Hangs(Fake):
+    """Leaves something on a cell that cannot be pickled, as a method with a state may."""
+
+    def evaluate(self, cell, images, arrays):
+        object.__setattr__(cell, "used", lambda: None)
+        return super().evaluate(cell, images, arrays)
 
 
 class Exits(Fake):

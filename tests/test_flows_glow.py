@@ -174,30 +174,29 @@ class TestSample:
     @pytest.mark.parametrize(("n", "temperature"), [(1, -0.1), (0, 1.0)])
     def test_rejects_bad_arguments(self, perturbed_glow, n, temperature):
         flow = perturbed_glow(1, 4, levels=1, steps=1)
-        expected = rf"n >= 1 and temperature >= 0, got {n} and {temperature}"
-        with pytest.raises(ValueError, match=expected):
+        with pytest.raises(ValueError, match=r"n .* temperature"):
             flow.sample(n, temperature)
 
 
 class TestErrors:
     @pytest.mark.parametrize(
-        ("changed", "message"),
+        ("changed", "option"),
         [
-            ({"image_size": 12}, r"image_size must be divisible by 2\*\*levels = 8, got 12x12"),
-            ({"image_size": (16, 20)}, r"image_size must be divisible by .* = 8, got 16x20"),
-            ({"image_size": 0}, r"image_size must be divisible by .*, got 0x0"),
-            ({"levels": 0}, r"levels must be at least 1, got 0"),
-            ({"steps": 0}, r"steps must be at least 1, got 0"),
-            ({"in_channels": 0}, r"in_channels must be at least 1, got 0"),
-            ({"hidden_channels": -2}, r"hidden_channels must be at least 1, got -2"),
-            ({"coupling": "cubic"}, r'coupling must be "additive" or "affine", got \'cubic\''),
-            ({"data_range": (1, 1)}, r"data_range must be \(low, high\) with low < high"),
-            ({"data_range": (math.nan, 1)}, r"data_range must be \(low, high\) with low < high"),
+            ({"image_size": 12}, "image_size"),
+            ({"image_size": (16, 20)}, "image_size"),
+            ({"image_size": 0}, "image_size"),
+            ({"levels": 0}, "levels"),
+            ({"steps": 0}, "steps"),
+            ({"in_channels": 0}, "in_channels"),
+            ({"hidden_channels": -2}, "hidden_channels"),
+            ({"coupling": "cubic"}, "coupling"),
+            ({"data_range": (1, 1)}, "data_range"),
+            ({"data_range": (math.nan, 1)}, "data_range"),
         ],
     )
-    def test_constructor_names_the_option(self, changed, message):
+    def test_constructor_names_the_option(self, changed, option):
         options = {"in_channels": 1, "image_size": 16, "levels": 3, "steps": 1}
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=option):
             Glow(**{**options, "hidden_channels": 4, **changed})
 
     @pytest.mark.parametrize("method", ["encode", "decode"])
@@ -207,13 +206,13 @@ class TestErrors:
     def test_wrong_shape(self, perturbed_glow, method, shape):
         flow = perturbed_glow(3, 8, levels=2, steps=1)
         name = {"encode": "x", "decode": "z"}[method]
-        with pytest.raises(ValueError, match=rf"Glow: {name} must have shape \(B, 3, 8, 8\)") as e:
+        with pytest.raises(ValueError, match=rf"{name} must .*\(B, 3, 8, 8\)") as e:
             getattr(flow, method)(torch.zeros(shape, dtype=torch.float64))
         assert str(shape) in str(e.value)
 
     def test_integer_images(self, perturbed_glow):
         flow = perturbed_glow(1, 8, levels=2, steps=1)
-        with pytest.raises(ValueError, match=r"x must be floating point in .*, got torch.uint8"):
+        with pytest.raises(ValueError, match=r"x .*torch.uint8"):
             flow.encode(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
 

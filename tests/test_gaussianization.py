@@ -52,35 +52,33 @@ def test_patches_come_back(shape, size):
 @pytest.mark.parametrize("shape", [(2, 5, 200), (3, 48, 64), (2, 12, 4)])
 def test_whitening_and_ica_equal_reference(shape):
     v = latents(*shape)
-    white, whitener = whiten(v)
-    rotated, rotation = ica(white)
+    white = whiten(v)
+    rotated = ica(white)
     for i in range(len(v)):
-        expected, expected_whitener = reference.whiten(v[i].numpy())
+        expected, _ = reference.whiten(v[i].numpy())
         np.testing.assert_allclose(white[i], expected, rtol=0, atol=1e-8)
-        np.testing.assert_allclose(whitener[i], expected_whitener, rtol=1e-8, atol=1e-8)
-        expected, expected_rotation = reference.ica(expected)
-        np.testing.assert_allclose(rotation[i], expected_rotation, rtol=0, atol=1e-8)
+        expected, _ = reference.ica(expected)
         np.testing.assert_allclose(rotated[i], expected, rtol=0, atol=1e-8)
 
 
 def test_whitened_patches_are_white():
-    white = whiten(latents(2, 6, 5000), eta=1e-9)[0]
+    white = whiten(latents(2, 6, 5000), eta=1e-9)
     covariance = white @ white.mT / 4999
     assert (covariance - torch.eye(6)).abs().max() < 1e-7
 
 
 def test_ica_does_not_depend_on_the_parity_of_its_iterations():
-    v = whiten(torch.randn(1, 4, 40_000, generator=torch.Generator().manual_seed(0)).double())[0]
-    results = [ica(v, iterations)[0] for iterations in (10, 11)]
+    v = whiten(torch.randn(1, 4, 40_000, generator=torch.Generator().manual_seed(0)).double())
+    results = [ica(v, iterations) for iterations in (10, 11)]
     assert (results[0] * results[1]).mean(2).min() > 0.3
-    assert (ica(v)[1].diagonal(dim1=1, dim2=2) > 0).all()
+    assert ((ica(v) * v).mean(2) > 0).all()
 
 
 def test_ica_finds_independent_heavy_tailed_components():
     generator = torch.Generator().manual_seed(0)
     sources = torch.randn(1, 2, 20_000, generator=generator).double() ** 3
     mixed = torch.tensor([[1.0, 0.4], [-0.3, 1.0]]).double() @ sources
-    rotated = ica(whiten(mixed)[0], iterations=50)[0]
+    rotated = ica(whiten(mixed), iterations=50)
     correlation = torch.corrcoef(torch.cat([rotated[0], sources[0]]))[:2, 2:].abs()
     assert correlation.amax(1).min() > 0.99
 
@@ -101,7 +99,7 @@ def test_matrix_functions_have_derivatives_where_eigenvalues_coincide(function):
 def test_gradients_of_whitening_and_ica():
     v = latents(2, 3, 12).requires_grad_()
     assert gradcheck(whiten, v)
-    assert gradcheck(ica, whiten(v.detach())[0].requires_grad_())
+    assert gradcheck(ica, whiten(v.detach()).requires_grad_())
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -250,8 +248,8 @@ def test_wrong_options_are_named(options, words):
 @pytest.mark.parametrize(
     ("v", "words"),
     [
-        (torch.zeros(2, 3, 12, 16), "patch_size=8 must divide"),
-        (torch.zeros(2, 12), "patch_size=8 must divide"),
+        (torch.zeros(2, 3, 12, 16), "patch_size"),
+        (torch.zeros(2, 12), "patch_size"),
         (torch.zeros(2, 3, 16), r"\(2, 3, 16\)"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.int64), "int64"),
         (torch.randn(2, 3, 8, 8), "N >= 2"),

@@ -1,78 +1,95 @@
-"""Inversion with a flow, in plain PyTorch."""
+"""Inversion with MAP and the loop that all solvers share."""
 
 import copy
 import math
+from dataclasses import dataclass, fields, is_dataclass
 
 import deepinv
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from jsonargparse import ArgumentParser
 
 import flowprior
-from flowprior.flows import standard_normal_log_prob
 from flowprior.gaussianization import Gaussianization
-from flowprior.inversion import InverseProblem, Objective, invert
-from flowprior.physics import denoising, random_gaussian
+from flowprior.inversion import (
+    MAP,
+    Checkpoint,
+    Discrepancy,
+    Posterior,
+    Reconstructor,
+    Restarts,
+    Solver,
+    TotalVariation,
+    csgm,
+    glow_ip,
+    invert,
+    make_problem,
+)
+from flowprior.inversion.latent_terms import LatentTerms
+from flowprior.latent import standard_normal_log_prob
+from flowprior.physics import Gaussian, Laplace, Poisson, Relative, denoising, random_gaussian
 from tests.conftest import make_perturbed_glow
+from tests.inversion_problems import (
+    SIZE,
+    Interrupted,
+    LinearGaussian,
+    Shifted,
+    blur,
+    identity,
+    images_of,
+    interrupt_at,
+    mask,
+    small_decoder,
+    small_glow,
+    two_part_decoder,
+)
 
-SIZE = 16
-NO_PRIOR = Objective(prior="none")
-
-
-def blur(x):
-    return F.avg_pool2d(x, 3, stride=1, padding=1)
-
-
-def mask(x):
-    return x * (torch.arange(SIZE) % 2)
+FREE = MAP(penalty="none")
+LIGHT = {"sigma": 1.0, "solver": MAP(beta=1e-3)}
 
 
 @pytest.fixture(scope="module")
 def prior():
-    flow = make_perturbed_glow(1, SIZE, levels=2, steps=2, coupling="affine", scale=0.05)
-    return flow.eval().requires_grad_(False)
+    return small_glow()
 
 
 @pytest.fixture(scope="module")
 def truth(prior):
-    z = torch.randn(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double()
-    return prior.to_unit_range(prior.decode(0.7 * z)[0])
+    return images_of(prior)
 
 
 def test_noiseless_image_in_the_range_is_recovered(prior, truth):
-    found = invert(prior, lambda x: x, truth, objective=NO_PRIOR, iterations=100)
+    found = invert(prior, identity, truth, sigma=1.0, solver=FREE)
     assert (found.x - truth).abs().max() < 1e-3
     assert found.history["misfit"][-1].max() < 1e-6 * found.history["misfit"][0].min()
     torch.testing.assert_close(found.x, prior.to_unit_range(prior.decode(found.z)[0]))
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "adam"])
-@pytest.mark.parametrize("gaussianized", [False, True])
-def test_loss_falls_and_history_tells(prior, truth, method, gaussianized):
-    h = Gaussianization(patch_size=4, rotation="none") if gaussianized else None
-    objective = Objective(beta=1e-3)
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize("layers", [None, Gaussianization(patch_size=4, rotation="none")])
+def test_loss_falls_and_history_tells(prior, truth, optimizer, layers):
     y = blur(truth)
-    options = {"reparameterization": h, "objective": objective, "method": method}
-    found = invert(prior, blur, y, iterations=15, **options)
+    solver = MAP(beta=1e-3, optimizer=optimizer, reparameterization=layers)
+    found = invert(prior, blur, y, sigma=1.0, solver=solver, iterations=15)
     loss, misfit, log_prior = (found.history[name] for name in ("loss", "misfit", "log_prior"))
     assert loss.shape == (16, 4)
+    assert loss.dtype == torch.float64
     assert (loss[-1] < loss[0]).all()
-    if method == "lbfgs":
+    if optimizer == "lbfgs":
         assert (loss.diff(dim=0) <= 1e-12).all()
     torch.testing.assert_close(loss, misfit - 1e-3 * log_prior)
-    problem = InverseProblem(prior, blur, y, h, objective)
-    terms = problem.terms(found.v)
-    torch.testing.assert_close(terms.loss, loss[-1])
+    torch.testing.assert_close(misfit[-1], 0.5 * (blur(found.x) - y).square().sum((1, 2, 3)))
     expected = prior.log_prob(prior.decode(found.z)[0])
     torch.testing.assert_close(log_prior[-1], expected, rtol=1e-8, atol=1e-8)
-    if gaussianized:
+    if layers is not None:
         assert (found.z.std((1, 2, 3), correction=0) - 1).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "adam"])
-def test_result_does_not_depend_on_the_batch(prior, truth, method):
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_result_does_not_depend_on_the_batch(prior, truth, optimizer):
     y = mask(truth)
-    options = {"objective": Objective(beta=1e-3), "iterations": 12, "method": method}
+    options = {"sigma": 1.0, "solver": MAP(1e-3, optimizer=optimizer), "iterations": 12}
     together = invert(prior, mask, y, **options)
     for i in range(len(y)):
         alone = invert(prior, mask, y[i : i + 1], **options)
@@ -83,81 +100,79 @@ def test_result_does_not_depend_on_the_batch(prior, truth, method):
 def test_the_batch_does_not_change_a_bit(prior, truth, layers):
     flow = copy.deepcopy(prior).float()
     gaussian = random_gaussian((1, SIZE, SIZE), 30)
+    options = {"sigma": 1.0, "solver": MAP(1e-3, reparameterization=layers), "iterations": 6}
     for physics, y in ((mask, mask(truth.float())), (gaussian, gaussian.A(truth.float()))):
-        options = {"objective": Objective(beta=1e-3), "iterations": 12}
-        together = invert(flow, physics, y, reparameterization=layers, **options)
+        together = invert(flow, physics, y, **options)
         for rows in ([0], [1, 2, 3]):
-            apart = invert(flow, physics, y[rows], reparameterization=layers, **options)
+            apart = invert(flow, physics, y[rows], **options)
             assert torch.equal(apart.x, together.x[rows])
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "adam"])
-def test_operator_with_parameters_for_each_image(prior, truth, method):
+OWN = {
+    "masks": lambda values: deepinv.physics.Inpainting((1, SIZE, SIZE), mask=values.round()),
+    "filters": lambda values: deepinv.physics.BlurFFT((1, SIZE, SIZE), filter=values[..., :3, :3]),
+}
+
+
+@pytest.mark.parametrize("solver", [MAP(), MAP(optimizer="adam"), Restarts(MAP(), 2)])
+@pytest.mark.parametrize("make", OWN)
+def test_operator_with_parameters_for_each_image(prior, truth, make, solver):
     generator = torch.Generator().manual_seed(0)
-    masks = (torch.rand(4, 1, SIZE, SIZE, generator=generator) > 0.5).double()
-    filters = torch.rand(4, 1, 3, 3, generator=generator).double()
-    image = (1, SIZE, SIZE)
-    for make, values in (
-        (lambda its: deepinv.physics.Inpainting(image, mask=its), masks),
-        (lambda its: deepinv.physics.BlurFFT(image, filter=its), filters),
-    ):
-        y = make(values).A(truth)
-        together = invert(prior, make(values), y, method=method, iterations=10)
-        for row in range(4):
-            rows = slice(row, row + 1)
-            alone = invert(prior, make(values[rows]), y[rows], method=method, iterations=10)
-            torch.testing.assert_close(together.x[rows], alone.x, rtol=0, atol=1e-6)
-
-
-def test_operator_that_cannot_be_used_is_refused(prior, truth):
-    masks = torch.ones(4, 1, SIZE, SIZE).double()
-    with pytest.raises(ValueError, match="it makes 4 rows of data of 1 images"):
-        invert(prior, lambda x: x * masks, truth[:3])
-    with pytest.raises(ValueError, match=r"y must be one tensor of data, .* got \(4,\)"):
-        invert(prior, lambda x: x.mean((1, 2, 3)), truth.mean((1, 2, 3)))
-    physics = deepinv.physics.stack(*2 * [denoising((1, SIZE, SIZE))])
-    with pytest.raises(ValueError, match="got TensorList"):
-        invert(prior, physics, physics.A(truth))
-    with pytest.raises(ValueError, match="it gives tuple, expected one tensor"):
-        invert(prior, lambda x: (x, x), truth)
+    values = torch.rand(4, 1, SIZE, SIZE, generator=generator).double()
+    y = OWN[make](values).A(truth)
+    options = {"sigma": 1.0, "solver": solver, "iterations": 5}
+    together = invert(prior, OWN[make](values), y, **options)
+    for row in range(4):
+        rows = slice(row, row + 1)
+        alone = invert(prior, OWN[make](values[rows]), y[rows], **options)
+        torch.testing.assert_close(together.x[rows], alone.x, rtol=0, atol=1e-6)
 
 
 def test_unit_of_the_loss_does_not_decide_on_the_end(prior, truth):
     y = mask(truth)
-    found = [
-        invert(
-            prior, mask, y, objective=Objective(prior="none", data_scale=scale), iterations=40
-        ).history["misfit"]
-        for scale in (1e-6, 1.0, 1e3)
-    ]
-    for history in found:
-        assert (history[-1] / history[0]).max() < 1e-2
+    for sigma in (1e3, 1.0, 1e-3):
+        found = invert(prior, mask, y, sigma=sigma, solver=FREE, iterations=40)
+        assert (found.history["misfit"][-1] / found.history["misfit"][0]).max() < 1e-2
 
 
-def test_row_that_overflows_leaves_the_others_alone(prior, truth):
+@pytest.mark.parametrize(
+    "solver",
+    [
+        MAP(),
+        MAP(optimizer="adam"),
+        MAP(reparameterization=Gaussianization(4, passes=2)),
+        Discrepancy(MAP(), stage=2),
+        Discrepancy(MAP(optimizer="adam"), stage=2),
+    ],
+)
+def test_row_that_overflows_is_reported_and_leaves_the_others_alone(prior, truth, solver):
     y = mask(truth)
-    start = torch.randn(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(3)).double()
-    options = {"reparameterization": Gaussianization(4, passes=2), "iterations": 5}
-    expected = invert(prior, mask, y, start=start, **options)
-    start[1] *= 1e200
-    found = invert(prior, mask, y, start=start, **options)
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(4, SIZE * SIZE, generator=generator).double()
+    options = {"sigma": 1.0, "solver": solver, "iterations": 5}
+    expected = invert(prior, mask, y, latents=latents, **options)
+    latents[1] *= 1e200
+    found = invert(prior, mask, y, latents=latents, **options)
     assert found.finite.tolist() == [True, False, True, True]
     rows = [0, 2, 3]
-    assert torch.equal(found.x[rows], expected.x[rows])
+    torch.testing.assert_close(found.x[rows], expected.x[rows], rtol=0, atol=1e-7)
+    assert any("row 1 became NaN or infinite" in warning for warning in found.warnings)
 
 
 def test_adam_needs_no_gradient_mode(prior, truth):
     y = mask(truth)
-    expected = invert(prior, mask, y, method="adam", iterations=3)
+    options = {"sigma": 1.0, "solver": MAP(optimizer="adam"), "iterations": 3}
+    expected = invert(prior, mask, y, **options)
     with torch.no_grad():
-        found = flowprior.invert(prior, mask, y, method="adam", iterations=3)
+        found = flowprior.invert(prior, mask, y, **options)
     assert torch.equal(found.x, expected.x)
 
 
 def test_large_weight_of_the_latent_norm_keeps_the_latent_short(prior, truth):
+    options = {"sigma": 1.0, "iterations": 40}
     norms = [
         invert(
-            prior, mask, mask(truth), objective=Objective(prior="latent_norm", beta=beta)
+            prior, mask, mask(truth), solver=MAP(beta, penalty="latent_norm"), **options
         ).z.norm()
         for beta in (0.0, 1e-2, 1e2)
     ]
@@ -167,89 +182,407 @@ def test_large_weight_of_the_latent_norm_keeps_the_latent_short(prior, truth):
 
 def test_terms_and_units(prior, truth):
     z = prior.encode(truth - 0.5)[0]
-    y = torch.zeros_like(truth)
-    size = truth[0].numel()
-    plain = InverseProblem(prior, lambda x: x, y, None, Objective(beta=2.0)).terms(z)
-    squared = 0.5 * truth.square().sum((1, 2, 3))
-    torch.testing.assert_close(plain.misfit, squared)
-    torch.testing.assert_close(plain.log_prior, prior.log_prob(truth - 0.5))
-    torch.testing.assert_close(plain.loss, squared - 2 * plain.log_prior)
-    bits = Objective("absolute", "latent_norm", 2.0, "bits_per_dim", data_scale=255.0)
-    terms = InverseProblem(prior, lambda x: x, y, None, bits).terms(z)
+    rows, v, size = torch.arange(4), z.flatten(1), truth[0].numel()
+    problem = make_problem(prior, identity, torch.zeros_like(truth), sigma=0.5)
+    x, values = LatentTerms(MAP(beta=2.0), problem)(v, rows)
+    torch.testing.assert_close(x, truth)
+    squared = 2 * truth.square().sum((1, 2, 3))
+    torch.testing.assert_close(values["misfit"], squared)
+    torch.testing.assert_close(values["log_prior"], prior.log_prob(truth - 0.5))
+    torch.testing.assert_close(values["loss"], squared - 2 * values["log_prior"])
+    solver = MAP(2.0, "bits_per_dim", "latent_norm", misfit=Laplace(1 / 255))
+    values = LatentTerms(solver, problem)(v, rows)[1]
     absolute = 255 * truth.abs().sum((1, 2, 3))
-    torch.testing.assert_close(terms.misfit, absolute)
+    torch.testing.assert_close(values["misfit"], absolute)
     expected = absolute - 2 * standard_normal_log_prob(z) / (size * math.log(2))
-    torch.testing.assert_close(terms.loss, expected)
+    torch.testing.assert_close(values["loss"], expected)
 
 
-def test_row_that_overflows_is_reported_and_leaves_the_others_alone(prior, truth):
-    y = blur(truth)
-    start = torch.randn(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).double()
-    start = start.repeat(4, 1, 1, 1)
-    options = {"objective": NO_PRIOR, "iterations": 5}
-    for method in ("lbfgs", "adam"):
-        expected = invert(prior, blur, y[1:], start=start[1:], method=method, **options)
-        bad = start.clone()
-        bad[0] *= 1e200
-        found = invert(prior, blur, y, start=bad, method=method, **options)
-        assert found.finite.tolist() == [False, True, True, True]
-        torch.testing.assert_close(found.x[1:], expected.x)
+def test_beta_of_1_is_bayes_rule():
+    # With d = x − m, (AᵀA/σ² + I/s²) d = Aᵀ(y − A m)/σ².
+    prior = LinearGaussian(mean=0.5, scale=0.2)
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(9, 16, generator=generator, dtype=torch.float64)
+    y = torch.randn(3, 9, generator=generator, dtype=torch.float64)
+    sigma = 0.3
+    precision = matrix.T @ matrix / sigma**2 + torch.eye(16).double() / 0.2**2
+    right = (y - 0.5 * matrix.sum(1)) @ matrix / sigma**2
+    expected = 0.5 + torch.linalg.solve(precision, right.T).T
+    found = invert(prior, lambda x: x.flatten(1) @ matrix.T, y, sigma=sigma)
+    torch.testing.assert_close(found.x.flatten(1), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "noise", [Laplace(0.05), Poisson(200.0), Relative(0.1)], ids=lambda noise: type(noise).__name__
+)
+def test_every_noise_model_recovers_its_data(noise):
+    prior = LinearGaussian(size=8)
+    truth = images_of(prior, 6).clamp(min=0.05)
+
+    def eightfold(x):
+        return x.repeat(1, 8, 1, 1)
+
+    y = noise.add(eightfold(truth), seed=0, indices=range(6))
+    # From the mean, because the likelihood of relative noise has maxima of either sign.
+    found = invert(prior, eightfold, y, noise=noise, solver=MAP(start_scale=0.0))
+    error, average = (found.x - truth).square().mean(), y.unflatten(1, (8, 1)).mean(1)
+    assert error < 1.1 * (average - truth).square().mean()
+    assert error < 0.03 * (truth - 0.5).square().mean()
+    assert found.warnings == ()
+
+
+def test_a_solvers_own_misfit_is_what_is_minimised():
+    prior = LinearGaussian()
+    y = torch.full((1, 1, 4, 4), 0.6).double()
+    # sigma says what the residual is measured in.
+    found = invert(prior, identity, y, sigma=0.1, solver=MAP(misfit=Gaussian(0.2)))
+    torch.testing.assert_close(found.x, torch.full_like(y, 0.55))
+    torch.testing.assert_close(found.residual, torch.tensor([0.5]).double())
+
+
+def test_csgm_and_glow_ip_minimise_their_published_objectives():
+    prior = LinearGaussian()
+    y = torch.rand(2, 1, 4, 4).double()
+    for solver in (csgm(gamma=0.3), glow_ip(gamma=0.3)):
+        problem = make_problem(prior, identity, y)
+        v = solver.start(problem)
+        x, values = LatentTerms(solver, problem)(v, torch.arange(2))
+        published = (2 * (x - y)).square().flatten(1).sum(1) + 0.3 * v.square().sum(1)
+        constant = 2 * values["loss"] - published
+        torch.testing.assert_close(constant, torch.full_like(constant, constant[0].item()))
+    assert (glow_ip().start(problem) == 0).all()
+    assert (csgm().start(problem) != 0).all()
 
 
 def test_images_in_one_draw_start_equal_and_a_seed_repeats_them(prior, truth):
     y = blur(truth)
-    first, again, other = (invert(prior, blur, y, iterations=0, seed=seed).v for seed in (0, 0, 1))
+    first, again, other = (
+        invert(prior, blur, y, iterations=0, seed=seed, sigma=1.0).z for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert (first == first[:1]).all()
     assert not torch.equal(first, other)
 
 
-def test_iterations_are_told(prior, truth):
+def test_layers_for_each_part_of_the_latent():
+    prior = two_part_decoder()
+    y = images_of(prior)
+    layers = Gaussianization(patch_size=2, rotation="none")
+    solver = MAP(penalty="none", reparameterization={"picture": layers})
+    found = invert(prior, identity, y, sigma=1.0, solver=solver, iterations=20)
+    picture = prior.latent.split(found.z)["picture"]
+    assert (picture.std((1, 2, 3), correction=0) - 1).abs().max() < 1e-9
+    style = Gaussianization(patch_size=1, whiten=False, rotation="none", temperature=0.5)
+    both = MAP(penalty="none", reparameterization={"picture": layers, "style": style})
+    found = invert(prior, identity, y, sigma=1.0, solver=both, iterations=20)
+    parts = prior.latent.split(found.z)
+    assert (parts["style"].std(1, correction=0) - 0.5).abs().max() < 1e-9
+    assert (parts["picture"].std((1, 2, 3), correction=0) - 1).abs().max() < 1e-9
+
+
+def test_conditional_prior():
+    prior = Shifted(scale=0.1)
+    condition = torch.tensor([0.2, 0.8]).double().view(2, 1, 1, 1)
+    y = torch.full((2, 1, 4, 4), 0.5).double()
+    together = invert(prior, identity, y, sigma=0.1, condition=condition)
+    # Half-way between the data and the condition.
+    expected = (0.5 + condition).expand(2, 1, 4, 4) / 2
+    torch.testing.assert_close(together.x, expected, rtol=0, atol=1e-6)
+    several = invert(prior, identity, y, sigma=0.1, condition=condition, solver=Restarts(MAP(), 2))
+    torch.testing.assert_close(several.x, expected, rtol=0, atol=1e-6)
+    projected = invert(prior, identity, y, sigma=0.1, condition=condition, start=y, iterations=0)
+    assert (projected.x - 0.5).abs().max() < 0.15
+
+
+class BackProjection(torch.nn.Module):
+    def forward(self, y, physics):
+        return physics.A_adjoint(y)
+
+
+# What does not go together, and the word that says so.
+PRIORS = {
+    "flow": lambda: small_glow(4),
+    "decoder": small_decoder,
+    "parts": two_part_decoder,
+    "none": lambda: None,
+}
+ROBUST = Gaussianization(patch_size=2, rotation="none")
+SOLVERS = {
+    "MAP": MAP(),
+    "layers": MAP(reparameterization=ROBUST),
+    "latent norm": MAP(penalty="latent_norm"),
+    "csgm": csgm(),
+    "Restarts": Restarts(MAP(penalty="none"), 2),
+    "Discrepancy": Discrepancy(MAP(penalty="latent_norm"), stage=2),
+    "TotalVariation": TotalVariation(1.0),
+    "Reconstructor": Reconstructor(BackProjection()),
+}
+NO_DENSITY, NAMES, NO_PRIOR = "use latent_norm or none", "style, picture", "there is no prior"
+CONFLICTS = {
+    ("MAP", "decoder"): NO_DENSITY,
+    ("MAP", "parts"): NO_DENSITY,
+    ("layers", "decoder"): NO_DENSITY,
+    ("layers", "parts"): NO_DENSITY,
+    **{
+        (solver, "none"): NO_PRIOR
+        for solver in ("MAP", "layers", "latent norm", "csgm", "Restarts", "Discrepancy")
+    },
+}
+
+
+@pytest.mark.parametrize("solver_name", SOLVERS)
+@pytest.mark.parametrize("prior_name", PRIORS)
+def test_every_solver_with_every_prior(solver_name, prior_name):
+    prior, solver = PRIORS[prior_name](), SOLVERS[solver_name]
+    y = 0.5 + 0.1 * torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    physics = denoising((1, 4, 4))
+    options = {"sigma": 0.1, "solver": solver, "iterations": 4, "image_shape": (1, 4, 4)}
+    conflict = CONFLICTS.get((solver_name, prior_name))
+    if conflict:
+        with pytest.raises(ValueError, match=conflict):
+            invert(prior, physics, y, **options)
+        return
+    found = invert(prior, physics, y, **options)
+    assert found.x.shape == y.shape
+    assert found.finite.all()
+    assert found.residual.shape == (2,)
+    assert all(values.shape == (5, 2) for values in found.history.values())
+    assert (found.history["misfit"][-1] < found.history["misfit"][0]).all()
+    works_on_images = solver_name in ("TotalVariation", "Reconstructor")
+    assert (found.z is None) == works_on_images
+
+
+def test_iterations_are_told_to_all_observers(prior, truth):
     seen = []
-    invert(prior, blur, blur(truth), iterations=3, on_iteration=lambda k, _: seen.append(k))
-    assert seen == [0, 1, 2, 3]
+
+    def first(iteration, run):
+        seen.append(iteration)
+
+    def second(iteration, run):
+        assert run.x.shape == truth.shape
+        assert run.values["loss"].shape == run.active.shape == run.finite.shape == (4,)
+        seen.append(-iteration)
+
+    invert(prior, blur, blur(truth), iterations=2, sigma=1.0, observers=[first, second])
+    assert seen == [0, 0, 1, -1, 2, -2]
+
+
+def test_rows_that_are_done_repeat_their_values():
+    prior = LinearGaussian()
+    seen = []
+    y = torch.rand(2, 1, 4, 4).double()
+    found = invert(
+        prior, identity, y, sigma=0.2, observers=[lambda k, run: seen.append(run.active)]
+    )
+    assert not seen[-1].any()
+    assert found.history["loss"].shape == (101, 2)
+    assert (found.history["loss"][50:] == found.history["loss"][-1]).all()
+
+
+def test_residual_and_warnings():
+    prior = LinearGaussian(size=16)
+    truth = images_of(prior)
+    y = Gaussian(0.2).add(truth, seed=0, indices=range(4))
+    found = invert(prior, identity, y, sigma=0.2, solver=FREE)
+    expected = (found.x - y).square().mean((1, 2, 3)).sqrt() / 0.2
+    torch.testing.assert_close(found.residual, expected)
+    (warning,) = found.warnings
+    assert "rows 0, 1, 2, 3" in warning
+    assert "larger beta" in warning
+    start = invert(prior, identity, y + torch.tensor([0.0, 0, 1, 0]).view(4, 1, 1, 1), sigma=0.3)
+    assert any("row 2" in w and "smaller beta" in w for w in start.warnings)
+    assert "warnings: " in repr(start)
+    unknown = invert(prior, identity, y, solver=MAP(misfit=Gaussian(0.2)))
+    assert unknown.residual is None
+    assert unknown.warnings == ()
+    assert repr(unknown) == "Estimate(4 images 1×16×16 after 100 iterations)"
 
 
 WRONG = {
-    "shape of y": ({"y": torch.zeros(2, 1, 8, 8)}, r"y must have shape \(B, 1, 16, 16\)"),
-    "NaN in y": ({"y": torch.full((2, 1, SIZE, SIZE), torch.nan)}, r"rows \[0, 1\]"),
+    "shape of y": ({"y": torch.zeros(2, 1, 8, 8).double()}, r"^y must have shape \(B, 1, 16, 16\)"),
+    "NaN in y": ({"y": torch.full((2, 1, SIZE, SIZE), torch.nan)}, r"^y must .* rows \[0, 1\]"),
+    "numpy y": ({"y": np.zeros((2, 1, SIZE, SIZE))}, "^y must .*got ndarray"),
+    "list y": ({"y": [[[0.0]]]}, "^y must .*got list"),
+    "bool y": ({"y": torch.ones(2, 1, SIZE, SIZE).bool()}, "^y must .*got torch.bool"),
+    "integer y": ({"y": torch.ones(2, 1, SIZE, SIZE).long()}, "^y must .*got torch.int64"),
+    "empty y": ({"y": torch.ones(0, 1, SIZE, SIZE)}, "^y must "),
+    "y of numbers": ({"y": torch.ones(2)}, r"^y must .* got \(2,\)"),
     "no gradient": ({"physics": lambda x: x.detach()}, "no gradient"),
     "no operator": ({"physics": 3}, "Physics or a function"),
     "operator of other images": ({"physics": lambda x: x.view(-1, 7)}, "does not take images"),
-    "method": ({"method": "newton"}, "method"),
-    "iterations": ({"iterations": -1}, "iterations"),
-    "start": ({"start": torch.zeros(2, 1, 8, 8)}, "start must be finite, of shape"),
-    "learning rate": ({"method": "adam", "learning_rate": 0.0}, "learning_rate"),
+    "operator of nothing": ({"physics": lambda x: x[:, :0]}, "no data at all"),
+    "operator of one number": ({"physics": lambda x: x.sum()}, "physics: "),
+    "operator of numbers": ({"physics": lambda x: x.mean((1, 2, 3))}, r"physics: .*\(1,\)"),
+    "operator of two": ({"physics": lambda x: (x, x)}, "gives tuple, expected one tensor"),
+    "other masks": ({"physics": lambda x: x * torch.ones(4, 1, 1, 1)}, "4 rows of data of 1 image"),
+    "solver": ({"solver": "map"}, "^solver must be .*'map'"),
+    "iterations": ({"iterations": -1}, "^iterations"),
+    "half an iteration": ({"iterations": 2.5}, "^iterations"),
+    "seed": ({"seed": "a"}, "^seed"),
+    "negative seed": ({"seed": -1}, "^seed"),
+    "indices": ({"indices": [1]}, "^indices"),
+    "negative index": ({"indices": [0, -1]}, "^indices"),
+    "word for indices": ({"indices": "ab"}, "^indices"),
+    "number for latents": ({"latents": 3}, "^latents must be"),
+    "one index": ({"indices": 5}, "^indices"),
+    "start": ({"start": torch.zeros(2, 1, 8, 8)}, "^start must be .* shape"),
+    "numpy start": ({"start": np.zeros((2, 1, SIZE, SIZE))}, "^start must .*ndarray"),
+    "NaN in start": ({"start": torch.full((2, 1, SIZE, SIZE), torch.nan)}, "^start must be finite"),
+    "latents": ({"latents": torch.zeros(2, 5)}, "^latents must be .* shape"),
+    "too many latents": ({"latents": torch.zeros(3, SIZE * SIZE)}, "^latents must have 2 rows"),
+    "condition": ({"condition": torch.zeros(2, 3)}, "^condition"),
+    "no noise level": ({"sigma": None}, "needs the noise level"),
+    "sigma and noise": ({"noise": Laplace(1.0)}, "^sigma and noise"),
+    "no noise": ({"sigma": 0.0}, "^sigma is 0"),
+    "negative sigma": ({"sigma": -1.0}, "^sigma"),
+    "word for noise": ({"sigma": None, "noise": "gaussian"}, "^noise must"),
+    "counts below 0": (
+        {"sigma": None, "noise": Poisson(9.0), "y": -torch.ones(2, 1, 16, 16)},
+        "^y",
+    ),
+    "prior": ({"prior": torch.nn.Linear(2, 2)}, "^prior must be"),
+    "prior in training": ({"prior": make_perturbed_glow(1, SIZE, levels=2, steps=2)}, "frozen"),
+    "prior in training mode": ({"prior": small_glow().train()}, "frozen"),
+    "observers": ({"observers": print}, "^observers"),
+    "checkpoint": ({"checkpoint": "file.pt"}, "^checkpoint"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_use_is_one_clear_line(prior, truth, name):
     changes, words = WRONG[name]
-    options = {"physics": blur, "y": blur(truth)[:2], **changes}
-    options["y"] = options["y"].double()
+    given = {"prior": prior, "physics": blur, "y": blur(truth)[:2], "sigma": 1.0, "iterations": 1}
     with pytest.raises(ValueError, match=words) as caught:
-        invert(prior, **options)
+        invert(**(given | changes))
     assert "\n" not in str(caught.value)
 
 
-def test_prior_must_be_frozen(truth):
-    flow = make_perturbed_glow(1, SIZE, levels=2, steps=2)
-    with pytest.raises(ValueError, match="frozen"):
-        invert(flow, blur, truth)
+def test_image_shape_is_needed_without_a_prior(truth):
+    solver = TotalVariation(1.0)
+    with pytest.raises(ValueError, match="image_shape or start"):
+        invert(None, identity, truth, sigma=1.0, solver=solver)
+    for wrong in ("abc", (1, 16), (1, 16, 0), 16):
+        with pytest.raises(ValueError, match="image_shape must be"):
+            invert(None, identity, truth, sigma=1.0, solver=solver, image_shape=wrong)
+    with pytest.raises(ValueError, match=r"latents needs .*no prior"):
+        invert(None, identity, truth, sigma=1.0, solver=solver, start=truth, latents=truth)
+
+
+def test_condition_must_fit():
+    y = torch.rand(2, 1, 4, 4).double()
+    for condition in (None, torch.rand(3, 1, 1, 1), [0.5, 0.5]):
+        with pytest.raises(ValueError, match=r"^condition must"):
+            invert(Shifted(), identity, y, sigma=1.0, condition=condition)
+
+
+def test_operator_of_several_tensors_is_refused(prior, truth):
+    physics = deepinv.physics.stack(*2 * [denoising((1, SIZE, SIZE))])
+    with pytest.raises(ValueError, match="got TensorList"):
+        invert(prior, physics, physics.A(truth), sigma=1.0)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "option"),
     [
         ({"misfit": "huber"}, "misfit"),
-        ({"prior": "l1"}, "prior"),
+        ({"penalty": "l1"}, "penalty"),
         ({"beta_unit": "bits"}, "beta_unit"),
         ({"beta": -1.0}, "beta"),
         ({"beta": math.nan}, "beta"),
-        ({"data_scale": 0.0}, "data_scale"),
+        ({"beta": True}, "beta"),
+        ({"beta": "1"}, "beta"),
+        ({"optimizer": "newton"}, "optimizer"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"start_scale": -1.0}, "start_scale"),
+        ({"projection_iterations": 2.5}, "projection_iterations"),
+        ({"reparameterization": "robust"}, "reparameterization"),
+        ({"reparameterization": {"z": "robust"}}, "reparameterization"),
+        ({"reparameterization": torch.nn.Identity()}, "reparameterization"),
     ],
 )
-def test_wrong_objective_is_named(options, words):
-    with pytest.raises(ValueError, match=words):
-        Objective(**options)
+def test_wrong_options_of_map_are_named(options, option):
+    with pytest.raises(ValueError, match=f"^{option} must"):
+        MAP(**options)
+
+
+def test_layers_must_be_those_of_the_latent(prior, truth):
+    options = {"sigma": 1.0, "iterations": 1}
+    with pytest.raises(ValueError, match=r"reparameterization: no part w; .* z"):
+        invert(prior, blur, truth, solver=MAP(reparameterization={"w": ROBUST}), **options)
+    parts = two_part_decoder()
+    solver = MAP(penalty="none", reparameterization=ROBUST)
+    with pytest.raises(ValueError, match=r"reparameterization: .* style, picture"):
+        invert(parts, identity, images_of(parts), solver=solver, **options)
+
+
+def test_data_with_a_graph_and_numbers_of_numpy(prior, truth):
+    y, start = blur(truth[:2]), truth[:2].flip(3)
+    options = {"sigma": np.float64(1.0), "solver": MAP(beta=1e-3, projection_iterations=3)}
+    expected = invert(prior, blur, y, start=start, iterations=2, **options)
+    y, start = (1 * tensor.clone().requires_grad_() for tensor in (y, start))
+    options["indices"] = np.array([4, 2])
+    found = invert(prior, blur, y, start=start, iterations=np.int64(2), **options)
+    assert torch.equal(found.x, expected.x)
+
+
+def test_noise_model_is_checked_before_the_first_iteration(prior, truth):
+    # The solver fits by a misfit of its own; the noise serves the residual alone.
+    options = {"solver": csgm(), "observers": [interrupt_at(0)]}
+    for wrong in ({"sigma": 0.0}, {"noise": Poisson(9.0)}):
+        with pytest.raises(ValueError, match=r"^sigma|^y of Poisson"):
+            invert(prior, identity, truth - 1, **wrong, **options)
+
+
+@dataclass(frozen=True)
+class Sampler(TotalVariation):
+    def begin(self, problem):
+        run = super().begin(problem)
+        run.posterior = lambda: Spread(run.x)
+        return run
+
+
+@dataclass
+class Spread:
+    mean: torch.Tensor
+
+    def sample(self, count, *, seed):
+        return self.mean.expand(count, *self.mean.shape)
+
+
+def test_a_posterior_comes_with_the_estimate(truth):
+    options = {"sigma": 1.0, "start": truth, "iterations": 1}
+    found = invert(None, blur, truth, solver=Sampler(1.0), **options)
+    assert isinstance(found.posterior, Posterior)
+    assert found.posterior.sample(3, seed=0).shape == (3, *truth.shape)
+    assert invert(None, blur, truth, solver=TotalVariation(1.0), **options).posterior is None
+
+
+def test_an_observer_that_raises_stops_the_run(prior, truth, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "state.pt", seconds=1e9)
+    with pytest.raises(Interrupted):
+        invert(prior, blur, truth, observers=[interrupt_at(1)], checkpoint=checkpoint, **LIGHT)
+    assert not checkpoint.path.exists()
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        MAP(2.0, misfit=Gaussian(0.1), optimizer="adam"),
+        Restarts(csgm(), 3),
+        Discrepancy(MAP(), target=0.9),
+        TotalVariation(2.0),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_solvers_are_built_from_yaml(solver):
+    def described(value):
+        if not is_dataclass(value):
+            return value
+        options = {field.name: described(getattr(value, field.name)) for field in fields(value)}
+        path = f"{type(value).__module__}.{type(value).__name__}"
+        return {"class_path": path, "init_args": options}
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--solver", type=Solver)
+    parsed = parser.parse_object({"solver": described(solver)})
+    assert parser.instantiate(parsed).solver == solver

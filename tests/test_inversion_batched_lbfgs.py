@@ -396,10 +396,10 @@ def test_before_the_first_step():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ([torch.zeros(2, 3), torch.zeros(2, 3)], "one parameter expected, got 2"),
+        ([torch.zeros(2, 3), torch.zeros(2, 3)], "one parameter"),
         ([torch.zeros(())], r"must be \(B, ...\)"),
         ([torch.zeros(0, 3)], "not empty"),
-        ([torch.zeros(2, 3, dtype=torch.float16)], "float32 or float64, got torch.float16"),
+        ([torch.zeros(2, 3, dtype=torch.float16)], "float16"),
     ],
 )
 def test_wrong_parameters(params, message):
@@ -428,7 +428,7 @@ def test_wrong_options(options, message):
         (lambda x: x.sum(), r"shape \(4,\), got \(\)"),
         (lambda x: x.sum(1)[:2], r"shape \(4,\), got \(2,\)"),
         (lambda x: None, r"shape \(4,\), got NoneType"),
-        (lambda x: x.detach().sum(1), "must back-propagate"),
+        (lambda x: x.detach().sum(1), "back-propagate"),
         (lambda x: torch.zeros(4, dtype=torch.long), "floating point"),
     ],
 )
@@ -436,12 +436,12 @@ def test_wrong_closures(closure, message):
     x = torch.nn.Parameter(torch.ones(4, 3))
     with pytest.raises(ValueError, match=message):
         BatchedLBFGS([x]).step(lambda: closure(x))
-    with pytest.raises(ValueError, match="a closure is needed"):
+    with pytest.raises(ValueError, match="closure"):
         BatchedLBFGS([x]).step(None)
 
 
 def test_a_state_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"\(3, 12\), this one has \(2, 12\)"):
+    with pytest.raises(ValueError, match=r"\(3, 12\).*\(2, 12\)"):
         Run([0, 1]).optimizer.load_state_dict(Run([0, 1, 2]).step().optimizer.state_dict())
 
 

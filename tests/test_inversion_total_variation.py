@@ -1,4 +1,6 @@
-"""The total-variation baseline, starts and recordings of inversions."""
+"""Total variation, runs over images, starts and recordings of inversions."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,19 +9,22 @@ from scipy.ndimage import gaussian_filter
 
 from flowprior.gaussianization import Gaussianization
 from flowprior.inversion import (
+    MAP,
+    ImageRun,
     Recording,
-    TotalVariationProblem,
+    Solver,
+    TotalVariation,
     invert,
-    invert_with_total_variation,
+    make_problem,
     project_to_latents,
     smoothed,
 )
-from flowprior.inversion.total_variation import total_variation
+from flowprior.inversion.images import total_variation
 from flowprior.metrics import psnr, ssim, typicality
-from flowprior.physics import gaussian_noise, make_operator, relative_noise
-from tests.conftest import make_perturbed_glow
+from flowprior.physics import Gaussian, Laplace, Relative, make_operator
+from tests.inversion_problems import SIZE, identity, images_of, small_decoder, small_glow
 
-SIZE = 16
+SOLVER = TotalVariation(1.0)
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +38,7 @@ def truth():
 
 @pytest.fixture(scope="module")
 def prior():
-    flow = make_perturbed_glow(1, SIZE, levels=2, steps=2, coupling="affine", scale=0.05)
-    return flow.eval().requires_grad_(False)
-
-
-def identity(x):
-    return x
+    return small_glow()
 
 
 def test_total_variation_of_known_images(truth):
@@ -54,51 +54,120 @@ def test_total_variation_gradient():
 
 
 def test_noise_is_taken_out_within_the_box(truth):
-    y = gaussian_noise(truth, 0.1, seed=0, indices=range(3))
-    found = invert_with_total_variation(identity, y, y, weight=0.06, iterations=100)
+    y = Gaussian(0.1).add(truth, seed=0, indices=range(3))
+    options = {"sigma": 0.1, "solver": TotalVariation(6.0)}
+    found = invert(None, identity, y, start=y, **options)
     assert found.z is None
     assert ((found.x > 0) & (found.x < 1)).all()
     assert (psnr(found.x, truth) > psnr(y, truth) + 6).all()
-    alone = invert_with_total_variation(identity, y[1:2], y[1:2], weight=0.06, iterations=100)
-    assert torch.equal(alone.x[0], found.x[1])
+    alone = invert(None, identity, y[1:2], start=y[1:2], **options)
+    torch.testing.assert_close(alone.x[0], found.x[1], rtol=0, atol=1e-9)
+    grey = invert(None, identity, y, image_shape=(1, SIZE, SIZE), **options)
+    assert (psnr(grey.x, truth) > psnr(y, truth) + 6).all()
 
 
 def test_without_weight_the_data_are_fitted(truth):
-    found = invert_with_total_variation(identity, truth, truth, weight=0.0, iterations=60)
+    found = invert(
+        None, identity, truth, sigma=1.0, start=truth, solver=TotalVariation(0.0), iterations=60
+    )
     assert (found.x - truth).abs().max() < 1e-4
+
+
+def test_loss_is_misfit_and_weighted_variation(truth):
+    solver = TotalVariation(2.0, misfit=Laplace(0.5), smoothing=0.01)
+    y = torch.zeros_like(truth)
+    found = invert(None, identity, y, start=truth, solver=solver, iterations=0)
+    assert found.residual is None
+    misfit = truth.sum((1, 2, 3)) / 0.5
+    torch.testing.assert_close(found.history["misfit"][0], misfit)
+    expected = misfit + 2 * total_variation(truth, 0.01)
+    torch.testing.assert_close(found.history["loss"][0], expected)
+
+
+def test_complex_data(truth):
+    def fourier(x):
+        return torch.fft.fft2(x, norm="ortho")
+
+    found = invert(
+        None, fourier, fourier(truth), sigma=0.05, image_shape=(1, SIZE, SIZE), solver=SOLVER
+    )
+    assert found.x.dtype == torch.float64
+    assert (psnr(found.x, truth) > 30).all()
 
 
 def test_travel_times_with_total_variation(truth):
     truth = truth[[0, 2]]  # no ray sees that the other one changes from left to right
     physics = make_operator("crosshole_tomography", (1, SIZE, SIZE), sources=8)
-    y = relative_noise(physics.A(truth), 0.001, seed=0, indices=range(2))
+    y = Relative(0.001).add(physics.A(truth), seed=0, indices=range(2))
     start = smoothed(truth, 2.0)
-    found = invert_with_total_variation(
-        physics, y, start, weight=1.0, data_scale=1000.0, iterations=60
+    solver = TotalVariation(1.0, misfit=Gaussian(1e-3))
+    found = invert(
+        None, physics, y, noise=Relative(0.001), start=start, solver=solver, iterations=60
     )
     assert (psnr(found.x, truth) > psnr(start, truth) + 1).all()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "option"),
+    [
+        ({"start": torch.zeros(2, 1, SIZE, SIZE)}, "^start"),
+        ({"y": torch.zeros(3, 1, 8, 8)}, "^y must"),
+        ({"physics": torch.detach}, "^physics"),
+        ({"sigma": None}, "TotalVariation needs the noise level"),
+    ],
+)
+def test_wrong_use_is_named(truth, change, option):
+    given = {"physics": identity, "y": truth, "start": truth, "sigma": 1.0, "solver": SOLVER}
+    with pytest.raises(ValueError, match=option):
+        invert(None, **(given | change))
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
     [
         ({"weight": -1.0}, "weight"),
         ({"weight": float("nan")}, "weight"),
-        ({"data_scale": 0.0}, "data_scale"),
-        ({"start": torch.zeros(2, 1, SIZE, SIZE)}, r"\(3, C, H, W\)"),
-        ({"y": torch.zeros(3, 1, 8, 8)}, "y must have shape"),
-        ({"physics": torch.detach}, "no gradient"),
+        ({"weight": "1"}, "weight"),
+        ({"weight": 1.0, "smoothing": 0.0}, "smoothing"),
+        ({"weight": 1.0, "misfit": "l1"}, "misfit"),
     ],
 )
-def test_wrong_use_is_named(truth, change, message):
-    given = {"physics": identity, "y": truth, "start": truth, "weight": 1.0, **change}
-    with pytest.raises(ValueError, match=message):
-        invert_with_total_variation(**given)
+def test_wrong_options_are_named(options, option):
+    with pytest.raises(ValueError, match=f"^{option}"):
+        TotalVariation(**options)
 
 
-def test_smoothing_must_be_positive(truth):
-    with pytest.raises(ValueError, match="smoothing"):
-        TotalVariationProblem(identity, truth, truth[0], 1.0, smoothing=0.0)
+class Steps(ImageRun):
+    """Two steps along the gradient; then one row is NaN."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.steps = 0
+
+    def step(self):
+        self.x = self.x - 0.1 * self.misfit_gradient(self.x)
+        self.steps += 1
+        if self.steps > 2:
+            self.x[1] = torch.nan
+        self.measure()
+
+
+class Stepping(Solver):
+    def begin(self, problem):
+        return Steps(problem)
+
+
+def test_run_over_images_of_the_user_s_own(truth):
+    options = {"sigma": 1.0, "solver": Stepping(), "start": truth.flip(3)}
+    sound = invert(None, identity, truth, iterations=2, **options)
+    expected = truth + 0.9**2 * (truth.flip(3) - truth)
+    torch.testing.assert_close(sound.x, expected)
+    assert sound.finite.all()
+    found = invert(None, identity, truth, iterations=4, **options)
+    assert found.finite.tolist() == [True, False, True]
+    assert torch.equal(found.x[1], sound.x[1])
+    assert found.history["misfit"].isfinite().all()
+    torch.testing.assert_close(found.x[0], truth[0] + 0.9**4 * (truth.flip(3) - truth)[0])
 
 
 def test_smoothed_is_scipys(truth):
@@ -115,6 +184,8 @@ def test_projection_finds_the_latents_of_images_of_the_flow(prior, layers):
 
     def error(iterations):
         v = project_to_latents(prior, x, reparameterization=layers, iterations=iterations)
+        assert v.shape == (2, SIZE * SIZE)
+        v = v.view_as(z)
         found = prior.decode(v if layers is None else layers(v))[0]
         return (prior.to_unit_range(found) - x).square().flatten(1).sum(1)
 
@@ -123,52 +194,64 @@ def test_projection_finds_the_latents_of_images_of_the_flow(prior, layers):
 
 def test_projection_with_weight_has_likelier_latents(prior, truth):
     free, weighted = (project_to_latents(prior, truth, beta=b, iterations=40) for b in (0.0, 1.0))
-    likelihoods = [prior.log_prob(prior.decode(v)[0]) for v in (free, weighted)]
+    likelihoods = [prior.log_prob(prior.decode(v.view_as(truth))[0]) for v in (free, weighted)]
     assert (likelihoods[1] > likelihoods[0]).all()
 
 
+def test_projection_of_a_decoder_without_density():
+    decoder = small_decoder()
+    x = images_of(decoder, 2)
+    v = project_to_latents(decoder, x, iterations=200)
+    assert (decoder.generate(v) - x).abs().max() < 1e-2
+    with pytest.raises(ValueError, match="log-determinant"):
+        project_to_latents(decoder, x, beta=1.0)
+
+
+def test_start_is_the_projection_and_is_computed_once_for_a_cache(prior, truth):
+    kept, calls = {}, []
+
+    def cache(name, rows, compute):
+        calls.append(name)
+        assert torch.equal(rows, truth)
+        if name not in kept:
+            kept[name] = compute()
+        return kept[name]
+
+    solver = MAP(beta=0.1, projection_iterations=5)
+    problem = make_problem(prior, identity, truth, sigma=0.1, start=truth, cache=cache)
+    first, again = solver.start(problem), solver.start(problem)
+    assert first is again
+    assert len(kept) == 1
+    expected = invert(prior, identity, truth, sigma=0.1, start=truth, solver=solver, iterations=0)
+    assert torch.equal(expected.z.flatten(1), first)
+    solver.start(replace(problem, seed=1))
+    replace(solver, projection_iterations=6).start(problem)
+    replace(solver, reparameterization=Gaussianization.robust()).start(problem)
+    assert len(kept) == 4
+
+
 def test_recording_is_what_happened(prior, truth):
-    recording = Recording(truth, pictures=2, patch_size=4, last=7)
-    found = invert(prior, identity, truth, iterations=7, on_iteration=recording)
+    recording = Recording(truth, pictures=2, last=7)
+    found = invert(prior, identity, truth, sigma=1.0, iterations=7, observers=[recording])
     assert recording.iterations == list(range(8))
     assert list(recording.snapshots) == list(recording.typicality) == [0, 1, 2, 5, 7]
     curves = recording.curves
     for name in ("loss", "misfit", "log_prior"):
-        torch.testing.assert_close(curves[name], found.history[name].double(), rtol=0, atol=0)
+        torch.testing.assert_close(curves[name], found.history[name], rtol=0, atol=0)
     torch.testing.assert_close(curves["psnr"][-1], psnr(found.x, truth).double())
     torch.testing.assert_close(curves["ssim"][-1], ssim(found.x, truth).double())
     assert torch.equal(recording.snapshots[7], found.x[:2])
-    radius = typicality(found.z, 4)["radius"]
+    radius = typicality(found.z)["radius"]
     torch.testing.assert_close(recording.diagnostics["radius"][-1], radius)
-    decoded = prior.to_unit_range(prior.decode(found.z)[0])
-    torch.testing.assert_close(found.x, decoded)
 
 
-def test_recording_without_the_truth(prior, truth):
+def test_recording_without_the_truth_or_latents(prior, truth):
     recording = Recording()
-    invert(prior, identity, truth, iterations=1, on_iteration=recording)
+    options = {"sigma": 1.0, "iterations": 1, "observers": [recording]}
+    invert(prior, identity, truth, **options)
     assert set(recording.latest) == {"loss", "misfit", "log_prior"}
-
-
-def test_crosshole_positions():
-    physics = make_operator("crosshole_tomography", (1, 8, 6), sources=2, receivers=4, extent=10)
-    assert physics.sources.tolist() == [[2, 0], [6, 0]]
-    assert physics.receivers.tolist() == [[1, 5], [3, 5], [5, 5], [7, 5]]
-    assert physics.spacing == 2.0
-    assert make_operator("crosshole_tomography", (1, 8, 6)).A(torch.rand(3, 1, 8, 6)).shape == (
-        *(3, 8, 8),
-    )
-
-
-@pytest.mark.parametrize(
-    ("shape", "options", "message"),
-    [
-        ((3, 8, 8), {}, r"models \(1, H, W > 1\)"),
-        ((1, 8, 8), {"sources": 9}, "sources must be 1 to 8"),
-        ((1, 8, 8), {"receivers": 0}, "receivers must be 1 to 8"),
-        ((1, 8, 8), {"source": 9}, "its options are sources, receivers, extent"),
-    ],
-)
-def test_wrong_crosshole_is_named(shape, options, message):
-    with pytest.raises(ValueError, match=message):
-        make_operator("crosshole_tomography", shape, **options)
+    recording = Recording()
+    options["observers"] = [recording]
+    invert(None, identity, truth, start=truth, solver=SOLVER, **options)
+    assert recording.typicality == recording.diagnostics == {}
+    assert Recording().curves == {}

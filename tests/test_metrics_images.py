@@ -29,7 +29,12 @@ def test_psnr_equals_scikit_image(images):
         one, other = one.numpy(), other.numpy()
         expected = skimage.metrics.peak_signal_noise_ratio(other, one, data_range=1)
         assert found.item() == pytest.approx(expected, abs=1e-4)
-    assert psnr(truth, truth).isinf().all()
+
+
+def test_psnr_of_equal_images_is_finite(images):
+    _, truth = images
+    torch.testing.assert_close(psnr(truth, truth), torch.full((3,), 150.0))
+    assert psnr(truth + 1e-6, truth).max() < 130
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -91,7 +96,20 @@ def test_lpips_input_is_what_the_network_needs(images):
 
 def test_wrong_shapes_are_named(images):
     x, truth = images
-    with pytest.raises(ValueError, match="equal shapes"):
+    with pytest.raises(ValueError, match="shapes"):
         psnr(x, truth[:2])
     with pytest.raises(ValueError, match="11x11"):
         ssim(x[..., :8, :8], truth[..., :8, :8])
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, lpips])
+def test_images_of_another_range_are_refused(images, metric):
+    x, truth = (image.clone() for image in images)
+    truth[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    for scale, shift in ((255, 0), (1, -0.5), (2, -1)):
+        with pytest.raises(ValueError, match="truth"):
+            metric(scale * x + shift, scale * truth + shift)
+    with pytest.raises(ValueError, match="floating point"):
+        metric((255 * x).byte(), truth)
+    with pytest.raises(ValueError, match="truth"):
+        metric(x, truth / 0)

@@ -1,9 +1,11 @@
 """The data modules of real images, on tiny sets in the real formats."""
 
+import hashlib
+import json
 import os
 import re
+import shutil
 import time
-import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -16,14 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torchvision
 
-from datamodules import CIFAR10, MNIST, CelebA, CelebAHQ, ChestXray, ImageFolder
+from datamodules import CIFAR10, MNIST, CelebA, CelebAHQ, ChestXray, ImageFolder, decoding
 from datamodules.base import SPLITS
+from datamodules.batches import GlobalBatchSampler
 from datamodules.chest_xray import patient
-from datamodules.dequantize import DataError, DequantizedImages, ImageError
+from datamodules.dequantize import ArrayImages, DequantizedImages
+from datamodules.errors import DataError, ImageError
 from datamodules.faces import MAPPING, PARTITION, read_partition
-from datamodules.loading import GlobalBatchSampler
-from datamodules.sources import ArrayImages, image_names, split_of
+from datamodules.files import image_names, split_of
+from datamodules.prepare import prepare
+from datamodules.small_images import MNIST_SUMS
 from tests import picture_files
 
 
@@ -34,6 +40,10 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def names(module):
     return {split: list(module.pictures(split).names) for split in SPLITS}
+
+
+def paths(folder):
+    return image_names(folder)[0]
 
 
 def counts(module):
@@ -53,7 +63,7 @@ def test_celeba_hq_takes_the_split_of_the_original(tmp_path):
     assert (image[1].diff(dim=0).mean(dim=1) > 0).all()  # upright
 
 
-def test_counts_of_the_real_celeba_hq(tmp_path, monkeypatch):
+def test_counts_of_the_real_celeba_hq(tmp_path, monkeypatch, caplog):
     """Lists of the true sizes; which of CelebA's images were taken is drawn here."""
     files = {
         "CelebA-HQ-img": [f"{i}.jpg" for i in range(30000)],
@@ -72,18 +82,18 @@ def test_counts_of_the_real_celeba_hq(tmp_path, monkeypatch):
     lines = picture_files.partition_lines(sizes)
     (tmp_path / "list_eval_partition.txt").write_text("\n".join(lines))
     (tmp_path / "img_align_celeba").mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert counts(CelebAHQ(str(tmp_path))) == taken == CelebAHQ.official_counts
-        assert counts(CelebA(str(tmp_path))) == sizes == CelebA.official_counts
+    assert counts(CelebAHQ(str(tmp_path))) == taken == CelebAHQ.official_counts
+    assert counts(CelebA(str(tmp_path))) == sizes == CelebA.official_counts
+    assert not caplog.messages
 
 
-def test_faces_that_are_not_all_there_are_refused(tmp_path):
+def test_faces_that_are_not_all_there_are_refused(tmp_path, caplog):
     source = picture_files.celeba_hq(tmp_path / "hq")
     partition, mapping = source / PARTITION, source / MAPPING
     mapping.write_text("\n".join(mapping.read_text().splitlines()[:-10]))
-    with pytest.warns(UserWarning, match="not the official splits of 24183 / 2993 / 2824"):
-        assert sum(counts(CelebAHQ(str(source), 16))) == 60
+    assert sum(counts(CelebAHQ(str(source), 16))) == 60
+    (message,) = caplog.messages
+    assert "not the official splits of 24183 / 2993 / 2824" in message
     partition.write_text("\n".join(partition.read_text().splitlines()[:100]))
     with pytest.raises(DataError, match=r"\d{6}\.jpg is not in list_eval_partition"):
         CelebAHQ(str(source), 16).images("train")
@@ -114,6 +124,9 @@ def test_damaged_partition_names_its_line(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("000001.jpg 0\n000002.jpg\n")
     with pytest.raises(DataError, match=r"list\.txt, line 2: expected 2 columns"):
+        read_partition(path)
+    path.write_text("000001.jpg 0\n000002.jpg 3\n")
+    with pytest.raises(DataError, match=r"list\.txt: 000002\.jpg .* 3"):
         read_partition(path)
 
 
@@ -155,8 +168,19 @@ def test_missing_x_rays_are_counted(tmp_path):
     data = ChestXray(str(source), image_size=16, val_fraction=0.3)
     name = names(data)["train"][2]
     (tmp_path / name).unlink()
-    with pytest.raises(DataError, match=rf"1 of the \d+ images for train.*{name[-16:]} first"):
-        data.images("train")
+    with pytest.raises(DataError, match=rf"data.source=.*: 1 of the \d+ .*{name[-16:]} first"):
+        ChestXray(str(source), image_size=16, val_fraction=0.3).images("train")
+
+
+def test_chest_lists_are_checked(tmp_path, caplog):
+    source = picture_files.chest(tmp_path, patients=20)
+    assert sum(counts(ChestXray(str(source), 16, 0.3))) == 41
+    (message,) = caplog.messages
+    assert "not the official splits of 86524 / 25596" in message
+    with (source / "test_list.txt").open("a") as file:
+        file.write("\n00000003_000.png")
+    with pytest.raises(DataError, match=r"data.source=.*patients.*00000003 first"):
+        ChestXray(str(source), 16).images("test")
 
 
 # Folders and tables
@@ -165,7 +189,7 @@ def test_missing_x_rays_are_counted(tmp_path):
 def test_split_depends_on_the_name_alone(tmp_path):
     source = picture_files.folder(tmp_path, number=60)
     before = names(ImageFolder(str(source), 16))
-    assert sorted(chain(*before.values())) == image_names(source)
+    assert sorted(chain(*before.values())) == paths(source)
     picture_files.folder(tmp_path / "more", number=60)
     after = names(ImageFolder(str(source), 16))
     for split in SPLITS:
@@ -193,12 +217,11 @@ def test_bad_image_is_named_with_what_to_do(tmp_path):
         [*data.batches("train", 8)]
 
 
-def test_table_with_all_splits_keeps_them(tmp_path):
+def test_table_with_all_splits_keeps_them(tmp_path, caplog):
     source = picture_files.parquet(tmp_path, {"train": [5, 4], "validation": [3], "test": [2]})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        data = ImageFolder(str(source), 16)
-        assert counts(data) == (9, 3, 2)
+    data = ImageFolder(str(source), 16)
+    assert counts(data) == (9, 3, 2)
+    assert not caplog.messages
     red = [image[0].mul(255).mean().item() for image in data.images("val")]
     assert red == pytest.approx([37 * i % 256 for i in (9, 10, 11)], abs=0.6)
 
@@ -213,11 +236,12 @@ def test_table_without_splits_is_split_by_hash(tmp_path, paths):
     data.images("test")[0]
 
 
-def test_splits_of_a_hub_set_are_said_not_to_be_the_papers(tmp_path):
+def test_splits_of_a_hub_set_are_said_not_to_be_the_papers(tmp_path, caplog):
     source = picture_files.parquet(tmp_path, {"train": [30], "validation": [3]})
     data = CelebAHQ(str(source), image_size=16)
-    with pytest.warns(UserWarning, match=r"/ 3 / \d+ images .* not the official .*24183 / 2993"):
-        assert sum(counts(data)) == 33
+    assert sum(counts(data)) == 33
+    (message,) = caplog.messages
+    assert re.search(r"/ 3 / \d+ images .* not the official .*24183 / 2993", message)
 
 
 def test_unknown_hub_set_is_one_line(monkeypatch):
@@ -231,25 +255,19 @@ def test_unknown_hub_set_is_one_line(monkeypatch):
 def test_table_without_images_is_refused(tmp_path):
     table = datasets.Dataset.from_dict({"text": ["a", "b"]})
     table.to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(
-        DataError, match=r"no images there, .* parquet files with a column of images"
-    ):
+    with pytest.raises(DataError, match=r"data.source=.*column of images among text"):
         ImageFolder(str(tmp_path), 16).images("train")
 
 
-def test_table_beside_images_is_not_theirs(tmp_path):
-    source = picture_files.folder(tmp_path / "some")
+def test_table_beside_images_is_not_theirs(tmp_path, caplog):
+    source = picture_files.folder(tmp_path)
     expected = names(ImageFolder(str(source), 16))
     datasets.Dataset.from_dict({"file_name": ["0.png"], "text": ["a"]}).to_parquet(
         source / "metadata.parquet"
     )
     assert names(ImageFolder(str(source), 16)) == expected
-    with pytest.raises(DataError, match="has no parquet files with images"):
-        ImageFolder(str(source), 16, streaming=True).check(1)
-    table = picture_files.parquet(tmp_path / "set", {"train": [3]})
-    next(table.rglob("*.parquet")).rename(source / "more.parquet")
-    with pytest.raises(DataError, match="other files outnumber the parquet files"):
-        ImageFolder(str(source), 16).images("train")
+    (message,) = caplog.messages
+    assert ".parquet: 1" in message
 
 
 def test_image_beside_a_table_is_not_its(tmp_path):
@@ -258,47 +276,96 @@ def test_image_beside_a_table_is_not_its(tmp_path):
     assert counts(ImageFolder(str(source), 16)) == (9, 2, 2)
 
 
-CELLS = [
-    {"bytes": picture_files.encoded(picture_files.picture(0, 16, 16)), "path": "a.png"},
-    {"bytes": None, "path": None},
-    None,
-    {"bytes": None, "path": "/nowhere/b.png"},
-]
+def cell(number, path=None):
+    image = picture_files.picture(number, 16, 16)
+    return {"bytes": picture_files.encoded(image), "path": path}
 
 
-def test_empty_cells_are_bad_images(tmp_path):
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({"image": pa.array([*CELLS, *CELLS[:1] * 20], struct)})
-    pq.write_table(table, tmp_path / "train.parquet")
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def table(folder, **columns):
+    folder.mkdir(exist_ok=True)
+    arrays = {
+        name: pa.array(cells, pa.binary() if isinstance(cells[0], bytes) else STRUCT)
+        for name, cells in columns.items()
+    }
+    pq.write_table(pa.table(arrays), folder / "train.parquet")
+    return str(folder)
+
+
+def test_cells_without_image_are_left_out_and_counted(tmp_path, caplog):
+    """They move no other image to another split."""
+    cells = [cell(i, f"{i}.png") for i in range(40)]
+    whole = names(ImageFolder(table(tmp_path / "whole", image=cells), 16))
+    empty = {"bytes": None, "path": None}
+    source = table(tmp_path / "some", image=[empty, None, *cells[:20], None, *cells[20:]])
+    data = ImageFolder(source, 16)
+    assert names(data) == whole
+    assert sum(counts(data)) == 40
+    assert data.images("train")[3].equal(
+        ImageFolder(str(tmp_path / "whole"), 16).images("train")[3]
+    )
+    (message,) = caplog.messages
+    assert "left out 3 rows" in message
+
+
+def test_cell_of_a_missing_file_is_a_bad_image(tmp_path):
+    cells = [{"bytes": None, "path": "/nowhere/b.png"}, *(cell(i, f"{i}.png") for i in range(3))]
     options = {"val_fraction": 0.0, "test_fraction": 0.0}
-    images = ImageFolder(str(tmp_path), 16, **options).images("train")
-    for bad in (1, 2, 3):
-        with pytest.raises(ImageError, match=r"image .* cannot be decoded"):
-            images[bad]
-    assert images[0].equal(images[4])
-    stream = ImageFolder(str(tmp_path), 16, batch_size=1, streaming=True, **options)
-    with pytest.warns(UserWarning, match="left out") as found:
-        assert len(list(stream.train_dataloader())) == 21
-    assert len({str(warning.message) for warning in found}) == 2  # two have no name at all
+    images = ImageFolder(table(tmp_path, image=cells), 16, **options).images("train")
+    with pytest.raises(ImageError, match=r"image /nowhere/b\.png cannot be decoded"):
+        images[0]
+    assert images[1].shape == (3, 16, 16)
 
 
-def test_column_of_bytes_alone(tmp_path):
-    cells = [{"bytes": picture_files.encoded(picture_files.picture(i, 16, 16))} for i in range(20)]
-    datasets.Dataset.from_dict({"image": cells}).to_parquet(tmp_path / "train.parquet")
+def test_rows_that_share_a_path_are_split_all_the_same(tmp_path):
+    data = ImageFolder(table(tmp_path, image=[cell(i, "image.png") for i in range(60)]), 16)
+    assert min(counts(data)) >= 1
+    assert len(set(chain(*names(data).values()))) == 60
+
+
+def test_columns_of_images_have_to_be_chosen(tmp_path):
+    masks = [cell(i + 100, f"mask{i}.png") for i in range(9)]
+    source = table(tmp_path, image=[cell(i, f"{i}.png") for i in range(9)], mask=masks)
+    with pytest.raises(DataError, match=r"data\.column: .* image, mask"):
+        ImageFolder(source, 16).images("train")
+    with pytest.raises(DataError, match=r"data\.column=other: .* image, mask"):
+        ImageFolder(source, 16, column="other").images("train")
+    data = ImageFolder(source, 16, column="mask", val_fraction=0, test_fraction=0)
+    assert data.images("train")[2][0].mul(255).mean() == pytest.approx(37 * 102 % 256, abs=0.6)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_column_of_bytes_alone(tmp_path, bare):
+    cells = [cell(i)["bytes"] if bare else {"bytes": cell(i)["bytes"]} for i in range(20)]
+    columns = {"image": cells, "vector": [b"no image"] * 20}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "train.parquet")
     data = ImageFolder(str(tmp_path), 16)
     assert sum(counts(data)) == 20
     assert len(set(chain(*names(data).values()))) == 20
-    stream = ImageFolder(str(tmp_path), 16, batch_size=1, streaming=True)
-    assert len(list(stream.train_dataloader())) == counts(data)[0]
+    data.images("train")[0]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("splits", [True, False])
+def test_folder_of_save_to_disk(tmp_path, splits):
+    source = picture_files.parquet(tmp_path / "set", {"train": [30], "validation": [3]})
+    expected = ImageFolder(str(source), 16)
+    tables = datasets.load_dataset(str(source))
+    (tables if splits else tables["train"]).save_to_disk(tmp_path / "saved")
+    data = ImageFolder(str(tmp_path / "saved"), 16)
+    assert sum(counts(data)) == (33 if splits else 30)
+    if splits:
+        assert names(data) == names(expected)
+        assert data.images("val")[2].equal(expected.images("val")[2])
+
+
 @pytest.mark.parametrize("kept", [0, 500, -300])
-def test_damaged_table_is_named(tmp_path, kept, streaming):
+def test_damaged_table_is_named(tmp_path, kept):
     source = picture_files.parquet(tmp_path, {"train": [9, 9]})
     path = source / "data/train-00001-of-00002.parquet"
     path.write_bytes(path.read_bytes()[:kept])
-    data = ImageFolder(str(source), 16, batch_size=2, streaming=streaming)
+    data = ImageFolder(str(source), 16, batch_size=2)
     with pytest.raises(DataError, match=re.escape(f"data.source={source}: ")) as error:
         list(data.train_dataloader())
     assert "\n" not in str(error.value)
@@ -310,7 +377,7 @@ def test_damaged_table_is_named(tmp_path, kept, streaming):
 def test_folder_is_walked_as_a_user_expects(tmp_path):
     source = picture_files.folder(tmp_path / "source", 5)
     elsewhere = picture_files.folder(tmp_path / "elsewhere", 2)
-    before = image_names(source)
+    before = paths(source)
     assert len(before) == 5
     (source / "album.jpg").mkdir()
     picture_files.save(source / "album.jpg/in.PNG", picture_files.picture(0, 16, 16))
@@ -319,8 +386,79 @@ def test_folder_is_walked_as_a_user_expects(tmp_path):
     (source / "again").symlink_to(elsewhere)
     (source / "round").symlink_to(tmp_path)
     (source / "inside").symlink_to(source / "album.jpg")
-    added = {"album.jpg/in.PNG", *(f"again/{name}" for name in image_names(elsewhere))}
-    assert set(image_names(source)) == {*before, *added}
+    added = {"album.jpg/in.PNG", *(f"again/{name}" for name in paths(elsewhere))}
+    assert set(paths(source)) == {*before, *added}
+
+
+def test_files_of_other_kinds_are_counted(tmp_path, caplog):
+    source = picture_files.folder(tmp_path, 9)
+    for name in ("photo", "scan", "notes.txt"):
+        (source / name).write_bytes(picture_files.encoded(picture_files.picture(0)))
+    assert sum(counts(ImageFolder(str(source), 16))) == 9
+    (message,) = caplog.messages
+    assert "no suffix: 2, .txt: 1" in message
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [("jfif", "JPEG"), ("avif", "AVIF"), ("JP2", "JPEG2000"), ("tga", "TGA")]
+)
+def test_rarer_kinds_of_files(tmp_path, suffix, kind):
+    data = picture_files.encoded(picture_files.picture(3, 16, 16), kind)
+    (tmp_path / f"image.{suffix}").write_bytes(data)
+    images = ImageFolder(str(tmp_path), 16, val_fraction=0, test_fraction=0).images("train")
+    assert images[0][0].mul(255).mean() == pytest.approx(111, abs=4)
+
+
+def test_folders_of_splits_are_the_splits(tmp_path):
+    source = tmp_path / "set"
+    for split, number in (("Train", 12), ("validation", 5), ("test", 4)):
+        picture_files.folder(source / split, number)
+    found = names(ImageFolder(str(source), 16))
+    assert {split: len(its) for split, its in found.items()} == {"train": 12, "val": 5, "test": 4}
+    assert all(name.startswith("validation/") for name in found["val"])
+    picture_files.save(source / "stray.png", picture_files.picture(0))
+    with pytest.raises(DataError, match=r"data.source .*train/.*stray\.png"):
+        ImageFolder(str(source), 16).images("train")
+
+
+def test_split_without_a_folder_is_taken_from_training(tmp_path):
+    for split, number in (("train", 60), ("test", 4)):
+        picture_files.folder(tmp_path / split, number)
+    found = names(ImageFolder(str(tmp_path), 16, val_fraction=0.2))
+    assert len(found["test"]) == 4
+    assert 4 <= len(found["val"]) <= 24
+    assert len(found["train"]) + len(found["val"]) == 60
+    with pytest.raises(DataError, match=r"data.source .*train/"):
+        ImageFolder(str(picture_files.folder(tmp_path / "x/test", 3).parent), 16).check(1)
+
+
+def test_class_that_is_called_train_is_no_split(tmp_path):
+    for kind in ("train", "car"):
+        picture_files.folder(tmp_path / kind, 9)
+    assert sum(counts(ImageFolder(str(tmp_path), 16))) == 18
+
+
+def test_unreadable_folder_is_named(tmp_path, monkeypatch):
+    source = picture_files.folder(tmp_path)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("some"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match=r"data.source: .*some .*Permission denied"):
+        ImageFolder(str(source), 16).images("train")
+
+
+def test_pipe_does_not_hang(tmp_path):
+    picture_files.folder(tmp_path, 3)
+    os.mkfifo(tmp_path / "a.jpg")
+    data = ImageFolder(str(tmp_path), 16, val_fraction=0, test_fraction=0)
+    with pytest.raises(ImageError, match=r"a\.jpg is not a regular file"):
+        data.images("train")[0]
+    data.fingerprint("train")
 
 
 def test_name_that_is_not_utf8(tmp_path):
@@ -340,14 +478,14 @@ def test_absent_folder_says_how_to_make_it(tmp_path):
 
 
 def test_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no images there, expected \.bmp, .*parquet"):
+    with pytest.raises(DataError, match=r"no images there, expected \.avif, .*tables"):
         ImageFolder(str(tmp_path), 16).check(1)
     with pytest.raises(DataError, match=r"expected hub:owner/name"):
         ImageFolder("hub:", 16).check(1)
     source = picture_files.folder(tmp_path)
     with pytest.raises(ValueError, match="batch_size=64 is larger than the data set"):
         ImageFolder(str(source), 16).check(1)
-    with pytest.raises(ValueError, match="no validation images"):
+    with pytest.raises(ValueError, match=r"no validation images.*data\.val_fraction"):
         ImageFolder(str(source), 16, val_fraction=0, batch_size=2).check(1)
 
 
@@ -357,7 +495,7 @@ def test_empty_folder_is_refused(tmp_path):
         ({"channels": 2}, "data.channels=2: expected 1 or 3"),
         ({"val_fraction": 0.6, "test_fraction": 0.4}, "less than 1 together"),
         ({"val_fraction": -0.1}, "expected 0 or more"),
-        ({"lanes": 0}, "data.lanes=0: expected at least 1"),
+        ({"n_bits": 9}, "data.n_bits=9: expected 1 to 8"),
         ({"image_size": 0}, "data.image_size=0: expected at least 1"),
     ],
 )
@@ -371,8 +509,30 @@ def test_wrong_options(options, message):
 # MNIST and CIFAR-10
 
 
-def test_mnist_is_padded(tmp_path):
-    data = MNIST(str(picture_files.mnist(tmp_path)))
+@pytest.fixture
+def mnist(tmp_path, monkeypatch):
+    """A small set whose files are taken for the original ones."""
+    source = picture_files.mnist(tmp_path / "mnist")
+    for name in MNIST_SUMS:
+        content = (source / "MNIST/raw" / name).read_bytes()
+        monkeypatch.setitem(MNIST_SUMS, name, hashlib.md5(content).hexdigest())
+    return source
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A small set whose files are taken for the original ones."""
+    source = picture_files.cifar(tmp_path / "cifar")
+    for files in ("train_list", "test_list"):
+        names = [name for name, _ in getattr(torchvision.datasets.CIFAR10, files)]
+        path = f"torchvision.datasets.CIFAR10.{files}"
+        monkeypatch.setattr(path, [[name, None] for name in names])
+    monkeypatch.setitem(torchvision.datasets.CIFAR10.meta, "md5", None)
+    return source
+
+
+def test_mnist_is_padded(mnist):
+    data = MNIST(str(mnist))
     assert counts(data) == (40, 5000, 7)
     image = data.images("test")[1]
     assert image.shape == data.image_shape == (1, 32, 32)
@@ -380,10 +540,30 @@ def test_mnist_is_padded(tmp_path):
     assert image[0, 2:30, 2:30].equal(expected)
     assert image.sum() == pytest.approx(expected.sum().item(), rel=1e-6)
     assert not data.images("train")[39].equal(data.images("val")[0])
+    with pytest.raises(ValueError, match=r"data\.n_bits=9"):
+        MNIST(str(mnist), n_bits=9)
 
 
-def test_cifar_is_in_colour(tmp_path):
-    data = CIFAR10(str(picture_files.cifar(tmp_path)), checksums=False)
+@pytest.mark.parametrize(
+    "content", [b"", bytes(99), b"random bytes", None], ids=["empty", "zeros", "random", "cut"]
+)
+def test_damaged_mnist_is_one_line_and_fetched_again(mnist, monkeypatch, content):
+    path = mnist / "MNIST/raw/t10k-images-idx3-ubyte"
+    original = path.read_bytes()
+    path.write_bytes(original[:-5] if content is None else content)
+    with pytest.raises(DataError, match=r"data.root=[^\n]*--data.download true[^\n]*$"):
+        MNIST(str(mnist)).images("test")
+
+    def download(self):
+        if not path.exists():
+            path.write_bytes(original)
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", download)
+    assert len(MNIST(str(mnist), download=True).images("test")) == 7
+
+
+def test_cifar_is_in_colour(cifar):
+    data = CIFAR10(str(cifar))
     assert counts(data) == (50, 5000, 1010)
     image = data.images("test")[3].mul(255)
     assert image.shape == data.image_shape == (3, 32, 32)
@@ -402,29 +582,99 @@ def test_failed_download_is_one_line(tmp_path, module, monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(DataError, match=r"no download of \w+: .*no route to host[^\n]*$"):
+    with pytest.raises(DataError, match=r"data.root=.*: .*no route to host[^\n]*$"):
         module(str(tmp_path), download=True).images("train")
 
 
-def test_one_of_several_downloads(tmp_path, monkeypatch):
+def test_one_of_several_downloads(tmp_path, mnist, monkeypatch):
     downloads = []
 
     def download(self):
-        if not (tmp_path / "MNIST").exists():
+        if not (tmp_path / "new/MNIST").exists():
             downloads.append(self)
             time.sleep(0.2)
-            picture_files.mnist(tmp_path)
+            shutil.copytree(mnist / "MNIST", tmp_path / "new/MNIST")
 
     monkeypatch.setattr("torchvision.datasets.MNIST.download", download)
+    root = str(tmp_path / "new")
     with ThreadPoolExecutor(3) as pool:
-        parts = pool.map(lambda _: MNIST(str(tmp_path), download=True).images("test"), range(3))
+        parts = pool.map(lambda _: MNIST(root, download=True).images("test"), range(3))
         assert [len(part) for part in parts] == [7, 7, 7]
     assert len(downloads) == 1
 
 
 def test_altered_cifar_is_refused(tmp_path):
-    with pytest.raises(DataError, match="not the original ones"):
+    with pytest.raises(DataError, match=r"data.root=.*not the original"):
         CIFAR10(str(picture_files.cifar(tmp_path))).images("train")
+
+
+# Fingerprints
+
+
+def copies(source, target, number):
+    """A copy of a folder where some images are others of the same size and time."""
+    shutil.copytree(source, target)
+    for path in sorted(target.rglob("*.bmp"))[:number]:
+        status = path.stat()
+        picture_files.picture(99, 20, 20).save(path)
+        assert path.stat().st_size == status.st_size
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return target
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_fingerprint_changes_with_the_images(tmp_path, prepared):
+    source = tmp_path / "source"
+    for split, number in (("train", 3), ("test", 14)):
+        for i in range(number):
+            picture_files.save(source / split / f"{i:02d}.bmp", picture_files.picture(i))
+
+    def fingerprint(folder, **options):
+        if prepared:
+            prepare(ImageFolder(str(folder), 16), tmp_path / f"made-{folder.name}")
+            folder = tmp_path / f"made-{folder.name}"
+        return ImageFolder(str(folder), 16, **options).fingerprint()
+
+    before = fingerprint(source)
+    assert before == fingerprint(source) == json.loads(json.dumps(before))
+    assert before["images"] == 14
+    assert before["digest"] == fingerprint(copies(source, tmp_path / "same", 0))["digest"]
+    assert before["digest"] != fingerprint(copies(source, tmp_path / "one", 1))["digest"]
+    changed = fingerprint(source, n_bits=5, data_range=(-1.0, 1.0), seed=1)
+    assert [name for name in before if before[name] != changed[name]] == [
+        "n_bits",
+        "data_range",
+        "seed",
+    ]
+    assert changed["digest"] == before["digest"]
+
+
+def test_fingerprint_of_much_data_reads_the_beginnings(tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.decoding._HASHED_WHOLE", 2000)
+    monkeypatch.setattr("datamodules.decoding._HASHED_HEAD", 100)
+    read = []
+    head = decoding._head
+    monkeypatch.setattr(decoding, "_head", lambda path, n: read.append(n) or head(path, n))
+    data = ImageFolder(str(picture_files.folder(tmp_path)), 16, val_fraction=0, test_fraction=0)
+    before = data.fingerprint("train")
+    assert read[0] == 2000
+    assert read[-1] == 100
+    files = [tmp_path / name for name in data.pictures("train").names]
+    whole = np.cumsum([file.stat().st_size for file in files]) <= 2000
+    for index in (0, whole.sum() - 1, whole.sum(), 50):  # the last that is read whole, and the next
+        os.utime(files[index], ns=(0, 0))
+        after = data.fingerprint("train")
+        assert (after == before) is bool(whole[index])
+        before = after
+
+
+def test_fingerprint_of_tables_and_arrays(tmp_path, mnist):
+    cells = [[cell(i) for i in range(n, n + 20)] for n in (0, 20)]
+    sources = [table(tmp_path / str(n), image=its) for n, its in enumerate(cells)]
+    tables = [ImageFolder(source, 16).fingerprint("train") for source in sources]
+    assert tables[0] != tables[1]
+    splits = [MNIST(str(mnist)).fingerprint(split) for split in SPLITS]
+    assert len({each["digest"] for each in splits}) == 3
 
 
 # What all share
@@ -434,27 +684,27 @@ def test_altered_cifar_is_refused(tmp_path):
 def arrays():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 5, 7), dtype=np.uint8)
     pixels[0].flat[:4] = (0, 1, 254, 255)
-    return ArrayImages(pixels)
+    return pixels
 
 
 @pytest.mark.parametrize("data_range", [(-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0), (3.0, 3.7)])
-@pytest.mark.parametrize("n_bits", [None, 1, 5, 8, 9, 16])
+@pytest.mark.parametrize("n_bits", [None, 1, 5, 8])
 def test_bytes_are_dequantised_as_their_float_images(arrays, n_bits, data_range):
     keys = [(3, i) for i in range(9)]
-    options = (n_bits, data_range, 7, True)
-    bytes_ = DequantizedImages(arrays, "train", *options).__getitems__(keys)
-    floats = DequantizedImages([*arrays], "train", *options).__getitems__(keys)
-    torch.testing.assert_close(bytes_, floats, rtol=0, atol=1e-6 * max(map(abs, data_range)))
+    bytes_, floats = (
+        DequantizedImages(ArrayImages(its), "train", n_bits, data_range, 7, True).__getitems__(keys)
+        for its in (arrays, (arrays / 255).astype(np.float32))
+    )
+    assert bytes_.equal(floats)
     assert bytes_.min() >= np.float32(data_range[0])
     assert bytes_.max() <= np.float32(data_range[1])
-    if data_range == (-0.5, 0.5):
-        assert bytes_.equal(floats)
 
 
 def test_half_of_the_images_is_flipped_others_in_each_epoch():
-    images = torch.zeros(400, 1, 1, 2)
+    images = np.zeros((400, 1, 1, 2), np.float32)
     images[..., 1] = 1
-    data = DequantizedImages(images, "train", None, (0, 1), horizontal_flips=True)
+    source = ArrayImages(images)
+    data = DequantizedImages(source, "train", None, (0, 1), horizontal_flips=True)
     epochs = torch.stack(
         [data.__getitems__([(epoch, i) for i in range(400)])[:, 0, 0, 0] for epoch in range(2)]
     )

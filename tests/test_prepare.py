@@ -12,17 +12,19 @@ import time
 from functools import partial
 from pathlib import Path
 
+import datasets
 import pytest
 import skimage.data
 import torch
+from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
 from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder
 from datamodules.base import SPLITS
-from datamodules.dequantize import DataError, ImageError
+from datamodules.errors import DataError, ImageError
 from datamodules.prepare import main, prepare
-from datamodules.prepared import PreparedImages, read_info, read_shard, shard_length
+from datamodules.shards import PreparedImages, read_info, read_shard, shard_length
 from flowprior.command_line import run_command
 from flowprior.figures import image_grid
 from flowprior.flows import Glow
@@ -41,7 +43,7 @@ MODULES = {
 
 @pytest.fixture
 def shards_of_eight(monkeypatch):
-    monkeypatch.setattr("datamodules.prepared._SHARD_IMAGES", 8)
+    monkeypatch.setattr("datamodules.shards._SHARD_IMAGES", 8)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +79,7 @@ def test_prepared_images_are_the_decoded_ones(tmp_path, module, shards_of_eight)
 def test_prepared_from_parquet_with_equal_names(tmp_path):
     source = picture_files.parquet(tmp_path / "source", {"train": [9], "test": [4], "val": [3]})
     data = ImageFolder(str(source), 16)
-    data._splits["train"].names[:] = ["same.png"] * 9
+    data.pictures("train").names[:] = ["same.png"] * 9
     info = prepare(data, tmp_path / "made")
     assert info["images"] == {"train": [9], "val": [3], "test": [4]}
     assert everything(ImageFolder(str(tmp_path / "made"), 16)).equal(everything(data))
@@ -105,13 +107,46 @@ def test_shards_are_mapped_and_of_bounded_size(tmp_path):
     assert skipped == []
 
 
-@pytest.mark.parametrize("kept", [0, 1000, -8])
+@pytest.mark.parametrize("kept", [0, 1000, -8, None])
 def test_damaged_file_is_named(tmp_path, kept):
     prepare(ImageFolder(str(picture_files.folder(tmp_path / "source")), 16), tmp_path / "made")
     path = tmp_path / "made/train/00000.arrow"
-    path.write_bytes(path.read_bytes()[:kept])
+    if kept is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DataError, match=r"00000\.arrow is damaged: remove the folder"):
         ImageFolder(str(tmp_path / "made"), 16).images("train")[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info: info.pop("images"),
+        lambda info: info.pop("image_size"),
+        lambda info: info.pop("finished"),
+        lambda info: info["images"].pop("val"),
+        lambda info: info["images"].update(train=["many"]),
+        lambda info: info.update(images=7),
+    ],
+)
+def test_edited_description_is_named(tmp_path, change):
+    made = tmp_path / "made"
+    prepare(ImageFolder(str(picture_files.folder(tmp_path / "source")), 16), made)
+    info = json.loads((made / "prepared.json").read_text())
+    change(info)
+    (made / "prepared.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"prepared\.json is damaged"):
+        ImageFolder(str(made), 16).images("train")
+
+
+def test_wrong_number_of_images_is_noticed(tmp_path):
+    made = tmp_path / "made"
+    info = prepare(ImageFolder(str(picture_files.folder(tmp_path / "source")), 16), made)
+    info["images"]["train"][0] += 1
+    (made / "prepared.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"00000\.arrow is damaged"):
+        ImageFolder(str(made), 16).images("train")[0]
 
 
 def test_indices_outside_are_refused(tmp_path):
@@ -175,9 +210,12 @@ def test_strict_heeds_what_was_left_out_before(tmp_path, damaged, monkeypatch, c
 
 def test_set_without_images_is_not_finished(tmp_path):
     source = picture_files.folder(tmp_path / "source", 30)
-    with pytest.raises(DataError, match="no image for training is left"):
-        prepare(ImageFolder(str(source), 64), tmp_path / "small")
+    output = io.StringIO()
+    console = Console(file=output, width=300)
+    with pytest.raises(DataError, match=r"no image for training .*20x20 pixels, expected .*64x64"):
+        prepare(ImageFolder(str(source), 64), tmp_path / "small", console=console)
     assert not read_info(tmp_path / "small")["finished"]
+    assert "finished" not in output.getvalue()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/photo.heic").write_bytes(b"of a telephone")
     with pytest.raises(DataError, match="no images there"):
@@ -222,15 +260,15 @@ def command(source, output, *options):
 
 SLOW = """
 import time
-from datamodules import decoding_pool, prepared
+from datamodules import decoding, shards
 
-read_square, prepared._SHARD_IMAGES = decoding_pool.read_square, 10
+read_square, shards._SHARD_IMAGES = decoding.read_square, 10
 
 def slowly(*arguments):
     time.sleep(0.02)
     return read_square(*arguments)
 
-decoding_pool.read_square = slowly
+decoding.read_square = slowly
 """
 
 
@@ -274,6 +312,8 @@ def test_killed_command_continues(tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    with FileLock(made / ".lock").acquire(timeout=3):
+        pass  # its own processes have ended too
     before = {path: path.stat().st_mtime_ns for path in made.glob("*/0*.arrow")}
     assert 3 <= len(before) < 20
     assert not read_info(made)["finished"]
@@ -322,8 +362,59 @@ def test_source_that_changed_does_not_mix(tmp_path, damaged):
     with pytest.raises(ImageError):
         prepare(data, tmp_path / "made", strict=True)
     picture_files.folder(damaged / "more")
-    with pytest.raises(DataError, match="was begun when --source had other images"):
+    with pytest.raises(DataError, match=r"--output .* was begun when --source had other images"):
         prepare(ImageFolder(str(damaged), 16), tmp_path / "made")
+
+
+def tables(path):
+    return picture_files.parquet(path, {"train": [20]})
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("make", [tables, picture_files.folder])
+def test_images_that_were_replaced_are_noticed(tmp_path, finished, make):
+    """Their names are those of before."""
+    source, made = make(tmp_path / "source"), tmp_path / "made"
+    info = prepare(ImageFolder(str(source), 16), made)
+    assert prepare(ImageFolder(str(source), 16), made) == info
+    (made / "prepared.json").write_text(json.dumps({**info, "finished": finished}))
+    os.utime(next(path for path in sorted(source.rglob("*")) if path.is_file()))
+    with pytest.raises(DataError, match=r"--output .*begun when --source had other images"):
+        prepare(ImageFolder(str(source), 16), made)
+
+
+def test_finished_set_needs_no_source(tmp_path):
+    source, made = picture_files.folder(tmp_path / "source"), tmp_path / "made"
+    info = prepare(ImageFolder(str(source), 16), made)
+    source.rename(tmp_path / "gone")
+    assert prepare(ImageFolder(str(source), 16), made) == info
+
+
+def test_second_process_is_refused(tmp_path, monkeypatch):
+    data = ImageFolder(str(picture_files.folder(tmp_path / "source")), 16)
+    made, refusals = tmp_path / "made", []
+
+    def meanwhile(*_):
+        if not refusals:
+            with pytest.raises(DataError, match=r"--output .* another process") as error:
+                prepare(data, made)
+            refusals.append(error)
+
+    monkeypatch.setattr("datamodules.prepare.SweepProgress.advance", meanwhile)
+    prepare(data, made)
+    assert len(refusals) == 1
+    assert not list(made.glob(".*"))
+
+
+def test_column_of_a_table_is_kept(tmp_path):
+    source = picture_files.parquet(tmp_path / "source", {"train": [20], "test": [2], "val": [2]})
+    table = datasets.load_dataset(str(source))
+    table = table.map(lambda row: {"mask": row["image"]}).cast_column("mask", datasets.Image())
+    table.save_to_disk(tmp_path / "saved")
+    prepare(ImageFolder(str(tmp_path / "saved"), 16, column="mask"), tmp_path / "made")
+    assert len(ImageFolder(str(tmp_path / "made"), 16).images("train")) == 20
+    with pytest.raises(DataError, match="begun with column=mask"):
+        prepare(ImageFolder(str(tmp_path / "saved"), 16, column="image"), tmp_path / "made")
 
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):

@@ -1,25 +1,34 @@
 """train.py, run as a user runs it: interrupted, killed, on two processes, with mistakes."""
 
+import inspect
+import io
+import math
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 
 import flowprior
 import train
-from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder
+from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder, LayerModels
 from datamodules.prepare import prepare
 from flowprior.command_line import run_command
+from flowprior.flows import Glow
+from flowprior.metrics import bits_per_dim
+from lightning_modules import FlowModule
 from tests import picture_files
-from tests.entry_points import ROOT, SLOWLY, TINY, finish, scalars, start
+from tests.entry_points import ROOT, SLOWLY, TINY, finish, scalars, start, train_here
 
 CONFIGS = ROOT / "configs" / "train"
 CURVE = "train/bits_per_dim"
@@ -64,6 +73,26 @@ def test_run_leaves_what_it_promises(reference: Path) -> None:
     assert (reference / "config.yaml").exists()
 
 
+def test_trajectory_is_that_of_a_plain_loop(reference: Path) -> None:
+    torch.manual_seed(0)
+    flow = Glow(1, 16, levels=2, steps=2, hidden_channels=8, coupling="affine").train()
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    loader = LayerModels(16, num_train=64, num_val=9, num_test=8, batch_size=8).resumable_loader()
+    losses = []
+    for _ in range(3):
+        for x in loader:
+            optimizer.zero_grad()
+            loss = bits_per_dim(flow.log_prob(x), 256, 8).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_value_(flow.parameters(), 5.0)
+            torch.nn.utils.clip_grad_norm_(flow.parameters(), 100.0)
+            optimizer.step()
+            losses.append(loss.item())
+    assert list(scalars(reference, CURVE).values()) == losses
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, weights(reference)[f"flow.{name}"]), name
+
+
 def wait_for_step(run: Path, step: int, process) -> None:
     """Wait until the run has a checkpoint at this step or later."""
     path = run / "checkpoints" / "last.ckpt"
@@ -87,8 +116,137 @@ def test_killed_run_resumes_exactly(folder: Path, reference: Path) -> None:
     assert found == pytest.approx(expected, abs=1e-6)
     assert scalars(run, "val/nll") == pytest.approx(scalars(reference, "val/nll"), abs=1e-3)
     assert_same(run, reference, 1e-6)
-    assert "finished already" in finish(folder, "train.py", "--config", "tiny.yaml")
+
+
+@pytest.mark.parametrize("limits", [(15,), (16, 20)], ids=str)
+def test_limited_run_goes_on_to_its_end(
+    folder: Path, reference: Path, limits: tuple[int, ...], capsys: pytest.CaptureFixture
+) -> None:
+    for limit in limits:
+        train_here(folder, "--trainer.max_steps", str(limit))
+        assert f"finished at step {limit}" in capsys.readouterr().out
+    train_here(folder)
+    assert "finished at step 24" in capsys.readouterr().out
+    run = folder / "runs" / "tiny"
+    assert scalars(run, CURVE) == pytest.approx(scalars(reference, CURVE), abs=1e-6)
+    assert_same(run, reference, 1e-6)
+    found = scalars(run, CURVE)
+    train_here(folder)
+    assert "finished already" in capsys.readouterr().out
     assert scalars(run, CURVE) == found
+
+
+def test_run_without_validation_exports_its_last_weights(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = folder / "tiny.yaml"
+    config.write_text(
+        TINY.replace("trainer: {", "trainer: {callbacks: [{class_path: callbacks.EMA}], ")
+    )
+    train_here(folder, "--trainer.max_steps", "3")
+    exported = Path(capsys.readouterr().out.strip().splitlines()[-1].partition("weights: ")[2])
+    assert exported == Path("runs/tiny/weights")
+    flow = flowprior.load(folder / exported)
+    for name, value in weights(folder / "runs" / "tiny").items():  # the averaged ones
+        torch.testing.assert_close(flow.state_dict()[name.removeprefix("flow.")], value)
+
+
+def test_run_killed_before_its_first_checkpoint_draws_each_step_once(
+    folder: Path, reference: Path
+) -> None:
+    train_here(folder, "--trainer.max_steps", "3")
+    shutil.rmtree(folder / "runs" / "tiny" / "checkpoints")
+    train_here(folder)
+    assert scalars(folder / "runs" / "tiny", CURVE).keys() == scalars(reference, CURVE).keys()
+
+
+def test_resuming_after_an_epoch_keeps_what_was_drawn_of_it(folder: Path, reference: Path) -> None:
+    train_here(folder, "--trainer.max_epochs", "2")
+    train_here(folder)
+    for name in ("latent/kurtosis", "val/nll"):
+        found = scalars(folder / "runs" / "tiny", name)
+        assert found == pytest.approx(scalars(reference, name), abs=1e-3)
+        assert list(found) == [7, 15, 23]
+
+
+def test_longer_run_keeps_the_last_rate_of_its_schedule(folder: Path) -> None:
+    schedule = ["--model.lr_scheduler", "flowprior.schedules.WarmupCosine"]
+    options = [*schedule, "--model.lr_scheduler.warmup_steps", "2", "--trainer.max_epochs"]
+    train_here(folder, *options, "2", "--trainer.max_steps", "5")
+    train_here(folder, *options, "2")
+    train_here(folder, *options, "3")
+    rates = list(scalars(folder / "runs" / "tiny", "train/learning_rate").values())
+    falling = [1e-5 + 0.99e-3 * (1 + math.cos(math.pi * step / 14)) / 2 for step in range(14)]
+    assert rates == pytest.approx([0.5e-3, 1e-3, *falling, *[1e-5] * 8])
+
+
+def test_what_a_kill_left_behind_is_removed(folder: Path) -> None:
+    checkpoints = folder / "runs" / "tiny" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / ".01ab23cd-last.ckpt").write_bytes(b"half a checkpoint")
+    (checkpoints / ".mine-last.ckpt").write_bytes(b"of the user")
+    train_here(folder, "--trainer.max_steps", "1")
+    assert sorted(path.name for path in checkpoints.iterdir()) == [".mine-last.ckpt", "last.ckpt"]
+
+
+def test_second_run_into_a_folder_is_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    run = folder / "runs" / "tiny"
+    run.mkdir(parents=True)
+    holder = (
+        "import sys; from flowprior.io import sole_writer\n"
+        "with sole_writer(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(run)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        train_here(folder, status=1)
+        process.stdin.close()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line]
+    assert "runs/tiny" in line
+    assert "another process" in line
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    train_here(folder, "--trainer.max_steps", "1")
+
+
+def test_bar_shows_steps_and_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = partial(Console, file=screen, force_terminal=True, width=120)
+    monkeypatch.setattr("callbacks.progress.Console", console)
+    train_here(folder, "--trainer.max_steps", "3")
+    bars = [line for line in screen.getvalue().splitlines() if "━" in line]
+    assert "/3" in bars[-1]
+    assert "train/bits_per_dim" in bars[-1]
+
+
+INTERRUPTED = """
+import runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pytorch_lightning":
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["train.py", "--config", "tiny.yaml"]
+runpy.run_path(sys.path[0] + "/train.py", run_name="__main__")
+"""
+
+
+def test_ctrl_c_during_the_imports_is_one_word(folder: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}){INTERRUPTED}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "stopped\n")
 
 
 def test_ctrl_c_saves_and_resumes_exactly_with_averaging(folder: Path) -> None:
@@ -96,7 +254,7 @@ def test_ctrl_c_saves_and_resumes_exactly_with_averaging(folder: Path) -> None:
     config.write_text(
         TINY.replace("trainer: {", "trainer: {callbacks: [{class_path: callbacks.EMA}], ")
     )
-    finish(folder, "train.py", "--config", "tiny.yaml", "--output", "whole")
+    train_here(folder, "--output", "whole")
     process = start(folder, "train.py", "--config", "tiny.yaml", "--output", "parts", SLOWLY)
     wait_for_step(folder / "parts", 3, process)
     process.send_signal(signal.SIGINT)
@@ -122,10 +280,9 @@ def test_two_processes_follow_the_trajectory_of_one(folder: Path) -> None:
     config.write_text(
         TINY.replace("trainer: {", f"trainer: {{precision: 64-true, callbacks: [{digest}], ")
     )
-    one = finish(folder, "train.py", "--config", "tiny.yaml", "--output", "one")
+    train_here(folder, "--output", "one")
     arguments = ("--output", "two", "--trainer.devices", "2")
     two = finish(folder, "train.py", "--config", "tiny.yaml", *arguments)
-    assert "on 1 x cpu" in one
     assert "on 2 x cpu" in two
     digests = [(folder / "two" / f"digests-{rank}").read_text().splitlines() for rank in (0, 1)]
     assert len(set(digests[0])) == 24
@@ -152,6 +309,27 @@ MISTAKES = {
         ["batch_size", "3 processes"],
     ),
     "batch too large": (["--config", "tiny.yaml", "--data.batch_size", "65"], ["batch_size", "64"]),
+    "flow too large": (
+        ["--config", "tiny.yaml", "--model.flow.hidden_channels", "10000000"],
+        ["model.flow", "memory"],
+    ),
+    "binary config": (["--config", "binary.yaml"], ["--config", "binary.yaml"]),
+    "config without options": (["--config", "words.yaml"], ["--config", "words.yaml"]),
+    "schedule by validation": (
+        [
+            *["--config", "tiny.yaml"],
+            *["--model.lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau"],
+        ],
+        ["model.lr_scheduler", "ReduceLROnPlateau"],
+    ),
+    "bad schedule": (
+        [
+            *["--config", "tiny.yaml"],
+            *["--model.lr_scheduler", "flowprior.schedules.WarmupCosine"],
+            *["--model.lr_scheduler.warmup_steps", "-1"],
+        ],
+        ["warmup_steps", "-1"],
+    ),
 }
 
 
@@ -160,6 +338,8 @@ def test_mistake_is_one_clear_line(
     mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     arguments, words = MISTAKES[mistake]
+    (folder / "binary.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
+    (folder / "words.yaml").write_text("only words")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     assert run_command(train.main) == 2
@@ -182,17 +362,79 @@ def test_other_architecture_does_not_overwrite(
     assert (reference / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+OWN = """
+import own_helper
+from flowprior.losses import MaximumLikelihood
+
+class Doubled(MaximumLikelihood):
+    monitor = "twice"
+
+    def __call__(self, flow, images):
+        return {"twice": own_helper.FACTOR * super().__call__(flow, images)["bits_per_dim"]}
+"""
+
+
+@pytest.fixture
+def own(folder: Path) -> Iterator[Path]:
+    """A folder with a config and a loss of one's own beside it."""
+    (folder / "own_losses.py").write_text(OWN)
+    (folder / "own_helper.py").write_text("FACTOR = 2")
+    config = yaml.safe_load(TINY)
+    config["imports"] = ["own_losses"]
+    config["model"]["loss"] = "own_losses.Doubled"
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    yield folder
+    for name in ("own_losses", "own_helper"):
+        sys.modules.pop(name, None)
+
+
+def test_loss_beside_the_config(own: Path, reference: Path) -> None:
+    before = list(sys.path)
+    train_here(own, "--trainer.max_epochs", "1")
+    assert sys.path == before
+    found = scalars(own / "runs" / "tiny", "train/twice")
+    assert found[0] == pytest.approx(2 * scalars(reference, CURVE)[0])
+    assert flowprior.weights.read_config(own / "runs/tiny/weights")["card"]["val/twice"] > 0
+
+
+@pytest.mark.parametrize(
+    ("imports", "source", "words"),
+    [
+        ("[own_losses]", "1 / 0", ["own_losses", "ZeroDivisionError"]),
+        ("[own_losses]", "def", ["own_losses", "SyntaxError"]),
+        ("[nowhere]", "", ["nowhere"]),
+        ("own_losses", "", ["imports", "list"]),
+        ("[callbacks]", "", ["callbacks", "another name"]),
+    ],
+)
+def test_wrong_imports_are_one_line(
+    own: Path, imports: str, source: str, words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    (own / "own_losses.py").write_text(source)
+    (own / "callbacks.py").write_text("")
+    (own / "tiny.yaml").write_text(f"{TINY}imports: {imports}\n")
+    train_here(own, status=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in ["imports", *words])
+
+
+def test_imports_on_the_command_line_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train_here(folder, "--imports", "[own_losses]", status=2)
+    assert "config file" in capsys.readouterr().err
+
+
 def test_fast_dev_run_writes_nothing(folder: Path) -> None:
-    finish(folder, "train.py", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true")
+    train_here(folder, "--trainer.fast_dev_run", "true")
     assert not (folder / "runs").exists()
 
 
-def test_divergence_stops_with_the_last_good_checkpoint(folder: Path) -> None:
-    process = start(folder, "train.py", "--config", "tiny.yaml", "--model.optimizer.lr", "1e20")
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 1, output
-    assert "gradient norm became" in output
-    assert "Traceback" not in output
+def test_divergence_stops_with_the_last_good_checkpoint(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train_here(folder, "--model.optimizer.lr", "1e20", status=1)
+    assert "gradient norm became" in capsys.readouterr().err
     assert not list(folder.glob("runs/tiny/checkpoints/*.ckpt"))
 
 
@@ -206,6 +448,20 @@ def test_truncated_checkpoint_is_reported(
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", "tiny.yaml"])
     assert run_command(train.main) == 2
     assert "last.ckpt" in capsys.readouterr().err
+
+
+def test_checkpoint_without_optimiser_is_reported(
+    folder: Path, reference: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = folder / "runs" / "tiny" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    state = torch.load(reference / "checkpoints" / "last.ckpt", weights_only=True)
+    del state["optimizer_states"]
+    torch.save(state, path)
+    train_here(folder, status=2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "last.ckpt" in error
+    assert "optimizer_states" in error
 
 
 def test_full_disk_keeps_the_last_checkpoint(folder: Path, reference: Path) -> None:
@@ -223,7 +479,7 @@ def test_full_disk_keeps_the_last_checkpoint(folder: Path, reference: Path) -> N
     assert "runs/tiny" in line
     assert "Traceback" not in output
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
-    finish(folder, "train.py", "--config", "tiny.yaml", "--trainer.max_epochs", "5")
+    train_here(folder, "--trainer.max_epochs", "5")
     assert len(scalars(run, CURVE)) == 40
 
 
@@ -271,13 +527,21 @@ def test_missing_images_are_one_clear_line(
     assert not list(tmp_path.iterdir())
 
 
+def defaults(kind: type) -> dict[str, object]:
+    parameters = inspect.signature(kind).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
 def test_paper_configuration_of_celeba_hq() -> None:
     config = yaml.safe_load((CONFIGS / "glow_celeba.yaml").read_text())
-    flow, optimizer = (config["model"][name]["init_args"] for name in ("flow", "optimizer"))
+    model, data, trainer = config["model"], config["data"], config["trainer"]
+    flow = {**defaults(Glow), **model["flow"]["init_args"]}
+    optimizer = model["optimizer"]["init_args"]
     assert (flow["levels"], flow["steps"], flow["hidden_channels"]) == (4, 32, 512)
     assert (flow["coupling"], flow["image_size"]) == ("additive", 128)
     assert (float(optimizer["lr"]), optimizer["betas"]) == (1e-4, [0.9, 0.99])
-    assert config["model"]["gradient_clip_value"] == 5
-    assert config["model"]["gradient_clip_norm"] == 100
-    assert config["data"]["init_args"]["batch_size"] == 64
-    assert (config["trainer"]["max_epochs"], config["trainer"]["devices"]) == (850, "auto")
+    module = {**defaults(FlowModule), **model}
+    assert (module["gradient_clip_value"], module["gradient_clip_norm"]) == (5, 100)
+    assert (module["lr_scheduler"], module["loss"]) == (None, None)
+    assert data["init_args"]["batch_size"] == 64
+    assert trainer == {"max_epochs": 850}

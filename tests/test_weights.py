@@ -2,12 +2,14 @@ import hashlib
 import json
 import os
 import pickle
+import sys
+from importlib import import_module
 
 import pytest
 import torch
 
 import flowprior
-from flowprior.flows import Glow
+from flowprior.flows import Flow, Glow
 from flowprior.weights import WeightsError, read_config
 from tests.conftest import make_perturbed_glow
 
@@ -166,6 +168,13 @@ class TestErrors:
             ({"image_size": [8, 6]}, "image_size must be divisible"),
             ({"coupling": "cubic"}, "coupling must be"),
             ({"data_range": [1]}, "wrong arguments"),
+            ({"data_range": [-1e999, 1]}, "data_range must be finite"),
+            ({"data_range": [float("nan"), 1]}, "data_range must be finite"),
+            ({"memory_efficient": "evil"}, "memory_efficient must be bool"),
+            ({"memory_efficient": 1}, "memory_efficient must be bool"),
+            ({"steps": True}, "steps must be int"),
+            ({"in_channels": None}, "in_channels must be int"),
+            ({"image_size": {"class_path": "os.system"}}, "image_size must be"),
         ],
     )
     def test_bad_value_of_an_argument(self, exported, change, named):
@@ -238,13 +247,88 @@ def test_double_precision_is_kept_and_no_random_number_is_drawn(tmp_path):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_absurd_sizes_cost_nothing_and_are_reported(exported):
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["hidden_channels", "steps", "levels", "in_channels"])
+@pytest.mark.parametrize("size", [2000, 10**7, 10**40])
+def test_absurd_sizes_cost_nothing_and_are_reported(exported, name, size):
     folder = exported[1]
-    arguments = read_config(folder)["arguments"]
-    edit_config(folder, arguments={**arguments, "hidden_channels": 10**9})
-    assert "does not fit" in error_of(folder)
-    edit_config(folder, arguments={**arguments, "hidden_channels": 10**40})
-    assert "hidden_channels" in error_of(folder) or "wrong arguments" in error_of(folder)
+    edit_config(folder, arguments={**read_config(folder)["arguments"], name: size})
+    message = error_of(folder)
+    assert name in message or "more tensors" in message or "does not fit" in message
+
+
+def test_values_that_are_not_finite_are_reported(exported):
+    flow, folder = exported
+    with torch.no_grad():
+        flow.priors[-1].mean[0, 0] = float("nan")
+    flowprior.save(flow, folder)
+    assert "priors.1.mean has values that are not finite" in error_of(folder)
+
+
+OWN_FLOWS = """
+import torch
+from flowprior.flows import Flow
+
+class Glow(Flow):
+    def __init__(self, size, seed=0):
+        super().__init__((1, size, size), (-0.5, 0.5), {"size": size, "seed": seed})
+        torch.manual_seed(seed)
+        self.shift = torch.nn.Parameter(torch.zeros(size).normal_())
+        self.register_buffer("weights", torch.ones(size) / self.shift.numel(), persistent=False)
+
+    @property
+    def latent_shape(self):
+        return self.image_shape
+
+    def encode(self, x):
+        return x - self.shift + self.weights, x.new_zeros(len(x))
+
+    def decode(self, z):
+        return z + self.shift - self.weights, z.new_zeros(len(z))
+"""
+
+
+class TestOwnFlows:
+    @pytest.fixture(autouse=True)
+    def own(self, tmp_path, monkeypatch):
+        (tmp_path / "own_flows.py").write_text(OWN_FLOWS)
+        monkeypatch.syspath_prepend(tmp_path)
+        yield
+        sys.modules.pop("own_flows", None)
+        Flow.registry.pop("own_flows.Glow", None)
+
+    def save(self, folder):
+        return flowprior.save(import_module("own_flows").Glow(4, seed=10**9), folder)
+
+    def forget(self):
+        sys.modules.pop("own_flows")
+        del Flow.registry["own_flows.Glow"]
+
+    def test_own_glow_does_not_take_the_place_of_ours(self, exported, tmp_path):
+        self.save(tmp_path / "own")
+        assert type(flowprior.load(exported[1])) is Glow
+        own = flowprior.load(tmp_path / "own")
+        assert type(own) is import_module("own_flows").Glow
+        assert own.encode(torch.zeros(1, 1, 4, 4))[0].shape == (1, 1, 4, 4)
+
+    def test_only_the_caller_names_what_is_imported(self, tmp_path):
+        folder = self.save(tmp_path / "own")
+        self.forget()
+        assert "imports=" in error_of(folder)
+        assert "own_flows" not in sys.modules
+        before = torch.get_rng_state()
+        flow = flowprior.load(folder, imports=["own_flows"])
+        assert torch.equal(torch.get_rng_state(), before)
+        assert type(flow).__module__ == "own_flows"
+
+    def test_bare_name_of_an_older_export_is_found(self, tmp_path):
+        source = OWN_FLOWS.replace("class Glow", "class Older")
+        (tmp_path / "own_flows.py").write_text(source)
+        flow = import_module("own_flows").Older(4)
+        folder = flowprior.save(flow, tmp_path / "own")
+        edit_config(folder, flow="Older")
+        assert type(flowprior.load(folder)) is type(flow)
+        del Flow.registry["own_flows.Older"]
 
 
 def test_deeply_nested_json_is_reported(exported):

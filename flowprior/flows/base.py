@@ -15,8 +15,8 @@ class Flow(Prior):
     Shapes: x is (B, C, H, W) in `data_range`; z is (B, \*`latent.shape`); every log-determinant is
     (B,), in nats, and belongs to the map in the direction of the call.
 
-    Subclasses are looked up by class name when weights are loaded, so their constructor arguments
-    (kept in `arguments`) must be plain numbers, strings, booleans or lists of these.
+    Subclasses are looked up by `registered_name` when weights are loaded, so their constructor
+    arguments (kept in `arguments`) must be plain numbers, strings, booleans or lists of these.
 
     Args:
         image_shape: (C, H, W).
@@ -29,7 +29,16 @@ class Flow(Prior):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Flow.registry[cls.__name__] = cls
+        Flow.registry[cls.registered_name()] = cls
+
+    @classmethod
+    def registered_name(cls) -> str:
+        """Name in weights: the class's own for flowprior's flows, with its module for others.
+
+        A class of a user cannot take the place of one of flowprior's this way.
+        """
+        ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+        return cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
 
     def __init__(
         self,

@@ -16,8 +16,8 @@ CouplingKind = Literal["additive", "affine"]
 class Coupling:
     """y_a = x_a, y_b = x_b·exp(s(x_a)) + t(x_a), or its inverse, as a layer of a chain.
 
-    `net` gives t (additive, s = 0) or (s, t) in its channels; s is bounded by ±`log_scale_limit`.
-    The flow state and the log-determinant keep their precision under autocast; only `net` changes.
+    The output channels of `net` are t (additive, s = 0) or (s, t), s bounded by ±`log_scale_limit`.
+    Under autocast only `net` runs in low precision, not the state and the log-determinant.
     """
 
     net: nn.Module
@@ -28,7 +28,7 @@ class Coupling:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that receive gradients."""
+        """Tensors that receive gradients."""
         return tuple(self.net.parameters())
 
     def flipped(self) -> "Coupling":

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from flowprior.flows.base import Flow
 from flowprior.flows.coupling import Coupling, CouplingKind
 from flowprior.flows.coupling_net import CouplingNet
-from flowprior.flows.gaussian_prior import ChannelPrior, ConditionalPrior
 from flowprior.flows.invertible_convolution import InvertibleConvolutions
 from flowprior.flows.memory_flat import ChainLayer, memory_flat, run_chain
+from flowprior.flows.split_gaussian import ChannelPrior, ConditionalPrior
 
 Runner = Callable[[Sequence[ChainLayer], Tensor], tuple[Tensor, Tensor]]
 
@@ -22,9 +22,10 @@ class Glow(Flow):
 
     Each of `levels` levels squeezes 2×2 pixels into channels and runs `steps` steps of ActNorm →
     invertible 1×1 convolution → coupling; half of the channels leave after each level but the last.
-    What leaves is standardised by a learned Gaussian prior given what stays, so that the public
-    latent is N(0, I), and arranged as one *canvas* of the image's shape by undoing splits and
-    squeezes: every 2^levels block of it holds entries of all levels.
+    The half that leaves is standardised by a learned Gaussian given the half that stays, so that
+    the public latent is N(0, I). The latents of all levels are arranged as one *canvas* of the
+    image's shape by undoing splits and squeezes: each of its 2^levels × 2^levels blocks holds
+    entries of all levels.
 
     ActNorm is initialised by the first batch encoded in training mode, over all processes at once.
 
@@ -38,7 +39,7 @@ class Glow(Flow):
         memory_efficient: rebuild activations by inversion in the backward pass: memory flat in
             depth for about a third more time. Under autocast the exact flow state is kept every
             `anchor_steps` steps, because networks in bfloat16 are not rebuilt exactly.
-        data_range: (low, high) of the images that the flow models.
+        data_range: (low, high) of the images.
 
     Raises:
         ValueError: if an argument is out of range, naming it.

@@ -38,7 +38,7 @@ class PixelAffine:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """The tensors that receive gradients."""
+        """Tensors that receive gradients."""
         return self.weight, self.offset
 
     def flipped(self) -> "PixelAffine":
@@ -46,7 +46,7 @@ class PixelAffine:
         return PixelAffine(self.inverse, self.inverse_offset, self.weight, self.offset)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """Apply the layer; its log-determinant does not depend on x and is counted elsewhere."""
+        """Apply the layer. Its log-determinant does not depend on x and is added elsewhere."""
         with torch.autocast(x.device.type, enabled=False):
             return pixel_affine(x, self.weight, self.offset), None
 
@@ -95,11 +95,11 @@ class InvertibleConvolutions(nn.Module):
         self._cache: tuple[object, FoldedWeights] | None = None
 
     def fold(self, inverted: bool = False, recompute: bool = False) -> FoldedWeights:
-        """All matrices of the stack; kept for the next call while the weights are frozen.
+        """All matrices of the stack, cached while the weights are frozen.
 
-        Only `weight` and `offset` have gradients, or with `inverted` their inverses. With
-        `recompute` nothing but the parameters is kept for them: the float64 factors of a deep stack
-        of many channels would take more memory than a memory-flat chain.
+        Only `weight` and `offset` have gradients, or their inverses if `inverted`. With `recompute`
+        only the parameters are kept for the gradients: the float64 factors of a deep stack of many
+        channels would need more memory than a memory-flat chain.
         """
         if torch.compiler.is_compiling() or any(
             p.requires_grad or p.is_inference() for p in self.parameters()

@@ -49,9 +49,9 @@ def memory_flat(
 ) -> tuple[Tensor, Tensor]:
     """Apply the layers in order, rebuilding activations by inversion in the backward pass.
 
-    `segment` keeps the exact state after every so many layers and restarts the inversion from
-    there: rounding errors of the rebuilt states then grow over one segment only. Gradients are
-    first-order only (a second derivative raises RuntimeError).
+    With `segment` the exact state is kept every `segment` layers, so that rounding errors of the
+    rebuilt states grow over one segment only. Gradients are first-order only (a second derivative
+    raises RuntimeError).
     """
     size = segment or max(len(layers), 1)
     log_det = x.new_zeros(len(x))

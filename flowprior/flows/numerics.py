@@ -25,8 +25,8 @@ def sum_spatial(x: Tensor) -> Tensor:
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel of x (B, C, H, W), each (C,), in float64.
 
-    The moments are those of the batch of all processes together, so that each of them initialises
-    its layers with the same numbers.
+    The moments are taken over the batches of all processes, so that all of them initialise their
+    layers with the same numbers.
     """
     values = x.detach().double().transpose(0, 1).flatten(1)
     mean = _reduced_mean(values)

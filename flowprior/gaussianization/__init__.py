@@ -1,7 +1,7 @@
 """Gaussianization layers z = h(v), which keep a latent in the typical set of N(0, I)."""
 
 from flowprior.gaussianization.gaussianization import Gaussianization
-from flowprior.gaussianization.heavy_tails import LambertParameters, lambert_w_gaussianize
+from flowprior.gaussianization.heavy_tails import lambert_w_gaussianize
 from flowprior.gaussianization.ica import ica
 from flowprior.gaussianization.lambert_w import lambert_w
 from flowprior.gaussianization.reparameterization import Identity, Reparameterization
@@ -12,7 +12,6 @@ from flowprior.gaussianization.yeo_johnson import yeo_johnson
 __all__ = [
     "Gaussianization",
     "Identity",
-    "LambertParameters",
     "Reparameterization",
     "ica",
     "lambert_w",

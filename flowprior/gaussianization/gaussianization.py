@@ -18,12 +18,12 @@ Rotation = Literal["ica", "none"]
 
 
 class Gaussianization(Reparameterization):
-    r"""z = h(v): whitens and rotates the patches of v, then shapes all its entries like N(0, γ²).
+    r"""z = h(v): whiten and rotate the patches of v, then give its entries the shape of N(0, γ²).
 
     Patches → whitening → ICA, `passes` times; then Yeo–Johnson → Lambert W → standardisation over
-    all entries of a latent. Every row of the batch is treated by itself. h(v) has mean 0 and
-    standard deviation γ exactly, and does not depend on the scale of v beyond η and the transforms
-    of single entries.
+    all entries of a latent. Every row of the batch is independent of the others. h(v) has mean 0
+    and standard deviation γ exactly. The scale of v matters only through η and the transforms of
+    single entries.
 
     A row with NaN or infinite entries becomes NaN, with gradient 0; other rows are not affected. A
     constant row becomes 0.
@@ -34,15 +34,18 @@ class Gaussianization(Reparameterization):
         patch_size: w; patches are C×w×w, or w entries of a vector.
         whiten: decorrelate the entries of a patch.
         rotation: "ica", after whitening, or "none".
-        ica_iterations: of the fixed point, always all of them.
-        yeo_johnson: take out the skewness.
-        lambert_w: take out heavy tails.
+        ica_iterations: number of fixed-point iterations; all of them are made.
+        yeo_johnson: remove skewness.
+        lambert_w: remove heavy tails.
         standardize: to mean 0 and standard deviation `temperature`.
         temperature: γ > 0.
-        passes: how often to whiten and rotate; between two passes the latent is rolled by half a
-            patch, and back at the end.
-        eta: what whitening adds to the variances.
+        passes: number of times to whiten and rotate. Between two passes the latent is rolled by
+            half a patch, and back at the end.
+        eta: η > 0, which whitening adds to the variances.
         damping: α of the ICA iteration.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     def __init__(
@@ -92,8 +95,8 @@ class Gaussianization(Reparameterization):
     def robust(cls, temperature: float = 1.0) -> "Gaussianization":
         """4×4 patches, whitening in two passes without rotation, both 1-D layers.
 
-        It leaves a typical latent nearly as it is, which ICA on few patches does not, and takes as
-        much correlation out of others; docs/gaussianization.md has the measurements.
+        A typical latent stays nearly as it is, unlike with ICA on few patches; as much correlation
+        is removed from others. docs/gaussianization.md has the measurements.
         """
         return cls(patch_size=4, rotation="none", passes=2, temperature=temperature)
 
@@ -104,10 +107,10 @@ class Gaussianization(Reparameterization):
                 "Gaussianization: v must be floating point, (B, C, H, W) or (B, n), got "
                 f"{v.dtype} {tuple(v.shape)}"
             )
-        # Solvers and eigendecompositions make no sense in the precision of autocast.
+        # Autocast is too imprecise for solvers and eigendecompositions.
         with torch.autocast(v.device.type, enabled=False):
             finite = v.isfinite().flatten(1).all(1, keepdim=True)
-            # What is left of a constant after its mean is subtracted must not be scaled up.
+            # A constant minus its mean is a rounding error, which must not be scaled up.
             usable = finite & ~scale_and_constancy(v.flatten(1))[1]
             x = torch.where(usable, v.flatten(1), 0).view_as(v)
             rows = self._decorrelated(x).flatten(1) if self.whiten else x.flatten(1)
@@ -116,7 +119,7 @@ class Gaussianization(Reparameterization):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that make the same layers."""
+        """The arguments of the constructor."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def extra_repr(self) -> str:
@@ -129,16 +132,16 @@ class Gaussianization(Reparameterization):
         for index in range(self.passes):
             if index:
                 x = x.roll([-half] * len(dims), dims)
-            patches = whiten(to_patches(x, self.patch_size), self.eta)[0]
+            patches = whiten(to_patches(x, self.patch_size), self.eta)
             if self.rotation == "ica":
-                patches = ica(patches, self.ica_iterations, self.damping)[0]
+                patches = ica(patches, self.ica_iterations, self.damping)
             x = from_patches(patches, x.shape, self.patch_size)
         shift = half * (self.passes - 1)
         return x.roll([shift] * len(dims), dims) if shift else x
 
     def _shaped(self, rows: Tensor) -> Tensor:
         if self.yeo_johnson:
-            rows = yeo_johnson(rows)[0]
+            rows = yeo_johnson(rows)
         if self.lambert_w:
-            rows = lambert_w_gaussianize(rows)[0]
+            rows = lambert_w_gaussianize(rows)
         return standardize(rows, self.temperature) if self.standardize else rows

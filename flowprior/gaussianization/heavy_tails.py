@@ -1,31 +1,23 @@
-"""The Lambert W × Gaussian transformation, which takes out heavy tails."""
+"""The Lambert W × Gaussian transformation, which removes heavy tails."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowprior.gaussianization import solving
-from flowprior.gaussianization.lambert_w import solve_lambert_w
+from flowprior.gaussianization.lambert_w import lambert_w
 from flowprior.gaussianization.solving import START_SAMPLES, all_done, settled, subsample
 from flowprior.gaussianization.standardization import moments
 
 
-class LambertParameters(NamedTuple):
-    """Location μ, scale σ and tail weight δ ≥ 0 of each row, (B,) each."""
-
-    mu: Tensor
-    sigma: Tensor
-    delta: Tensor
-
-
-def lambert_w_gaussianize(x: Tensor) -> tuple[Tensor, LambertParameters]:
+def lambert_w_gaussianize(x: Tensor) -> Tensor:
     r"""Squash the tails of each row so that its kurtosis is 3; differentiated implicitly.
 
     y = σ W_δ((x − μ)/σ) + μ, W_δ(u) = sign(u) √(W(δu²)/δ), where μ and σ are mean and standard
     deviation of y and δ ≥ 0 gives y the kurtosis 3 (IGMM, Goerg 2015). Rows of kurtosis 3 or less
-    have δ = 0, the identity, which the transformation approaches continuously. So have constant
+    have δ = 0, the identity, which the transformation approaches continuously. So do constant
     rows, and those for which no solution is found: a few clusters of nearly equal numbers, most of
     them on one side.
 
@@ -35,47 +27,45 @@ def lambert_w_gaussianize(x: Tensor) -> tuple[Tensor, LambertParameters]:
         x: (B, n).
 
     Returns:
-        y (B, n) and the parameters.
+        y, (B, n).
+
+    Raises:
+        ValueError: x is not (B, n).
     """
     if x.ndim != 2:
         raise ValueError(f"lambert_w_gaussianize: x must be (B, n), got {tuple(x.shape)}")
     mean, std = moments(x)
-    w, mu, tail = _Squash.apply((x - mean) / std)
-    constant = std.isinf()
-    scale = torch.where(constant, 0, std)
-    sigma = torch.where(constant[:, 0], 1, w.square().mean(1)).sqrt()
-    parameters = LambertParameters(
-        mean[:, 0] + scale[:, 0] * mu, scale[:, 0] * sigma, tail * sigma.square()
-    )
-    return mean + scale * (w + mu[:, None]), parameters
+    w, mu = _Squash.apply((x - mean) / std)
+    scale = torch.where(std.isinf(), 0, std)
+    return mean + scale * (w + mu[:, None])
 
 
 class _Squash(torch.autograd.Function):
-    """Standardised u ↦ (w, μ, a), w = g(u − μ; a), g(d; a) = sign(d) √(W(a d²)/a).
+    """Standardised u ↦ (w, μ), w = g(u − μ; a), g(d; a) = sign(d) √(W(a d²)/a).
 
     With a = δ/σ² two equations are left of IGMM's three: E w = 0, and kurtosis E w⁴/(E w²)² = 3.
     As W = a g², all derivatives follow from w: ∂g/∂d = e^(−W/2)/(1 + W), ∂g/∂a = −g³/(2 (1 + W)).
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, u: Tensor) -> tuple[Tensor, Tensor]:
         mu, tail = _solve(u)
         w = _squashed(u - mu[:, None], tail)
         solved = _is_solution(w)
         w = torch.where(solved[:, None], w, u)
         mu, tail = (torch.where(solved, value, 0) for value in (mu, tail))
         ctx.save_for_backward(w, tail)
-        return w, mu, tail
+        return w, mu
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_mu: Tensor, grad_tail: Tensor) -> tuple[Tensor]:
+    def backward(ctx: Any, grad: Tensor, grad_mu: Tensor) -> Tensor:
         w, tail = ctx.saved_tensors
         n = w.shape[1]
         by_d, by_a = _slopes(w, tail)
         kurtosis, variance, jacobian = _equations(w, by_d, by_a)[1:]
         to_mu = grad_mu - (grad * by_d).sum(1)
-        to_tail = grad_tail + (grad * by_a).sum(1)
+        to_tail = (grad * by_a).sum(1)
         first, second = _solve_2x2(jacobian.mT, to_mu, to_tail)
         heavy = tail > 0
         first, second = (torch.where(heavy, value, 0)[:, None] / n for value in (first, second))
@@ -87,7 +77,7 @@ class _Squash(torch.autograd.Function):
 
 @torch.no_grad()
 def _solve(u: Tensor) -> tuple[Tensor, Tensor]:
-    """μ and a, by Newton's method; first on a part of a long row."""
+    """μ and a by Newton's method, which starts on a subsample of a long row."""
     kurtosis = u.square().square().mean(1)
     heavy = kurtosis > 3
     # Goerg's first estimate: the Taylor expansion of the kurtosis in δ.
@@ -124,7 +114,7 @@ def _newton(
 
 def _squashed(d: Tensor, tail: Tensor) -> Tensor:
     """g(d; a) = d exp(−W(a d²)/2)."""
-    return d * torch.exp(-0.5 * solve_lambert_w(tail[:, None] * d.square()))
+    return d * torch.exp(-0.5 * lambert_w(tail[:, None] * d.square()))
 
 
 def _is_solution(w: Tensor) -> Tensor:

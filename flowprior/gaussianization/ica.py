@@ -6,26 +6,28 @@ from torch import Tensor
 from flowprior.gaussianization.matrix_functions import nearest_orthogonal
 
 
-def ica(v: Tensor, iterations: int = 10, damping: float = 0.8) -> tuple[Tensor, Tensor]:
+def ica(v: Tensor, iterations: int = 10, damping: float = 0.8) -> Tensor:
     r"""Rotate whitened matrices by damped FastICA with the contrast log cosh.
 
     W ← α E[v tanh(wᵢᵀv)] − E[1 − tanh²(wᵢᵀv)] wᵢ for all columns wᵢ, then to the nearest orthogonal
-    matrix; from W = I, always `iterations` times, so that the map is smooth and needs no decision.
-    The sign of a column, which alternates from one iteration to the next, is the one that makes
-    the diagonal positive.
+    matrix; starting at W = I, always `iterations` times, so that the map is smooth. The sign of a
+    column, which alternates between iterations, is chosen so that the diagonal is positive.
 
-    Computed in float64. Where fewer than some ten samples per dimension are given, the iteration
-    finds directions in which noise looks heavy-tailed (see the guide on Gaussianization).
+    Computed in float64. With fewer than about ten samples per dimension, the iteration finds
+    directions in which noise looks heavy-tailed (see the guide on Gaussianization).
 
     Reference: Li & Denli, Gaussianization layers, eq. 9 and 24, algorithm 1.
 
     Args:
         v: (B, D, N), as `whiten` returns it.
-        iterations: of the fixed point; 0 gives W = I.
+        iterations: number of fixed-point iterations; 0 gives W = I.
         damping: α in (0, 1].
 
     Returns:
-        WᵀV, (B, D, N), and the rotation W, (B, D, D).
+        WᵀV, (B, D, N).
+
+    Raises:
+        ValueError: the shape or an option is wrong.
     """
     if v.ndim != 3:
         raise ValueError(f"ica: v must be (B, D, N), got {tuple(v.shape)}")
@@ -39,8 +41,7 @@ def ica(v: Tensor, iterations: int = 10, damping: float = 0.8) -> tuple[Tensor, 
         rotation = nearest_orthogonal(_fixed_point(rotation, exact, damping))
     diagonal = rotation.diagonal(dim1=1, dim2=2)
     rotation = rotation * torch.where(diagonal < 0, -1.0, 1.0)[:, None, :]
-    rotation = rotation.to(v.dtype)
-    return rotation.mT @ v, rotation
+    return rotation.to(v.dtype).mT @ v
 
 
 def _fixed_point(rotation: Tensor, v: Tensor, damping: float) -> Tensor:

@@ -32,7 +32,7 @@ class _InverseSqrt(torch.autograd.Function):
         finite = matrix.isfinite().all(-1).all(-1)[..., None]
         unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         values, vectors = torch.linalg.eigh(torch.where(finite[..., None], matrix, unit))
-        roots = torch.where(finite, values.sqrt(), torch.nan)  # of the others nothing is lost
+        roots = torch.where(finite, values.sqrt(), torch.nan)
         ctx.save_for_backward(roots, vectors)
         return (vectors / roots[..., None, :]) @ vectors.mT
 

@@ -1,6 +1,7 @@
 """Latents as matrices of patches."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,18 +14,14 @@ def to_patches(x: Tensor, size: int) -> Tensor:
     _check(x.shape, size)
     if x.ndim == 2:
         return x.unflatten(1, (-1, size)).mT
-    batch, channels, height, width = x.shape
-    grid = x.reshape(batch, channels, height // size, size, width // size, size)
-    return grid.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * size**2, -1)
+    return F.unfold(x, size, stride=size)
 
 
 def from_patches(patches: Tensor, shape: torch.Size, size: int) -> Tensor:
     """Inverse of `to_patches` for latents of this shape."""
     if len(shape) == 2:
         return patches.mT.reshape(shape)
-    batch, channels, height, width = shape
-    grid = patches.reshape(batch, channels, size, size, height // size, width // size)
-    return grid.permute(0, 1, 4, 2, 5, 3).reshape(shape)
+    return F.fold(patches, shape[2:], size, stride=size)
 
 
 def _check(shape: torch.Size, size: int) -> None:

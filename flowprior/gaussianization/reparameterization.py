@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Reparameterization(nn.Module, ABC):
-    """A differentiable map from v to z, of equal shapes, that treats every row by itself."""
+    """A differentiable map from v to z of the same shape; rows are independent of each other."""
 
     @abstractmethod
     def forward(self, v: Tensor) -> Tensor:

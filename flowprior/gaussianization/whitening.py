@@ -6,7 +6,7 @@ from torch import Tensor
 from flowprior.gaussianization.matrix_functions import inverse_sqrt
 
 
-def whiten(v: Tensor, eta: float = 1e-3) -> tuple[Tensor, Tensor]:
+def whiten(v: Tensor, eta: float = 1e-3) -> Tensor:
     r"""Decorrelate the rows of each matrix: C^(−1/2) (V − mean), C = cov(V) + ηI.
 
     The mean is over the columns, which are the samples, and the covariance is divided by N − 1.
@@ -16,10 +16,13 @@ def whiten(v: Tensor, eta: float = 1e-3) -> tuple[Tensor, Tensor]:
 
     Args:
         v: (B, D, N), N ≥ 2.
-        eta: η > 0, what is added to the variances.
+        eta: η > 0, added to the variances.
 
     Returns:
-        The whitened matrices (B, D, N) and C^(−1/2), (B, D, D).
+        The whitened matrices, (B, D, N).
+
+    Raises:
+        ValueError: the shape or eta is wrong.
     """
     if v.ndim != 3 or v.shape[2] < 2:
         raise ValueError(f"whiten: v must be (B, D, N) with N >= 2, got {tuple(v.shape)}")
@@ -29,4 +32,4 @@ def whiten(v: Tensor, eta: float = 1e-3) -> tuple[Tensor, Tensor]:
     covariance = (centered @ centered.mT).double() / (v.shape[2] - 1)
     unit = torch.eye(v.shape[1], dtype=torch.float64, device=v.device)
     whitener = inverse_sqrt(covariance + eta * unit).to(v.dtype)
-    return whitener @ centered, whitener
+    return whitener @ centered

@@ -1,4 +1,4 @@
-"""The Yeo–Johnson power transformation, which takes out skewness."""
+"""The Yeo–Johnson power transformation, which removes skewness."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from flowprior.gaussianization.solving import START_SAMPLES, all_done, settled, 
 from flowprior.gaussianization.standardization import scale_and_constancy
 
 
-def yeo_johnson(x: Tensor) -> tuple[Tensor, Tensor]:
+def yeo_johnson(x: Tensor) -> Tensor:
     r"""Transform each row by the λ of greatest likelihood; λ is differentiated implicitly.
 
     x ≥ 0: ((1 + x)^λ − 1)/λ; x < 0: −((1 − x)^(2−λ) − 1)/(2 − λ); with their limits at λ = 0 and 2.
@@ -26,12 +26,14 @@ def yeo_johnson(x: Tensor) -> tuple[Tensor, Tensor]:
         x: (B, n).
 
     Returns:
-        y (B, n) and λ (B,).
+        y, (B, n).
+
+    Raises:
+        ValueError: x is not (B, n).
     """
     if x.ndim != 2:
         raise ValueError(f"yeo_johnson: x must be (B, n), got {tuple(x.shape)}")
-    power = _Power.apply(x)
-    return _Transform.apply(x, power), power
+    return _Transform.apply(x, _Power.apply(x))
 
 
 class _Power(torch.autograd.Function):
@@ -84,7 +86,7 @@ class _Transform(torch.autograd.Function):
 
 @torch.no_grad()
 def _solve(x: Tensor) -> tuple[Tensor, Tensor]:
-    """λ, and whether it is a maximum, by Newton's method; first on a part of a long row."""
+    """λ by Newton's method, which starts on a subsample of a long row; and if it is a maximum."""
     log, sign = _log_and_sign(x)
     reach = _reach(log)
     log = _without_common_factor(log, x)

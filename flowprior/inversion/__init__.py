@@ -7,14 +7,16 @@ one loop, whose observers watch, and which ends with an `Estimate`.
 from flowprior.inversion.batch_invariant import batch_invariant, by_rows
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS
 from flowprior.inversion.checkpoint import Checkpoint
+from flowprior.inversion.discrepancy import Discrepancy
+from flowprior.inversion.forward import Forward
 from flowprior.inversion.images import ImageRun, Reconstructor, TotalVariation
 from flowprior.inversion.invert import invert
 from flowprior.inversion.map import MAP, csgm, glow_ip, project_to_latents
-from flowprior.inversion.problem import Forward, Problem, make_problem
+from flowprior.inversion.problem import Problem, make_problem
 from flowprior.inversion.recording import Recording
+from flowprior.inversion.restarts import Restarts
 from flowprior.inversion.solving import Estimate, Posterior, Run, Solver, solve
 from flowprior.inversion.starts import smoothed
-from flowprior.inversion.wrappers import Discrepancy, Restarts
 
 __all__ = [
     "MAP",

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 WORTH_ONE_CALL = 1e9
 """Floating-point operations of a row that keep a core busy: more rows in a call gain little."""
@@ -66,7 +67,7 @@ def by_rows(function: Callable[..., Any], *tensors: Tensor, size: int = 1) -> An
 
     Args:
         function: takes one tensor (k, ...) for each of `tensors`, and returns a tensor (k, ...), or
-            a tuple or a dictionary of such, or None. A gradient must be taken within it.
+            a tuple, a named tuple or a dictionary of such, or None. It takes its gradients itself.
         tensors: (B, ...) each, on one device.
         size: rows of each call.
 
@@ -105,9 +106,9 @@ def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
     """
     if row[0].device.type != "cpu":
         return 1
-    with FlopCounterMode(display=False) as counter:
+    with _Operations() as counter:
         function(*row)
-    if counter.get_total_flops() > WORTH_ONE_CALL:
+    if counter.total > WORTH_ONE_CALL:
         return 1
     generator = torch.Generator().manual_seed(0)
     rows = [
@@ -123,6 +124,21 @@ def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
         if not all(torch.equal(a, m[place : place + 1].expand_as(a)) for a, m in pairs):
             return 1
     return _SIZE
+
+
+class _Operations(TorchDispatchMode):
+    """Counts floating-point operations of matrix products and convolutions, both ways."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:
@@ -146,5 +162,6 @@ def _joined(results: list[Any], count: int) -> Any:
     if isinstance(first, Mapping):
         return {name: _joined([result[name] for result in results], count) for name in first}
     if isinstance(first, tuple):
-        return tuple(_joined(list(part), count) for part in zip(*results, strict=True))
+        parts = [_joined(list(part), count) for part in zip(*results, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
     return torch.cat(results)[:count]

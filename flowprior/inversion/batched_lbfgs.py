@@ -15,47 +15,51 @@ Closure = Callable[..., Tensor]
 
 
 class RowStatus(IntEnum):
-    """What has become of a row."""
+    """State of a row."""
 
     ACTIVE = 0
     CONVERGED = 1
     FAILED = 2
-    """No descent was found, not even along the negative gradient."""
+    """No lower point was found, not even along the negative gradient."""
     NONFINITE = 3
-    """Loss or gradient is NaN or infinite at the start, or wherever the last search looked."""
+    """Loss or gradient is NaN or infinite at the start, or at all points of the last search."""
 
 
 class BatchedLBFGS(Optimizer):
-    r"""L-BFGS with strong-Wolfe line search; every row of the one parameter is its own problem.
+    r"""L-BFGS with a strong-Wolfe line search; every row of the parameter is a problem of its own.
 
-    Each row has its own curvature pairs, step length and end, and goes the way that it would go
-    alone. Once a row is no longer active its parameter does not change any more. The objective must
-    stay the same from step to step, for its last value and gradient are kept.
+    Each row has its own curvature pairs, step length and stopping, and moves as it would alone:
+    to the last bit on a CPU if the closure's results do not depend on the batch (see
+    `batch_invariant` and `by_rows`). A row that is no longer active does not move. The objective
+    must not change between steps, because its last value and gradient are kept.
 
     A row has converged when ‖∇f‖∞ ≤ `tolerance_grad` · max(s, |f|), when an iteration lowers f by
-    no more than `tolerance_change` · max(s, |f|), s = min(1, |f| at the start), or when the
-    quadratic model promises less than the rounding error of f. A tolerance of 0 is never met by a
-    change. Where f or ∇f is not finite f counts as +∞. A line search that finds no lower point
-    makes the row forget its curvature pairs; if the next one, along −∇f, finds none either, the
-    row is given up.
+    at most `tolerance_change` · max(s, |f|), s = min(1, |f| at the start), or when the quadratic
+    model promises less than the rounding error of f. A tolerance of 0 is never met by a change. A
+    loss counts as +∞ if it or its gradient is not finite. A row whose line search finds no lower
+    point forgets its curvature pairs; if the next search, along −∇f, fails too, the row has failed.
 
     The closure computes the losses (B,), back-propagates their sum and returns them; the optimizer
-    has set the gradient to None. If the closure has an argument `rows`, a LongTensor of ascending
-    indices, it need compute, back-propagate and return only these losses, (len(rows),), so that
-    rows that are done cost nothing. Losses are compared in the precision in which they are
-    returned, which may be higher than that of the parameter.
+    has set the gradient to None. A closure with an argument `rows`, a LongTensor of ascending
+    indices, computes, back-propagates and returns only these losses, (len(rows),), so that
+    inactive rows cost nothing. Losses are compared in the precision in which they are returned,
+    which may be higher than that of the parameter.
 
     References: Nocedal & Wright, Numerical optimization, algorithms 3.5, 3.6, 7.4 and 7.5; Liu &
     Nocedal, On the limited memory BFGS method for large scale optimization (1989).
 
     Args:
         params: one parameter, (B, ...), float32 or float64.
-        memory: m, the number of curvature pairs.
-        tolerance_grad: of the gradient.
-        tolerance_change: of the loss.
-        max_evaluations: of one row in one step.
-        c1: of sufficient decrease.
-        c2: of the curvature condition; 0 < c1 < c2 < 1.
+        memory: maximum number m of curvature pairs.
+        tolerance_grad: tolerance of the gradient, relative to the loss.
+        tolerance_change: tolerance of the decrease, relative to the loss.
+        max_evaluations: maximum number of evaluations per row and step.
+        c1: constant of the sufficient decrease condition.
+        c2: constant of the curvature condition; 0 < c1 < c2 < 1.
+
+    Raises:
+        ValueError: an option is out of its range, the parameter does not fit, or the closure
+            returns something else than one loss per row.
 
     >>> x = torch.nn.Parameter(torch.tensor([[3.0, 1.0], [-2.0, 5.0]]))
     >>> optimizer = BatchedLBFGS([x])
@@ -96,14 +100,14 @@ class BatchedLBFGS(Optimizer):
             "tolerance_grad": tolerance_grad,
             "tolerance_change": tolerance_change,
             "max_evaluations": max_evaluations,
-            "lr": 1.0,  # nothing: the line search finds the step; for tools that look at it
+            "lr": 1.0,  # unused, but some tools read it
             "c1": c1,
             "c2": c2,
         }
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Accept the one parameter; refuse any other."""
+        """Accept one parameter, and refuse any other."""
         super().add_param_group(param_group)
         parameters = [p for group in self.param_groups for p in group["params"]]
         if len(parameters) != 1:
@@ -122,27 +126,27 @@ class BatchedLBFGS(Optimizer):
 
     @property
     def active(self) -> Tensor:
-        """Which rows still move, (B,) bool."""
+        """Rows that still move, (B,) bool."""
         return self._rows["status"] == RowStatus.ACTIVE
 
     @property
     def losses(self) -> Tensor:
-        """Loss of each row where it stands, (B,) float64; NaN before the first step."""
+        """Current loss of each row, (B,) float64; NaN before the first step."""
         return self._rows["losses"].clone()
 
     @property
     def evaluations(self) -> Tensor:
-        """How often each row needed its loss and gradient, (B,) int64."""
+        """Number of evaluations of each row, (B,) int64."""
         return self._rows["evaluations"].clone()
 
     @property
     def iterations(self) -> Tensor:
-        """How many steps each row has made, (B,) int64."""
+        """Number of iterations of each row, (B,) int64."""
         return self._rows["iterations"].clone()
 
     @torch.no_grad()
     def step(self, closure: Closure) -> Tensor:
-        """One iteration of every active row; returns the losses, (B,) float64."""
+        """Make one iteration of every active row; returns the losses, (B,) float64."""
         if closure is None:
             raise ValueError("BatchedLBFGS.step: a closure is needed")
         state = self._rows
@@ -155,13 +159,13 @@ class BatchedLBFGS(Optimizer):
         return self.losses
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict()` was taken."""
+        """Continue exactly from a `state_dict()`."""
         super().load_state_dict(state_dict)
         for saved in state_dict["state"].values():
             shape = saved["gradients"].shape
             if shape != self._flat.shape:
                 raise ValueError(
-                    "BatchedLBFGS: the saved state is of a parameter with rows × entries = "
+                    "BatchedLBFGS: the saved state is for a parameter of rows × entries = "
                     f"{tuple(shape)}, this one has {tuple(self._flat.shape)}"
                 )
             # The base class casts everything to the dtype of the parameter and copies nothing.
@@ -183,7 +187,7 @@ class BatchedLBFGS(Optimizer):
 
     @property
     def _rows(self) -> dict[str, Any]:
-        """The state; history s, y is (m, B, n), a ring for each row, ρ (m, B)."""
+        """The state. Curvature pairs s, y (m, B, n) and ρ (m, B) are ring buffers of each row."""
         state = self.state[self._parameter]
         if not state:
             x, memory = self._flat, self.param_groups[0]["memory"]
@@ -282,7 +286,7 @@ class BatchedLBFGS(Optimizer):
         direction: Tensor,
         slope: Tensor,
     ) -> tuple[StrongWolfe, Tensor]:
-        """Line searches of k rows, and the gradients where they ended, (k, n)."""
+        """Run the line searches of k rows; returns them and their final gradients, (k, n)."""
         state, group = self._rows, self.param_groups[0]
         losses = state["losses"][rows]
         search = StrongWolfe(losses, slope, _shortest_step(x, direction), group["c1"], group["c2"])
@@ -324,7 +328,7 @@ class BatchedLBFGS(Optimizer):
         return gradient.abs().amax(1) <= self.param_groups[0]["tolerance_grad"] * scale
 
     def _remember(self, rows: Tensor, s: Tensor, y: Tensor) -> None:
-        """Store the pairs of enough curvature, cos(s, y) > ε, which no scale of f or x changes."""
+        """Store pairs of enough curvature: cos(s, y) > ε, whatever the scales of f and x."""
         state, sy, yy = self._rows, _dot(s, y), _dot(y, y)
         norms = _dot(s, s).sqrt() * yy.sqrt()
         curved = (sy > torch.finfo(s.dtype).eps * norms) & (1 / sy).isfinite()
@@ -347,7 +351,7 @@ def _check_losses(losses: Any, count: int) -> None:
 
 
 def _shortest_step(x: Tensor, direction: Tensor) -> Tensor:
-    """Steps below this are rounding errors of x, (k,) float64."""
+    """Step lengths below which x does not change, (k,) float64."""
     shortest = torch.finfo(x.dtype).eps * x.abs().amax(1) / direction.abs().amax(1)
     return shortest.double().nan_to_num(0, 0)
 

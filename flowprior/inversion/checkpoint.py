@@ -1,6 +1,7 @@
-"""The state of one batch on disk, so that a killed inversion goes on where it was."""
+"""The state of one batch on disk, so that a killed inversion resumes where it was."""
 
-import pickle
+import hashlib
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +12,15 @@ import torch
 from flowprior.io import atomic_path
 
 if TYPE_CHECKING:
-    from flowprior.inversion.solving import Observer, Run
+    from flowprior.inversion.problem import Problem
+    from flowprior.inversion.solving import Observer, Run, Solver
 
 
 class Checkpoint:
-    """A file with the state of a run and of its observers, replaced now and then.
+    """A file with the state of a run and of its observers, replaced every `seconds`.
 
     Args:
-        path: the file; its folder is made. It is only fit for the same solver and problem.
+        path: the file; its folder is made.
         seconds: time between two writes.
     """
 
@@ -26,36 +28,57 @@ class Checkpoint:
         self.path = Path(path)
         self.seconds = seconds
         self._written = time.monotonic()
+        self._owner = ""
+
+    def belongs_to(self, solver: "Solver", problem: "Problem") -> None:
+        """Say what will be run: `restore` refuses a file of anything else."""
+        y = problem.y.detach().cpu().contiguous()
+        shape, indices = tuple(y.shape), list(problem.indices)
+        parts = (describe(solver), shape, repr(problem.noise), problem.seed, indices)
+        digest = hashlib.sha256(repr(parts).encode())
+        digest.update(torch.view_as_real(y).numpy() if y.is_complex() else y.numpy())
+        self._owner = digest.hexdigest()
 
     def restore(self, run: "Run", observers: Sequence["Observer"]) -> int:
-        """Put run and observers where they were; the last iteration done, -1 without a file.
+        """Put run and observers where they were; returns the last iteration, -1 without a file.
 
         Raises:
-            ValueError: the file is damaged, or of another problem.
+            ValueError: the file is damaged, or of another solver, data, noise, seed or observers.
         """
-        if not self.path.is_file():
+        if not self.path.exists():
             return -1
+        kept = self._read(run.x.device)
+        stateful = _stateful(observers)
+        if kept["owner"] != self._owner or len(kept["observers"]) != len(stateful):
+            raise self._unusable("it is of another solver, data, noise, seed or observers")
+        run.load_state_dict(kept["run"])
+        for observer, state in zip(stateful, kept["observers"], strict=True):
+            observer.load_state_dict(state)
+        return kept["iteration"]
+
+    def _read(self, device: torch.device) -> dict[str, Any]:
         try:
-            kept = torch.load(self.path, map_location=run.x.device, weights_only=True)
-            run.load_state_dict(kept["run"])
-            for observer, state in zip(_stateful(observers), kept["observers"], strict=True):
-                observer.load_state_dict(state)
-            return kept["iteration"]
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"checkpoint {self.path} cannot be used: {reason}; remove it to start anew"
-            ) from error
+            kept = torch.load(self.path, map_location=device, weights_only=True)
+        except Exception as error:  # what is no pickle may raise anything
+            raise self._unusable("it is damaged or no checkpoint") from error
+        names = {"owner", "iteration", "run", "observers"}
+        if not isinstance(kept, dict) or set(kept) != names:
+            raise self._unusable("it is no checkpoint of an inversion")
+        return kept
+
+    def _unusable(self, reason: str) -> ValueError:
+        return ValueError(f"checkpoint {self.path}: {reason}; remove it to start anew")
 
     def note(self, iteration: int, run: "Run", observers: Sequence["Observer"]) -> None:
-        """Write the file if it is time to."""
+        """Write the file if `seconds` have passed."""
         if time.monotonic() - self._written >= self.seconds:
             self.write(iteration, run, observers)
 
     def write(self, iteration: int, run: "Run", observers: Sequence["Observer"]) -> None:
-        """Write the file, all of it or nothing; raises OSError if it cannot be written."""
+        """Replace the file as a whole; raises OSError if it cannot be written."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
+            "owner": self._owner,
             "iteration": iteration,
             "run": run.state_dict(),
             "observers": [observer.state_dict() for observer in _stateful(observers)],
@@ -65,8 +88,13 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the file, once what it was for is done."""
+        """Remove the file, once the run is done."""
         self.path.unlink(missing_ok=True)
+
+
+def describe(solver: "Solver") -> str:
+    """The solver and its options as text, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(solver))
 
 
 def _stateful(observers: Sequence["Observer"]) -> list[Any]:

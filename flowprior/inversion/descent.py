@@ -1,6 +1,5 @@
 """Descent on the unknowns of a batch, each row by itself: L-BFGS and Adam."""
 
-from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,7 +19,7 @@ class Terms(Protocol):
         """Images (k, C, H, W) and values, "loss" among them, (k,) float64, of the images `rows`."""
 
     def latents(self, v: Tensor) -> Tensor | None:
-        """Latents z that the prior sees, if there are any."""
+        """Latents z that the prior takes, or None."""
 
 
 class Descent:
@@ -74,7 +73,7 @@ class Descent:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state."""
+        """Resume from such a state."""
         with torch.no_grad():
             self.v.copy_(state["v"])
         self.x, self.values, self.finite = state["x"], state["values"], state["finite"]
@@ -108,13 +107,13 @@ class LBFGSRun(Descent):
         # Of the points tried, a row is at the one whose loss is its own.
         for rows, x, values in seen:
             accepted = values["loss"] == self.optimizer.losses[rows]
-            self.x[rows] = _chosen(accepted, x, self.x[rows])
+            self.x[rows] = chosen(accepted, x, self.x[rows])
             for name, value in values.items():
                 self.values[name][rows] = torch.where(accepted, value, self.values[name][rows])
-        self.finite = self.optimizer.status != RowStatus.NONFINITE
+        self.finite = self.finite & (self.optimizer.status != RowStatus.NONFINITE)
 
     def restart(self) -> None:
-        """Begin anew from where the rows are: the objective has changed."""
+        """Start again from the present rows, because the objective has changed."""
         self.optimizer.state.clear()
 
 
@@ -141,7 +140,7 @@ class AdamRun(Descent):
         self._evaluate()
 
     def restart(self) -> None:
-        """Begin anew from where the rows are: the objective has changed."""
+        """Start again from the present rows, because the objective has changed."""
         self.optimizer.state.clear()
         self._evaluate()
 
@@ -151,17 +150,17 @@ class AdamRun(Descent):
         sound = _all_finite(values) & self.v.grad.isfinite().all(1)
         self.finite = self.finite & sound
         with torch.no_grad():
-            self.v.copy_(_chosen(self.finite, self.v, self._kept))
+            self.v.copy_(chosen(self.finite, self.v, self._kept))
         self._gradient = torch.where(self.finite[:, None], self.v.grad, 0)
         self._kept = self.v.detach().clone()
-        self.x = _chosen(self.finite, x, self.x)
+        self.x = chosen(self.finite, x, self.x)
         self.values = {
             name: torch.where(self.finite, value, self.values[name])
             for name, value in values.items()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state; the gradient is computed again."""
+        """Resume from such a state; the gradient is computed again."""
         super().load_state_dict(state)
         self._kept = self.v.detach().clone()
         self._evaluate()
@@ -174,22 +173,10 @@ def descend(
     return LBFGSRun(terms, v) if optimizer == "lbfgs" else AdamRun(terms, v, learning_rate)
 
 
-def check_choice(option: str, value: object, known: tuple[str, ...]) -> None:
-    """Raise ValueError, which names the option, unless the value is one of those known."""
-    if value not in known:
-        raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, got {value!r}")
-
-
-def check_number(option: str, value: object, holds: Callable[[float], bool], expected: str) -> None:
-    """Raise ValueError, which names the option, unless the value is a number for which it holds."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) < float("inf") or not holds(value):
-        raise ValueError(f"{option} must be {expected}, got {value!r}")
-
-
 def _all_finite(values: Values) -> Tensor:
     return torch.stack([value.isfinite() for value in values.values()]).all(0)
 
 
-def _chosen(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def chosen(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The new values (B, ...) in these rows, bool (B,), the old ones in the others."""
     return torch.where(rows.view(-1, *[1] * (new.ndim - 1)), new, old)

@@ -1,15 +1,19 @@
 """Solvers over images, which need no prior."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flowprior.inversion.batch_invariant import by_rows
-from flowprior.inversion.descent import LBFGSRun, Values, check_number
+from flowprior.inversion.checks import check_noise, check_positive
+from flowprior.inversion.descent import LBFGSRun, Values, chosen
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
+from flowprior.physics.checks import check_number
 from flowprior.physics.noise import Noise
 
 
@@ -40,15 +44,13 @@ class TotalVariation(Solver):
     smoothing: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_number("weight", self.weight, lambda weight: weight >= 0, "finite and at least 0")
-        check_number("smoothing", self.smoothing, lambda epsilon: epsilon > 0, "positive")
+        check_number("weight", self.weight, least=0)
+        check_positive("smoothing", self.smoothing)
+        check_noise("misfit", self.misfit)
 
     def begin(self, problem: Problem) -> LBFGSRun:
         """Start from the given images, or from grey ones."""
-        shape = (len(problem.y), *problem.image_shape)
-        start = problem.start
-        start = problem.like.new_full(shape, 0.5) if start is None else start.to(problem.like)
-        v = nn.Parameter(start.clamp(0.01, 0.99).logit().flatten(1))
+        v = nn.Parameter(first_images(problem).clamp(0.01, 0.99).logit().flatten(1))
         return LBFGSRun(VariationTerms(self, problem), v)
 
 
@@ -78,8 +80,18 @@ def total_variation(x: Tensor, smoothing: float = 1e-3) -> Tensor:
     return length.flatten(1).sum(1, dtype=torch.float64)
 
 
+def first_images(problem: Problem) -> Tensor:
+    """Images (B, C, H, W) to start from: the given ones, or grey."""
+    if problem.start is not None:
+        return problem.start.to(problem.like)
+    return problem.like.new_full((len(problem.y), *problem.image_shape), 0.5)
+
+
 class ImageRun:
-    """What runs over images share; a subclass changes `x` in `step` and calls `measure`.
+    """Base of runs over images: a subclass changes `x` in `step` and calls `measure`.
+
+    Attributes:
+        finite: rows whose images have stayed finite, (B,); the others keep the last finite ones.
 
     Args:
         problem: the batch.
@@ -90,33 +102,30 @@ class ImageRun:
 
     def __init__(self, problem: Problem, x: Tensor | None = None) -> None:
         self.problem = problem
-        if x is None:
-            shape = (len(problem.y), *problem.image_shape)
-            grey = problem.like.new_full(shape, 0.5)
-            x = grey if problem.start is None else problem.start.to(grey)
-        self.x = x
+        self.x = self._kept = first_images(problem) if x is None else x
+        self.finite = self.x.isfinite().flatten(1).all(1)
         self.values: Values = {}
         self.measure()
 
     @property
-    def finite(self) -> Tensor:
-        """Rows whose images are finite."""
-        return self.x.isfinite().flatten(1).all(1)
-
-    @property
     def active(self) -> Tensor:
-        """The same: they move until the last iteration."""
+        """Rows that are finite: they move until the last iteration."""
         return self.finite
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Note the misfit of the images as they are, if the noise is known."""
+        """Update the misfit, if the noise is known.
+
+        Rows that are no longer finite go back to their last finite images.
+        """
+        self.finite = self.finite & self.x.isfinite().flatten(1).all(1)
+        self.x = self._kept = chosen(self.finite, self.x, self._kept)
         if self.problem.noise is not None:
             self.values = {"misfit": by_rows(self._misfit, self.x, self.problem.rows)}
 
-    def misfit_gradient(self) -> Tensor:
-        """Gradient of the misfit at the images as they are, (B, C, H, W)."""
-        return by_rows(self._gradient, self.x, self.problem.rows)
+    def misfit_gradient(self, x: Tensor) -> Tensor:
+        """Gradient of the misfit at images x (B, C, H, W), of the same shape."""
+        return by_rows(self._gradient, x, self.problem.rows)
 
     def _misfit(self, x: Tensor, rows: Tensor) -> Tensor:
         noise = self.problem.misfit(None, type(self).__name__)
@@ -128,30 +137,41 @@ class ImageRun:
             return torch.autograd.grad(self._misfit(x, rows).sum(), x)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Images and values."""
-        return {"x": self.x, "values": self.values}
+        """Images, values and which rows are finite."""
+        return {"x": self.x, "values": self.values, "finite": self.finite}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state."""
-        self.x, self.values = state["x"], state["values"]
+        """Resume from such a state."""
+        self.x = self._kept = state["x"]
+        self.values, self.finite = state["values"], state["finite"]
 
 
 @dataclass(frozen=True)
 class Reconstructor(Solver):
-    """A deepinv reconstructor, such as `deepinv.models.TVDenoiser` plugged in, or a deep image prior.
+    """A reconstructor of deepinv, such as `deepinv.models.DeepImagePrior`.
 
-    Called as `model(y, physics)`, one image at a time and seeded for each, because in a batch its
-    stopping rules and random numbers would mix the images. It takes one iteration.
+    It is called as `model(y, physics)`, one image at a time and seeded for each, because in a batch
+    its stopping rules and random numbers would mix the images. It takes one iteration.
 
     Args:
         model: called with data (1, ...) and the deepinv physics; it gives an image (1, C, H, W).
-            A model that changes itself is used in a fresh copy for each image.
+            Each image gets a fresh copy, so that the model may change itself.
+
+    Raises:
+        ValueError: the model is no module; later, if its image has another shape, or if the
+            operator has parameters of its own for each image.
     """
 
     model: nn.Module
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise ValueError(f"model must be a torch module, got {self.model!r}")
+
     def begin(self, problem: Problem) -> "ReconstructorRun":
-        """Start from grey images; the first iteration reconstructs."""
+        """Start from the given images or grey ones; the first iteration reconstructs."""
+        if problem.forward.images is not None:
+            raise ValueError("Reconstructor needs a physics that is alike for all images")
         return ReconstructorRun(self.model, problem)
 
 
@@ -175,13 +195,15 @@ class ReconstructorRun(ImageRun):
         self.measure()
 
     def _reconstructed(self, row: int) -> Tensor:
-        import copy
-
         problem = self.problem
         with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed((problem.seed << 32) + int(problem.indices[row]))
+            torch.manual_seed(_mixed(problem.seed, int(problem.indices[row])))
             model = copy.deepcopy(self.model)
             x = model(problem.y[row : row + 1], problem.forward.physics)
+        if x.shape[1:] != self.x.shape[1:]:
+            raise ValueError(
+                f"model must give images {tuple(self.x.shape[1:])}, got {tuple(x.shape[1:])}"
+            )
         return x.detach().to(self.x)
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,6 +211,11 @@ class ReconstructorRun(ImageRun):
         return {**super().state_dict(), "done": self.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state."""
+        """Resume from such a state."""
         super().load_state_dict(state)
         self.done = state["done"]
+
+
+def _mixed(seed: int, index: int) -> int:
+    """One seed of 32 bits, which are all that torch's CPU generator looks at."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])

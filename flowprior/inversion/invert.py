@@ -7,7 +7,7 @@ from torch import Tensor
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import make_problem
-from flowprior.inversion.solving import Estimate, Observer, Solver, solve
+from flowprior.inversion.solving import Estimate, Observer, Solver, check_solver, solve
 from flowprior.physics.noise import Noise
 from flowprior.priors import Prior
 
@@ -38,26 +38,27 @@ def invert(
         y: data (B, ...).
         sigma: standard deviation of the noise in the units of y: short for `noise=Gaussian(sigma)`.
         noise: noise model of the data. With either of them a solver's β = 1 is Bayes' rule.
-        solver: how; `MAP()` by default. What it can be told is an argument of the solver.
-        iterations: maximum number.
+        solver: the method with its options; `MAP()` by default.
+        iterations: their maximum number.
         start: images (B, C, H, W) in [0, 1] to start from.
-        latents: free latents v (B, n) to start from; by default one draw of N(0, I) from `seed`.
+        latents: free latents v (B, n) to start from, (B·count, n) for `Restarts`; by default one
+            draw of N(0, I) from `seed`.
         condition: one row per image, for a conditional prior.
-        image_shape: (C, H, W), where there is neither prior nor start.
+        image_shape: (C, H, W), if there is neither prior nor start.
         seed: of everything random.
-        indices: numbers of the images, 0 to B − 1 by default: what is random for an image depends
-            on (seed, index) alone.
+        indices: numbers of the images, 0 to B − 1 by default: randomness of an image depends on
+            (seed, index) alone.
         observers: called with the number of each iteration, 0 first, and the run.
-        checkpoint: file to go on from, and to note the state in.
+        checkpoint: file to resume from, and to save the state in.
+
+    Returns:
+        images, latents and curves.
 
     Raises:
         ValueError: names the argument that is wrong or does not fit, before anything is computed.
     """
     solver = MAP() if solver is None else solver
-    if not isinstance(solver, Solver):
-        raise ValueError(
-            f"solver must be a flowprior.inversion.Solver such as MAP(), got {solver!r}"
-        )
+    check_solver(solver)
     problem = make_problem(
         prior,
         physics,

@@ -1,32 +1,24 @@
 """Solvers over latents: MAP, and CSGM and GlowIP as settings of it."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from flowprior.gaussianization import Reparameterization
-from flowprior.inversion.descent import (
-    AdamRun,
-    LBFGSRun,
-    Optimizer,
-    Values,
-    check_choice,
-    check_number,
-    descend,
-)
-from flowprior.inversion.problem import Forward, Problem
+from flowprior.inversion.batch_invariant import batch_invariant
+from flowprior.inversion.checks import check_choice, check_noise, check_positive, check_whole
+from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer, descend
+from flowprior.inversion.forward import Forward
+from flowprior.inversion.latent_terms import LatentTerms, Layers, check_layers, layers_by_part
+from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver, advance
-from flowprior.latent import standard_normal_log_prob
+from flowprior.physics.checks import check_number
 from flowprior.physics.noise import Gaussian, Noise
 from flowprior.priors import Prior, require
 
 Penalty = Literal["log_density", "latent_norm", "none"]
 Unit = Literal["nats", "bits_per_dim"]
-Layers = Reparameterization | dict[str, Reparameterization]
 
 
 @dataclass(frozen=True)
@@ -69,23 +61,15 @@ class MAP(Solver):
     projection_iterations: int = 100
 
     def __post_init__(self) -> None:
-        check_number("beta", self.beta, lambda beta: beta >= 0, "finite and at least 0")
+        check_number("beta", self.beta, least=0)
         check_choice("beta_unit", self.beta_unit, ("nats", "bits_per_dim"))
         check_choice("penalty", self.penalty, ("log_density", "latent_norm", "none"))
         check_choice("optimizer", self.optimizer, ("lbfgs", "adam"))
-        check_number("learning_rate", self.learning_rate, lambda rate: rate > 0, "positive")
-        check_number("start_scale", self.start_scale, lambda scale: scale >= 0, "at least 0")
-        check_number(
-            "projection_iterations", self.projection_iterations, lambda n: n >= 0, "at least 0"
-        )
-        layers = self.reparameterization
-        given = layers.values() if isinstance(layers, Mapping) else [layers]
-        for layer in given:
-            if layer is not None and not isinstance(layer, Reparameterization):
-                raise ValueError(
-                    "reparameterization must be a flowprior.gaussianization.Reparameterization, "
-                    f"such as Gaussianization.robust(), got {layer!r}"
-                )
+        check_positive("learning_rate", self.learning_rate)
+        check_number("start_scale", self.start_scale, least=0)
+        check_whole("projection_iterations", self.projection_iterations, 0)
+        check_noise("misfit", self.misfit)
+        check_layers(self.reparameterization)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -95,12 +79,14 @@ class MAP(Solver):
     def check(self, prior: Prior | None, who: str = "") -> None:
         """See `Solver.check`; also names of latent parts."""
         who = f"{who}{type(self).__name__}: penalty={self.penalty}"
-        require(prior, self.needs, who, "use latent_norm or none")
+        require(prior, self.needs, who, remedy="use latent_norm or none")
         layers_by_part(self.reparameterization, prior)
 
     def begin(self, problem: Problem) -> LBFGSRun | AdamRun:
         """Start from given latents, the latents of given images, or a draw of N(0, I)."""
         v = self.start(problem) if problem.latents is None else problem.latents
+        if len(v) != len(problem.y):
+            raise ValueError(f"latents must have {len(problem.y)} rows, got {len(v)}")
         if not isinstance(v, nn.Parameter):
             v = nn.Parameter(v.detach().clone().to(problem.like))
         terms = LatentTerms(self, problem)
@@ -124,7 +110,7 @@ class MAP(Solver):
         return self.beta / (per_bit if self.beta_unit == "bits_per_dim" else 1.0)
 
     def _projection_weight(self, problem: Problem) -> float:
-        """β of the projection: Li & Denli's eq. 39 has the inversion's β, and no ½ at the misfit."""
+        """β of the projection: Li & Denli's eq. 39 has the inversion's β, but no ½."""
         noise = problem.misfit(self.misfit, type(self).__name__)
         if self.penalty != "log_density" or not isinstance(noise, Gaussian):
             return 0.0
@@ -137,6 +123,7 @@ class MAP(Solver):
             reparameterization=self.reparameterization,
             beta=weight,
             iterations=self.projection_iterations,
+            condition=problem.condition,
             seed=problem.seed,
         )
 
@@ -166,69 +153,6 @@ def _latent_norm(gamma: float, learning_rate: float, start_scale: float) -> MAP:
     )
 
 
-class LatentTerms:
-    """The objective of `MAP` for a batch, as a function of v.
-
-    Attributes:
-        weight: β per nat, one number, or (B,) float64 for one per image.
-    """
-
-    def __init__(self, solver: MAP, problem: Problem) -> None:
-        self.problem = problem
-        self.prior = problem.prior
-        self.penalty = solver.penalty
-        self.noise = problem.misfit(solver.misfit, type(solver).__name__)
-        self.layers = layers_by_part(solver.reparameterization, problem.prior)
-        self.weight: float | Tensor = solver.weight(problem.image_shape)
-
-    def latents(self, v: Tensor) -> Tensor:
-        """Z = h(v) as the prior takes it, (k, *latent.shape)."""
-        latent = self.prior.latent
-        return latent.shaped(latent.map(self.layers, v))
-
-    def __call__(self, v: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
-        """Images and loss, misfit and log_prior of latents v (k, n) of the images `rows`."""
-        problem = self.problem
-        z = self.latents(v)
-        x, log_det = self._decoded(z, rows)
-        x = self.prior.to_unit_range(x)
-        misfit = self.noise.misfit(problem.forward(x, rows), problem.y[rows])
-        if self.penalty == "none":
-            return x, {"loss": misfit, "misfit": misfit}
-        log_prior = standard_normal_log_prob(z)
-        log_prior = log_prior if log_det is None else log_prior - log_det
-        weight = self.weight if isinstance(self.weight, float) else self.weight[rows]
-        loss = misfit - weight * log_prior
-        return x, {"loss": loss, "misfit": misfit, "log_prior": log_prior.double()}
-
-    def _decoded(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        condition = self.problem.condition
-        extra = () if condition is None else (condition[rows],)
-        if self.penalty == "log_density":
-            return self.prior.decode(z, *extra)
-        return self.prior.generate(z, *extra), None
-
-
-def layers_by_part(layers: Layers | None, prior: Prior) -> dict[str, Reparameterization]:
-    """h by name of the latent's part; raises ValueError for an unknown part."""
-    if layers is None:
-        return {}
-    names = list(prior.latent.parts)
-    if not isinstance(layers, Mapping):
-        if len(names) > 1:
-            raise ValueError(
-                "reparameterization: the latent has several parts, give layers by name: "
-                f"{', '.join(names)}"
-            )
-        return {names[0]: layers}
-    unknown = sorted(layers.keys() - set(names))
-    if unknown:
-        raise ValueError(
-            f"reparameterization: no part {', '.join(unknown)}; the prior has {', '.join(names)}"
-        )
-    return dict(layers)
-
-
 def project_to_latents(
     prior: Prior,
     images: Tensor,
@@ -236,6 +160,7 @@ def project_to_latents(
     reparameterization: Layers | None = None,
     beta: float = 0.0,
     iterations: int = 100,
+    condition: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
     r"""Latents v (B, n) whose images come closest to some (B, C, H, W) in [0, 1].
@@ -247,8 +172,17 @@ def project_to_latents(
     """
     penalty = "log_density" if beta else "none"
     solver = MAP(beta=beta, penalty=penalty, reparameterization=reparameterization)
-    forward = Forward(lambda x: x)
-    problem = Problem(forward, images, prior.image_shape, Gaussian(1.0), prior, seed=seed)
-    run = replace(solver).begin(problem)
-    advance(run, iterations)
+    solver.check(prior, "project_to_latents: ")
+    problem = Problem(
+        forward=Forward(lambda x: x),
+        y=images,
+        image_shape=prior.image_shape,
+        noise=Gaussian(1.0),
+        prior=prior,
+        condition=condition,
+        seed=seed,
+    )
+    with batch_invariant():
+        run = solver.begin(problem)
+        advance(run, iterations)
     return run.v.detach()

@@ -1,6 +1,5 @@
 """One batch of inverse problems: data, operator, noise, prior and starts."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,40 +8,18 @@ import torch
 from torch import Tensor
 
 from flowprior.inversion.batch_invariant import by_rows
+from flowprior.inversion.checks import check_noise, check_whole
+from flowprior.inversion.forward import Forward, check_observations
 from flowprior.physics.noise import Gaussian, Noise
-from flowprior.priors import Prior
+from flowprior.priors import Prior, require
 
 Cache = Callable[[str, Tensor, Callable[[], Tensor]], Tensor]
 """Called with a name, rows (B, ...) and a function: rows (B, ...), computed or looked up."""
 
 
-class Forward:
-    """A forward operator without its noise: anything that has A, or a function of images.
-
-    Args:
-        physics: deepinv `Physics`, whose noise model is not used, or a function.
-        images: B if the operator has parameters, such as masks, of its own for each of B images.
-    """
-
-    def __init__(self, physics: object, images: int | None = None) -> None:
-        self.physics = physics
-        self.images = images
-        self._apply = getattr(physics, "A", physics)
-        self.name = getattr(physics, "__name__", type(physics).__name__)
-        if not callable(self._apply):
-            raise ValueError(f"physics must be a deepinv Physics or a function, got {self.name}")
-
-    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Noiseless data of images x (B, C, H, W) in [0, 1], of all images or of `rows`."""
-        if self.images is None or rows is None:
-            return self._apply(x)
-        every = x.new_zeros(self.images, *x.shape[1:]).index_copy(0, rows, x)
-        return self._apply(every)[rows]
-
-
 @dataclass(frozen=True)
 class Problem:
-    """Data of B images, and all that a solver may know of them. The truth is not part of it.
+    """Data of B images and everything that a solver may know; not the truth.
 
     Args:
         forward: the operator A, on images (B, C, H, W) in [0, 1].
@@ -73,7 +50,7 @@ class Problem:
     @property
     def like(self) -> Tensor:
         """A tensor of the precision and on the device to compute with."""
-        return self.y if self.prior is None else self.prior.like
+        return _like(self.prior, self.y)
 
     @property
     def rows(self) -> Tensor:
@@ -99,7 +76,7 @@ class Problem:
         if noise is None:
             raise ValueError(
                 f"{who} needs the noise level: give sigma= (standard deviation of the noise in the "
-                "units of the data) or noise=, or the solver a misfit="
+                "units of the data) or noise="
             )
         return noise
 
@@ -124,71 +101,33 @@ def make_problem(
     Raises:
         ValueError: names the argument and what was expected.
     """
-    _check_tensor("y", y)
-    if noise is not None and not isinstance(noise, Noise):
-        raise ValueError(f"noise must be a flowprior.physics.Noise, got {type(noise).__name__}")
-    if sigma is not None and noise is not None:
-        raise ValueError("sigma and noise: give one of them")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+    _check_data(y)
+    check_whole("seed", seed, 0)
+    noise = _noise(sigma, noise)
+    if prior is not None:
+        _check_prior(prior, y)
+    shape, like = _image_shape(prior, start, image_shape), _like(prior, y)
     forward = Forward(physics)
-    shape = _image_shape(prior, start, image_shape)
-    like = y if prior is None else _checked_prior(prior, y).like
-    check_observations(forward, y, like.new_zeros(shape))
+    check_observations(forward, y, like.new_zeros(shape), noise)
     if start is not None:
         _check_rows("start", start, (len(y), *shape))
-    if latents is not None and prior is not None:
-        _check_rows("latents", latents, (len(y), prior.latent.size))
-    if (condition is None) == bool(prior is not None and prior.conditional):
-        raise ValueError("condition must be given for a conditional prior, and for no other")
-    indices = range(len(y)) if indices is None else indices
-    if len(indices) != len(y):
-        raise ValueError(f"indices must be {len(y)} numbers, one for each image")
-    noise = Gaussian(sigma) if sigma is not None else noise
+        start = start.detach().to(like)
+    if latents is not None:
+        require(prior, ("generate",), "latents")
+        # Some solvers have several rows of latents for each image, and count them.
+        rows = len(latents) if isinstance(latents, Tensor) and latents.ndim else len(y)
+        _check_rows("latents", latents, (rows, prior.latent.size))
+    _check_condition(condition, prior, len(y))
+    indices = range(len(y)) if indices is None else _indices(indices, len(y))
+    y = y.detach()
     return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices, cache)
 
 
-def check_observations(forward: Forward, y: Tensor, like: Tensor) -> None:
-    """Raise ValueError unless A takes an image like this one (C, H, W) and gives data like y.
-
-    y must also be finite and A differentiable. Finds out whether A has parameters for each image.
-    """
-    finite = y.isfinite().flatten(1).all(1)
-    if not finite.all():
-        bad = (~finite).nonzero()[:, 0].tolist()
-        raise ValueError(f"y must be finite; rows {bad[:10]} have NaN or infinite entries")
-    shape = tuple(like.shape)
-    reason = ""
-    for count in (1, len(y)):  # alike for all images, or with parameters for each of them
-        forward.images = None if count == 1 else count
-        try:
-            predicted = _predicted(forward, like, count)
-            break
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            reason = reason or " ".join(str(error).split())
-    else:
-        raise ValueError(f"physics: {forward.name} does not take images of {shape}: {reason}")
-    if predicted.shape[1:] != y.shape[1:]:
-        raise ValueError(
-            f"y must have shape (B, {', '.join(map(str, predicted.shape[1:]))}), which "
-            f"{forward.name} makes of images of shape {shape}, got {tuple(y.shape)}"
-        )
-    if not predicted.requires_grad:
-        raise ValueError(f"physics: {forward.name} has no gradient: A(x) does not require grad")
-
-
-def _predicted(forward: Forward, like: Tensor, count: int) -> Tensor:
-    """Data of grey images."""
-    x = torch.full_like(like, 0.5).expand(count, *like.shape).clone().requires_grad_()
-    with torch.enable_grad():
-        predicted = forward(x)
-    if not isinstance(predicted, Tensor):
-        raise TypeError(f"it gives {type(predicted).__name__}, expected one tensor")
-    if len(predicted) != count:
-        raise ValueError(f"it makes {len(predicted)} rows of data of {count} images")
-    if predicted[0].numel() == 0:
-        raise ValueError("it makes no data at all")
-    return predicted
+def _noise(sigma: float | None, noise: Noise | None) -> Noise | None:
+    check_noise("noise", noise)
+    if sigma is not None and noise is not None:
+        raise ValueError("sigma and noise: give one of them")
+    return noise if sigma is None else Gaussian(sigma)
 
 
 def _image_shape(
@@ -196,35 +135,65 @@ def _image_shape(
 ) -> tuple[int, int, int]:
     if prior is not None:
         return prior.image_shape
-    if given is not None:
-        return tuple(given)
-    if isinstance(start, Tensor) and start.ndim == 4:
+    if given is None and isinstance(start, Tensor) and start.ndim == 4:
         return tuple(start.shape[1:])
-    raise ValueError("image_shape or start must be given where there is no prior")
+    if given is None:
+        raise ValueError("image_shape or start must be given where there is no prior")
+    sizes = tuple(given) if isinstance(given, Sequence) else ()
+    if len(sizes) != 3 or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"image_shape must be (C, H, W), got {given!r}")
+    return sizes
 
 
-def _checked_prior(prior: Prior, y: Tensor) -> Prior:
+def _check_prior(prior: Prior, y: Tensor) -> None:
     if not isinstance(prior, Prior):
         raise ValueError(
             f"prior must be a flowprior.priors.Prior, got {type(prior).__name__}; "
             "flowprior.priors.Module makes one of any torch decoder"
         )
-    if any(p.requires_grad for p in prior.parameters()):
+    # In training mode dropout and batch normalisation would mix or randomise the images.
+    if prior.training or any(p.requires_grad for p in prior.parameters()):
         raise ValueError("prior must be frozen: call prior.eval().requires_grad_(False)")
     if y.device != prior.like.device:
         raise ValueError(f"y is on {y.device} but the prior is on {prior.like.device}")
-    return prior
 
 
-def _check_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor) or value.ndim < 2 or math.prod(value.shape) == 0:
-        kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name} must be a tensor of data (B, ...), not empty, got {kind}")
-    if not (value.is_floating_point() or value.is_complex()):
-        raise ValueError(f"{name} must be floating point or complex, got {value.dtype}")
+def _indices(given: Any, count: int) -> list[int]:
+    try:
+        indices = [int(index) for index in given]
+    except (TypeError, ValueError):
+        indices = []
+    if len(indices) != count or min(indices) < 0:
+        raise ValueError(f"indices must be {count} numbers from 0, one for each image, got {given}")
+    return indices
 
 
-def _check_rows(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    _check_tensor(name, value)
-    if value.shape != shape or not value.isfinite().all():
-        raise ValueError(f"{name} must be finite, of shape {shape}, got {tuple(value.shape)}")
+def _check_condition(condition: Tensor | None, prior: Prior | None, count: int) -> None:
+    if (condition is None) == bool(prior is not None and prior.conditional):
+        raise ValueError("condition must be given for a conditional prior, and for no other")
+    if condition is not None and (not isinstance(condition, Tensor) or len(condition) != count):
+        raise ValueError(f"condition must be a tensor with {count} rows, one for each image")
+
+
+def _check_data(y: object) -> None:
+    if not isinstance(y, Tensor) or y.ndim < 2 or y.numel() == 0:
+        kind = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y must be a tensor of data (B, ...), not empty, got {kind}")
+    if not (y.is_floating_point() or y.is_complex()):
+        raise ValueError(f"y must be floating point or complex, got {y.dtype}")
+
+
+def _check_rows(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless it is a real, finite tensor of this shape."""
+    if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+        kind = f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} must be a floating-point tensor of shape {shape}, got {kind}")
+    if not value.isfinite().all():
+        raise ValueError(f"{name} must be finite")
+
+
+def _like(prior: Prior | None, y: Tensor) -> Tensor:
+    """A real tensor of the precision and on the device to compute with."""
+    if prior is not None:
+        return prior.like
+    return y.real if y.is_complex() else y

@@ -1,4 +1,4 @@
-"""What can be seen of an inversion while it runs."""
+"""Curves and pictures of an inversion while it runs."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ class Recording:
     """Curves and pictures of every image of a batch: an observer of `solve`.
 
     Args:
-        truth: images (B, C, H, W) in [0, 1]; without them there are only the run's own values.
-        pictures: number of images to keep pictures of, from the first.
+        truth: images (B, C, H, W) in [0, 1]; without them only the run's own values are recorded.
+        pictures: number of images whose pictures are kept.
         last: final iteration, at which pictures are kept too.
 
     Attributes:
@@ -36,7 +36,7 @@ class Recording:
         self._rows: list[dict[str, Tensor]] = []
 
     def __call__(self, iteration: int, run: Run) -> None:
-        """Note where the run is."""
+        """Record the values of the run, and at milestones its images."""
         row = {name: value.clone() for name, value in run.values.items()}
         if self.truth is not None:
             row |= by_rows(similarity, run.x, self.truth)
@@ -52,16 +52,16 @@ class Recording:
 
     @property
     def curves(self) -> dict[str, Tensor]:
-        """The same at all iterations recorded, (iterations, B) each, float64, on the CPU."""
+        """The same at all recorded iterations, (iterations, B) each, float64, on the CPU."""
         return _stacked(self._rows)
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
-        """Typicality of the latents where pictures were kept, (pictures, B) each, on the CPU."""
+        """Typicality of the latents at the milestones, (milestones, B) each, on the CPU."""
         return _stacked(list(self.typicality.values()))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was noted."""
+        """Everything recorded."""
         names = ("iterations", "snapshots", "typicality", "_rows")
         return {name: getattr(self, name) for name in names}
 
@@ -69,6 +69,7 @@ class Recording:
         """Inverse of `state_dict`."""
         for name, value in state.items():
             setattr(self, name, value)
+        self.snapshots = {k: pictures.cpu() for k, pictures in self.snapshots.items()}
 
     def _keep(self, iteration: int, run: Run) -> None:
         self.snapshots[iteration] = run.x[: self.pictures].detach().cpu().clone()
@@ -79,7 +80,7 @@ class Recording:
 
 def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     names = rows[0] if rows else {}
-    return {name: torch.stack([row[name] for row in rows]).double().cpu() for name in names}
+    return {name: torch.stack([row[name].double().cpu() for row in rows]) for name in names}
 
 
 def similarity(x: Tensor, truth: Tensor) -> dict[str, Tensor]:

@@ -8,21 +8,22 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flowprior.inversion.batch_invariant import batch_invariant, by_rows
+from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
+from flowprior.inversion.checks import check_whole
 from flowprior.inversion.problem import Problem
 from flowprior.priors import Prior, require
 
 
 class Run(Protocol):
-    """A batch underway; row b belongs to image b, and to nothing else.
+    """A running batch; row b depends on image b alone.
 
     Attributes:
         x: images (B, C, H, W) in [0, 1], up to overshoot.
         z: latents (B, *latent.shape) that the prior saw, or None.
         values: loss, misfit, ...: (B,) float64 each.
         active: rows that still change, (B,).
-        finite: rows that have stayed finite, (B,); the others keep what they had before.
+        finite: rows that have stayed finite, (B,); the others keep their last finite values.
     """
 
     x: Tensor
@@ -35,14 +36,14 @@ class Run(Protocol):
         """Make one iteration of every active row."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers that another run of the same problem needs to go on from here."""
+        """Tensors and numbers from which another run of the same problem can resume."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, to the last bit."""
+        """Resume where `state_dict` was taken, to the last bit."""
 
 
 class Solver(ABC):
-    """A way to recover images: a frozen description of it, from Python or from YAML.
+    """A method with its options: a frozen dataclass, built in Python or from YAML.
 
     Attributes:
         needs: methods that the prior must have; see `flowprior.priors.CAPABILITIES`. It may be a
@@ -80,8 +81,8 @@ class Estimate:
             A row that has ended early repeats its last value.
         residual: rms of A(x) − y in units of the noise, (B,): about 1 where the data are fitted to
             the noise. None if the noise is not known.
-        posterior: what can be sampled, if the solver gives more than one answer.
-        warnings: what to look at before the images are trusted.
+        posterior: to sample from, if the solver estimates one.
+        warnings: what to check before trusting the images.
     """
 
     x: Tensor
@@ -100,7 +101,7 @@ class Estimate:
 
 
 Observer = Callable[[int, Run], None]
-"""Called at the start with 0 and after each iteration with its number, and with the run."""
+"""Called with 0 at the start and with the number of each iteration after it, and with the run."""
 
 
 class History:
@@ -110,7 +111,7 @@ class History:
         self.rows: list[dict[str, Tensor]] = []
 
     def __call__(self, iteration: int, run: Run) -> None:
-        """Note the values."""
+        """Record the values."""
         self.rows.append({name: value.clone() for name, value in run.values.items()})
 
     def stacked(self) -> dict[str, Tensor]:
@@ -133,22 +134,25 @@ def solve(
     observers: Sequence[Observer] = (),
     checkpoint: Checkpoint | None = None,
 ) -> Estimate:
-    """Run a solver on a batch from its start, or from where a killed call had come to.
+    """Run a solver on a batch from its start, or from the checkpoint of a killed call.
 
     Args:
-        solver: how.
-        problem: what.
+        solver: the method with its options.
+        problem: the batch.
         iterations: maximum number; rows may end earlier.
         observers: called at every iteration. Those that have `state_dict` are checkpointed too.
-        checkpoint: file to go on from, and to note the state in.
+        checkpoint: file to resume from, and to save the state in.
 
     Raises:
-        ValueError: solver and problem do not go together, or `iterations` is not a number.
+        ValueError: solver and problem do not go together, or names the argument that is wrong.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations must be an integer of at least 0, got {iterations!r}")
+    check_solver(solver)
+    check_whole("iterations", iterations, 0)
+    _check_watchers(observers, checkpoint)
     solver.check(problem.prior)
     history = History()
+    if checkpoint is not None:
+        checkpoint.belongs_to(solver, problem)
     with batch_invariant():
         run = solver.begin(problem)
         advance(run, iterations, [history, *observers], checkpoint)
@@ -158,14 +162,33 @@ def solve(
     return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
 
 
+def check_solver(solver: object) -> None:
+    """Raise ValueError unless it is a solver."""
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"solver must be a flowprior.inversion.Solver such as MAP(), got {solver!r}"
+        )
+
+
+def _check_watchers(observers: object, checkpoint: object) -> None:
+    if not isinstance(observers, Sequence) or not all(map(callable, observers)):
+        raise ValueError(f"observers must be a list of functions, got {observers!r}")
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        raise ValueError(f"checkpoint must be a Checkpoint(path), got {checkpoint!r}")
+
+
 def advance(
     run: Run,
     iterations: int,
     observers: Sequence[Observer] = (),
     checkpoint: Checkpoint | None = None,
 ) -> None:
-    """The loop: at most so many iterations of a run, each shown to all observers."""
+    """Make up to `iterations` iterations of a run, each shown to all observers: the loop."""
     done = -1 if checkpoint is None else checkpoint.restore(run, observers)
+    if done > iterations:
+        raise ValueError(
+            f"checkpoint {checkpoint.path} is at iteration {done}, beyond iterations={iterations}"
+        )
     for iteration in range(done + 1, iterations + 1):
         if iteration > 0 and run.active.any():
             run.step()
@@ -176,7 +199,7 @@ def advance(
 
 
 def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
-    """The residual in units of the noise, and what is suspicious."""
+    """The residual in units of the noise, and warnings."""
     warnings = []
     if not run.finite.all():
         warnings.append(f"{_rows(~run.finite)} became NaN or infinite and stopped there")

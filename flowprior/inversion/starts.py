@@ -1,4 +1,4 @@
-"""Images to start from."""
+"""Starting images."""
 
 import torch
 from torch import Tensor

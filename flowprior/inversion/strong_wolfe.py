@@ -21,18 +21,18 @@ class Points(NamedTuple):
 class StrongWolfe:
     """k line searches that advance together: algorithms 3.5 and 3.6 in one.
 
-    `low` is the best point so far; it satisfies the condition of sufficient decrease. `high` is at
-    +∞ while the search still goes outwards, and then the other end of an interval that contains
-    points satisfying the strong Wolfe conditions. The first trial is at 1.
+    `low` is the best point so far; it satisfies the condition of sufficient decrease. `high` is +∞
+    while the search still goes outwards, and then the other end of an interval that contains
+    points satisfying the strong Wolfe conditions. The first trial step is 1.
 
     Reference: Nocedal & Wright, Numerical optimization, section 3.5.
 
     Args:
         loss: at 0, (k,).
         slope: at 0, (k,), negative.
-        shortest: an interval of no more than this length ends the search, (k,).
-        c1: of sufficient decrease, f(t) ≤ f(0) + c1 t f'(0), eq. 3.7a.
-        c2: of the curvature condition, |f'(t)| ≤ c2 |f'(0)|, eq. 3.7b.
+        shortest: length of the interval at which the search ends, (k,).
+        c1: constant of sufficient decrease, f(t) ≤ f(0) + c1 t f'(0), eq. 3.7a.
+        c2: constant of the curvature condition, |f'(t)| ≤ c2 |f'(0)|, eq. 3.7b.
     """
 
     def __init__(self, loss: Tensor, slope: Tensor, shortest: Tensor, c1: float, c2: float) -> None:
@@ -46,11 +46,11 @@ class StrongWolfe:
 
     @property
     def position(self) -> Tensor:
-        """Where the next evaluation of all rows is, (k,): ended searches stay at `low`."""
+        """Step at which each row is to be evaluated, (k,); `low` where the search has ended."""
         return torch.where(self.pending, self.trial_step, self.low.step)
 
     def advance(self, loss: Tensor, slope: Tensor) -> Tensor:
-        """Use loss and slope at the trial steps; returns which rows have a new `low`, (k,)."""
+        """Take loss and slope at the trial steps; returns the rows with a new `low`, (k,) bool."""
         trial, old = Points(self.trial_step, loss, slope), self.low
         ceiling = self.start.loss + self.c1 * trial.step * self.start.slope
         is_lower = (loss <= ceiling) & (loss < old.loss)
@@ -70,7 +70,7 @@ class StrongWolfe:
 
 
 def _interpolate(low: Points, high: Points, bisect: Tensor) -> Tensor:
-    """A step well inside the interval, (k,); much closer to `low` where f(high) is not finite."""
+    """A step inside the interval, (k,); much closer to `low` where f(high) is not finite."""
     width = high.step - low.step
     share = ((_cubic_minimizer(low, high) - low.step) / width).clamp(0.1, 0.9)
     share = torch.where(bisect | share.isnan(), 0.5, share)

@@ -1,4 +1,8 @@
-"""How close an image is to the truth, per image. Images are in [0, 1] and clamped to it."""
+"""How close an image is to the truth, per image.
+
+Images x and truth are (B, C, H, W), floating point. The truth is in [0, 1]; x may overshoot. Both
+are clamped. ValueError if the shapes differ or the truth is in another range, such as 0 to 255.
+"""
 
 import contextlib
 import io
@@ -8,9 +12,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+SMALLEST_ERROR = 1e-15
+OVERSHOOT = 0.1
+"""By how much a truth, for example a sample of a flow, may be outside [0, 1]."""
+
 
 def psnr(x: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, (B,): −10 log10 of the mean squared error; peak 1.
+
+    At most 150 dB, the accuracy of float32: equal images would have ∞, and so would every mean.
 
     >>> import torch
     >>> psnr(torch.full((1, 1, 4, 4), 0.75), torch.full((1, 1, 4, 4), 0.25)).round(decimals=2)
@@ -18,7 +28,7 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
     """
     _check(x, truth)
     error = (x.clamp(0, 1) - truth.clamp(0, 1)).square().flatten(1).mean(1)
-    return -10 * error.log10()
+    return -10 * error.clamp_min(SMALLEST_ERROR).log10()
 
 
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
@@ -44,8 +54,8 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
 def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
     """Learned perceptual distance of AlexNet (Zhang et al., 2018), (B,).
 
-    None where the network's weights are neither on disk nor to be had. Grey images are repeated to
-    three channels; images below 64 pixels are enlarged to it, as the network needs.
+    None where the network's weights are neither cached nor downloadable. Grey images are repeated
+    to three channels; images smaller than 64 pixels are enlarged to 64, as the network needs.
     """
     _check(x, truth)
     network = _lpips_network(x.device)
@@ -90,3 +100,8 @@ def _check(x: Tensor, truth: Tensor) -> None:
             "images to compare must have equal shapes (B, C, H, W), got "
             f"{tuple(x.shape)} and {tuple(truth.shape)}"
         )
+    if not (x.is_floating_point() and truth.is_floating_point()):
+        raise ValueError(f"images must be floating point, got {x.dtype} and {truth.dtype}")
+    low, high = (value.item() for value in truth.aminmax()) if truth.numel() else (0, 1)
+    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+        raise ValueError(f"truth must be in [0, 1], got values from {low:.6g} to {high:.6g}")

@@ -1,4 +1,4 @@
-"""Priors: generators x = G(z), z ~ N(0, I), with whatever else they can do."""
+"""Priors: generators x = G(z), z ~ N(0, I), and their other capabilities."""
 
 from flowprior.priors.base import CAPABILITIES, Prior, require
 from flowprior.priors.foreign import from_normflows, from_zuko

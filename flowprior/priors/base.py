@@ -1,4 +1,4 @@
-"""What an inversion may ask of a prior: a method that is there is a capability."""
+"""The interface of a prior: a method that exists is a capability."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -106,8 +106,8 @@ def require(prior: object, needs: Iterable[str], who: str, remedy: str = "") -> 
     Args:
         prior: the prior, or None.
         needs: names of methods, see `CAPABILITIES`.
-        who: needs them: the start of the message.
-        remedy: what to do instead: its end.
+        who: what needs them; the message starts with it.
+        remedy: what to do instead, for the end of the message if there is a prior.
 
     Raises:
         ValueError: names what is missing.
@@ -117,5 +117,5 @@ def require(prior: object, needs: Iterable[str], who: str, remedy: str = "") -> 
     ]
     if missing:
         has = "there is no prior" if prior is None else f"{type(prior).__name__} does not have it"
-        end = f": {remedy}" if remedy else ""
+        end = f": {remedy}" if remedy and prior is not None else ""
         raise ValueError(f"{who} needs {' and '.join(missing)}, but {has}{end}")

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -75,18 +76,8 @@ def from_zuko(
     Raises:
         ValueError: the flow needs a context, or its base is not N(0, I) of C·H·W dimensions.
     """
-    size = math.prod(image_shape)
     prior = _Zuko(flow, image_shape, data_range)
-    probe = torch.linspace(-1, 1, size).expand(1, -1).to(prior.like)
-    try:
-        found = flow().base.log_prob(probe)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"from_zuko: not an unconditional flow of {size} entries: {reason}"
-        ) from None
-    if found.shape != (1,) or not torch.allclose(found, standard_normal_log_prob(probe)):
-        raise ValueError(f"from_zuko: the base of the flow must be N(0, I) of {size} dimensions")
+    _check_density(prior, "from_zuko", lambda z: flow().base.log_prob(z), "N(0, I)")
     return prior
 
 
@@ -100,13 +91,27 @@ def from_normflows(
     Raises:
         ValueError: the base is another one, or not of C·H·W dimensions.
     """
-    base, size = getattr(flow, "q0", None), math.prod(image_shape)
-    if getattr(base, "loc", None) is None or getattr(base, "log_scale", None) is None:
-        raise ValueError(
-            f"from_normflows: the base must be a DiagGaussian, got {type(base).__name__}"
-        )
-    if base.loc.numel() != size:
-        raise ValueError(
-            f"from_normflows: the base has {base.loc.numel()} dimensions, images have {size}"
-        )
-    return _NormFlows(flow, image_shape, data_range)
+    prior = _NormFlows(flow, image_shape, data_range)
+
+    def density(z: Tensor) -> Tensor:
+        mean, log_scale = prior._base(z)
+        return flow.q0.log_prob(mean + z * torch.exp(log_scale)) + log_scale.sum(1)
+
+    _check_density(prior, "from_normflows", density, "a DiagGaussian")
+    return prior
+
+
+def _check_density(
+    prior: VectorFlow, who: str, density: Callable[[Tensor], Tensor], base: str
+) -> None:
+    """Raise ValueError unless this is the density of N(0, I) and the flow takes images."""
+    size = math.prod(prior.image_shape)
+    z = torch.linspace(-1, 1, size).expand(1, -1).to(prior.like)
+    try:
+        found = density(z)
+        prior.encode(z.unflatten(1, prior.image_shape))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{who}: not an unconditional flow of {size} entries: {reason}") from None
+    if found.shape != (1,) or not torch.allclose(found, standard_normal_log_prob(z)):
+        raise ValueError(f"{who}: the base of the flow must be {base} of {size} dimensions")

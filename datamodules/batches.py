@@ -1,4 +1,4 @@
-"""Share global batches out over processes, and resume in the middle of an epoch."""
+"""Divide global batches among processes, and resume in the middle of an epoch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from datamodules.dequantize import DataError, DequantizedImages, Key, random_stream
+from datamodules.dequantize import DequantizedImages, Key, random_stream
+from datamodules.errors import DataError
 
 
 class GlobalBatchSampler(Sampler[list[Key]]):
     """Lists of (epoch, index) keys: this process's part of each global batch.
 
     With ``drop_last`` (training), global batch b of an epoch is images b B to (b + 1) B of the
-    epoch's order, which depends on (seed, epoch) alone, and each process takes its contiguous 1 / W
-    of it: the union over processes is the same at any number of them.
+    epoch's order, which depends on (seed, epoch) alone. Each process takes 1 / W of it, so together
+    they see the same images at any number of processes.
 
-    Without it (evaluation), every image comes exactly once over all processes, none is repeated to
-    fill up; the processes' shares differ by at most one image, and each is cut into ceil(N / B)
-    batches as even as possible, because processes with unequal numbers of batches can wait for each
-    other for ever. Only a share smaller than that number (one image per process and batch, or fewer
-    images than processes) yields fewer batches.
+    Without it (evaluation), every image comes exactly once over all processes. The shares of the
+    processes differ by at most one image. Each share is divided into ceil(N / B) batches of about
+    the same size, because processes with different numbers of batches can wait for each other for
+    ever. Only a share with fewer images than that gives fewer batches.
 
-    Iteration starts at batch ``position``, counted over all epochs, and ends with its epoch.
+    Iteration starts at batch number ``position``, counted over all epochs, and ends with the epoch.
 
     Args:
         num_images: N.
@@ -96,15 +96,15 @@ class GlobalBatchSampler(Sampler[list[Key]]):
 class ResumableLoader(DataLoader):
     """Training batches that continue exactly where a checkpoint was written.
 
-    It counts the batches handed out in the main process, over all epochs, so what the workers have
-    fetched ahead does not matter; Lightning saves and restores the count with the checkpoint. An
-    iterator covers the rest of the current epoch and reads its position when it is first advanced:
-    one that is never advanced consumes nothing, and one that is left early is continued by the
-    next. Only one iterator may be in use at a time.
+    The main process counts the batches that it has handed out, over all epochs, so batches that
+    workers have fetched ahead do not matter. Lightning saves the count in the checkpoint. An
+    iterator covers the rest of the current epoch, from the position at its first step: creating
+    one consumes nothing, and the next continues one that was left early. Only one iterator may be
+    in use at a time.
 
     Args:
         dataset: images by (epoch, index).
-        batch_sampler: which of them, in which order.
+        batch_sampler: the keys of each batch.
         **options: of ``DataLoader``.
     """
 
@@ -114,7 +114,7 @@ class ResumableLoader(DataLoader):
         # A generator of its own: a loader that drew its workers' seed from the global one would
         # change the model's random numbers at each (re)start.
         options.setdefault("generator", torch.Generator())
-        options.setdefault("collate_fn", _already_stacked)
+        options.setdefault("collate_fn", already_stacked)
         super().__init__(dataset, batch_sampler=batch_sampler, **options)
         self.consumed = 0
 
@@ -125,14 +125,14 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Number of batches handed out, and what that number depends on."""
+        """Number of batches handed out, and the settings that this number depends on."""
         return {"consumed": self.consumed, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a state; the number of processes may be another one.
+        """Continue from a state; the number of processes may differ.
 
         Raises:
-            DataError: the state is that of another batch size, number of images or seed.
+            DataError: the state has another batch size, number of images or seed.
         """
         for name, value in self._identity().items():
             if state[name] != value:
@@ -148,13 +148,6 @@ class ResumableLoader(DataLoader):
         }
 
 
-def evaluation_loader(
-    dataset: DequantizedImages, batch_sampler: GlobalBatchSampler, **options: Any
-) -> DataLoader:
-    """The same batches, from the first one, each time it is iterated."""
-    options.setdefault("generator", torch.Generator())
-    return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=_already_stacked, **options)
-
-
-def _already_stacked(batch: Tensor) -> Tensor:
+def already_stacked(batch: Tensor) -> Tensor:
+    """A collation for data sets that give whole batches."""
     return batch

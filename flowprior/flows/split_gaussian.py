@@ -1,4 +1,4 @@
-"""Learned diagonal-Gaussian priors, which standardise what leaves a multi-scale flow."""
+"""Learned diagonal Gaussians, which standardise the variables that leave a multi-scale flow."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from flowprior.flows.numerics import bounded, sum_spatial
 LOG_STD_LIMIT = 6.0
 
 
-class GaussianPrior(nn.Module):
+class SplitGaussian(nn.Module):
     """z ~ N(μ, diag σ²) written as ε = (z − μ)/σ ~ N(0, I); (μ, log σ) from `statistics`."""
 
     def standardize(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -26,8 +26,8 @@ class GaussianPrior(nn.Module):
         raise NotImplementedError
 
 
-class ConditionalPrior(GaussianPrior):
-    """Prior of the half that leaves, given the half that stays (both (B, C, H, W))."""
+class ConditionalPrior(SplitGaussian):
+    """Gaussian of the half that leaves, given the half that stays (both (B, C, H, W))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ class ConditionalPrior(GaussianPrior):
         nn.init.zeros_(self.convolution.bias)
 
     def statistics(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `GaussianPrior.statistics`."""
+        """See `SplitGaussian.statistics`."""
         mean, log_std = self.convolution(context).to(z.dtype).chunk(2, 1)
         return mean, bounded(log_std, LOG_STD_LIMIT)
 
 
-class ChannelPrior(GaussianPrior):
-    """Prior of the last level: one mean and one standard deviation per channel."""
+class ChannelPrior(SplitGaussian):
+    """Gaussian of the last level: one mean and one standard deviation per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -50,5 +50,5 @@ class ChannelPrior(GaussianPrior):
         self.log_std = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def statistics(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `GaussianPrior.statistics`."""
+        """See `SplitGaussian.statistics`."""
         return self.mean, bounded(self.log_std, LOG_STD_LIMIT)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from datamodules.dequantize import DataError
+from datamodules.dequantize import ImageSource
+from datamodules.errors import DataError
 from flowprior.io import atomic_path, atomic_write
 
 INFO = "prepared.json"
@@ -19,7 +18,7 @@ _SHARD_IMAGES = 4096
 
 
 def shard_length(image_shape: tuple[int, int, int]) -> int:
-    """Pictures per Arrow file: about 32 MiB of them."""
+    """Images per Arrow file: about 32 MiB of them."""
     return min(max(_SHARD_BYTES // int(np.prod(image_shape)), 1), _SHARD_IMAGES)
 
 
@@ -54,11 +53,11 @@ def read_shard(path: Path) -> tuple[np.ndarray, list[str]]:
     import pyarrow as pa
 
     try:
-        # NumPy closes the file after mapping it: any number of them can be mapped.
+        # NumPy closes the file after mapping it, so the number of open files does not limit it.
         reader = pa.ipc.open_file(pa.py_buffer(np.memmap(path, mode="r")))
         column = reader.read_all()["pixels"]
-    except ValueError as error:  # Arrow's errors are such
-        raise DataError(f"{path} is damaged: remove the folder and prepare it again") from error
+    except (FileNotFoundError, ValueError) as error:  # Arrow's errors are ValueErrors
+        raise _damaged(path) from error
     skipped = json.loads(reader.schema.metadata[b"skipped"])
     if not len(column):
         return np.empty((0, column.type.list_size), np.uint8), skipped
@@ -66,32 +65,24 @@ def read_shard(path: Path) -> tuple[np.ndarray, list[str]]:
     return flat.reshape(len(column), -1), skipped
 
 
-class PreparedImages:
-    """Images of one split of a prepared set, float32 (C, H, W) in [0, 1].
+class PreparedImages(ImageSource):
+    """Images of one split of a prepared set.
 
     Args:
         folder: of the set.
         split: "train", "val" or "test".
-        info: what ``read_info`` says of the set.
+        info: the result of ``read_info``.
     """
 
     def __init__(self, folder: Path, split: str, info: Mapping[str, Any]) -> None:
         self.folder = folder
         self.split = split
         self.image_shape = (info["channels"], info["image_size"], info["image_size"])
-        self._ends = list(accumulate(info["images"][split]))
+        self._ends = [0, *accumulate(info["images"][split])]
         self._shards: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: int) -> Tensor:
-        """(C, H, W)."""
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        """(B, C, H, W)."""
-        return torch.from_numpy(np.stack(self.pixels(indices))).float().div_(255)
+        return self._ends[-1]
 
     def pixels(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Arrays (C, H, W), uint8, mapped from the files."""
@@ -103,24 +94,50 @@ class PreparedImages:
     def _pixels(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.folder}: index {index}, expected 0 to {len(self) - 1}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number = int(np.searchsorted(self._ends, index, side="right")) - 1
         if number not in self._shards:
-            self._shards[number] = read_shard(shard_path(self.folder, self.split, number))[0]
+            self._shards[number] = self._shard(number)
         return self._shards[number][index - self._ends[number]].reshape(self.image_shape)
+
+    def _shard(self, number: int) -> np.ndarray:
+        path = shard_path(self.folder, self.split, number)
+        pixels, _ = read_shard(path)
+        expected = (self._ends[number + 1] - self._ends[number], int(np.prod(self.image_shape)))
+        if pixels.shape != expected:
+            raise _damaged(path)
+        return pixels
 
 
 def read_info(folder: Path) -> dict[str, Any] | None:
-    """What was prepared in a folder, or None if it is no prepared set."""
+    """What was prepared in a folder, or None if it is no prepared set.
+
+    Raises:
+        DataError: ``prepared.json`` is damaged.
+    """
     path = folder / INFO
+    if not path.is_file():
+        return None
     try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: remove the folder and prepare it again") from error
+        info = json.loads(path.read_text())
+        if info["finished"]:
+            sizes = (info["channels"], info["image_size"])
+            counts = [
+                count for split in ("train", "val", "test") for count in info["images"][split]
+            ]
+            valid = all(isinstance(value, int) and value >= 0 for value in (*sizes, *counts))
+            if not (valid and isinstance(info["skipped"], list)):
+                raise _damaged(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path) from error
+    return info
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path} is damaged: remove the folder and prepare it again")
 
 
 def write_info(folder: Path, info: Mapping[str, Any]) -> None:
     """Write what is, or is being, prepared in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / INFO, json.dumps(info, indent=1))
 
 
@@ -129,8 +146,8 @@ def check_info(folder: Path, info: Mapping[str, Any], settings: Mapping[str, Any
     if not info["finished"]:
         raise DataError(f"data.source={folder} is not finished: run the same prepare command again")
     for name, value in settings.items():
-        if info[name] != value:
+        if info.get(name) != value:
             raise DataError(
-                f"data.source={folder} was prepared with {name}={info[name]}, "
+                f"data.source={folder} was prepared with {name}={info.get(name)}, "
                 f"expected {value}: change the option, or prepare another folder"
             )

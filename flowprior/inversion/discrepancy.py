@@ -1,0 +1,146 @@
+"""β of every image by the discrepancy principle."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowprior.inversion.checks import check_positive, check_whole
+from flowprior.inversion.descent import Values
+from flowprior.inversion.map import MAP
+from flowprior.inversion.problem import Problem
+from flowprior.inversion.solving import Solver
+from flowprior.physics.checks import check_number
+from flowprior.priors import Prior
+
+FACTOR = 3.0
+"""By which β changes until it turns round for the first time."""
+RANGE = 1000.0
+"""Largest factor between β and that of the solver: some data no β fits to the noise."""
+PROGRESS = 0.8
+"""β stays while the distance to the target falls below this part of it within a stage."""
+
+
+@dataclass(frozen=True)
+class Discrepancy(Solver):
+    """β of each image by Morozov's discrepancy principle: the residual equals the noise.
+
+    Every `stage` iterations, β of an image falls if its residual is larger than `target` and rises
+    if it is smaller, but stays while the residual approaches the target by itself. It changes by a
+    factor of 3, whose logarithm is halved each time that β turns round, and stays within a factor
+    of 1000 of the solver's β.
+
+    Reference: Morozov (1966); Engl, Hanke & Neubauer, Regularization of inverse problems, § 4.3.
+
+    Args:
+        solver: what to run, from its own β; its `penalty` must not be "none".
+        stage: iterations between two changes of β.
+        target: residual to reach, in units of the noise's standard deviation.
+        tolerance: |residual − target| that is close enough. The residual of the truth itself is
+            only known up to about 1/√(2m) for m data.
+
+    Raises:
+        ValueError: names the option.
+    """
+
+    solver: MAP
+    stage: int = 10
+    target: float = 1.0
+    tolerance: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_whole("stage", self.stage, 1)
+        check_positive("target", self.target)
+        check_number("tolerance", self.tolerance, least=0)
+        if not isinstance(self.solver, MAP):
+            raise ValueError(f"solver of a Discrepancy must be a MAP, got {self.solver!r}")
+        if self.solver.penalty == "none" or not self.solver.beta > 0:
+            raise ValueError("solver of a Discrepancy needs a penalty and a positive beta")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Those of the solver."""
+        return self.solver.needs
+
+    def check(self, prior: Prior | None, who: str = "") -> None:
+        """See `Solver.check`."""
+        self.solver.check(prior, f"{who}Discrepancy of ")
+
+    def begin(self, problem: Problem) -> "DiscrepancyRun":
+        """Start the solver's run, with a β for each image."""
+        if problem.noise is None:
+            raise ValueError("Discrepancy needs the noise level: give sigma= or noise=")
+        return DiscrepancyRun(self, problem)
+
+    def start(self, problem: Problem) -> Tensor:
+        """Latents v (B, n) to start from."""
+        return self.solver.start(problem)
+
+
+class DiscrepancyRun:
+    """The batch of a `Discrepancy`; `values["beta"]` is β per nat of each image."""
+
+    _STATE = ("log_beta", "size", "direction", "gap", "steps")
+
+    def __init__(self, settings: Discrepancy, problem: Problem) -> None:
+        self.settings, self.problem = settings, problem
+        self.run = settings.solver.begin(problem)
+        self.v, self.optimizer = self.run.v, self.run.optimizer
+        self.first = math.log(settings.solver.weight(problem.image_shape))
+        self.log_beta = torch.full_like(self.run.values["loss"], self.first)
+        # Size and direction of the last change of log β, and residual − target a stage ago.
+        self.size = torch.full_like(self.log_beta, math.log(FACTOR))
+        self.direction = torch.zeros_like(self.log_beta)
+        self.gap = torch.full_like(self.log_beta, torch.inf)
+        self.steps = 0
+        self._use()
+        self.run.restart()
+
+    x = property(lambda self: self.run.x)
+    z = property(lambda self: self.run.z)
+    finite = property(lambda self: self.run.finite)
+    active = finite  # β may move a row that has converged
+
+    @property
+    def values(self) -> Values:
+        """Those of the solver, and β."""
+        return {**self.run.values, "beta": self.log_beta.exp()}
+
+    def step(self) -> None:
+        """Make one iteration; change β first where a stage has ended."""
+        if self.steps and self.steps % self.settings.stage == 0:
+            self._adjust()
+        if self.run.active.any():
+            self.run.step()
+        self.steps += 1
+
+    @torch.no_grad()
+    def _adjust(self) -> None:
+        settings = self.settings
+        gap = self.problem.residual(self.run.x) - settings.target
+        approaching = (gap.abs() < PROGRESS * self.gap.abs()) & (gap * self.gap > 0)
+        self.gap = gap
+        judged = (gap.abs() > settings.tolerance) & ~approaching
+        turned = judged & (gap * self.direction > 0)
+        self.size = torch.where(turned, self.size / 2, self.size)
+        self.direction = torch.where(judged, -gap.sign(), self.direction)
+        moved = self.log_beta + torch.where(judged, self.direction * self.size, 0)
+        self.log_beta = moved.clamp(self.first - math.log(RANGE), self.first + math.log(RANGE))
+        self._use()
+        self.run.restart()
+
+    def _use(self) -> None:
+        self.run.terms.weight = self.log_beta.exp()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the run, β, and what is known of it."""
+        return {"run": self.run.state_dict(), **{n: getattr(self, n) for n in self._STATE}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from such a state."""
+        for name in self._STATE:
+            setattr(self, name, state[name])
+        self._use()
+        self.run.load_state_dict(state["run"])

@@ -1,0 +1,80 @@
+"""The forward operator, and whether data and noise model fit it."""
+
+import torch
+from torch import Tensor
+
+from flowprior.physics.noise import Noise
+
+
+class Forward:
+    """A forward operator without its noise: anything that has A, or a function of images.
+
+    Args:
+        physics: deepinv `Physics`, whose noise model is not used, or a function.
+        images: B if the operator has parameters, such as masks, of its own for each of B images.
+    """
+
+    def __init__(self, physics: object, images: int | None = None) -> None:
+        self.physics = physics
+        self.images = images
+        self._apply = getattr(physics, "A", physics)
+        self.name = getattr(physics, "__name__", type(physics).__name__)
+        if not callable(self._apply):
+            raise ValueError(f"physics must be a deepinv Physics or a function, got {self.name}")
+
+    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Noiseless data of images x (B, C, H, W) in [0, 1], of all images or of `rows`."""
+        if self.images is None or rows is None:
+            return self._apply(x)
+        every = x.new_zeros(self.images, *x.shape[1:]).index_copy(0, rows, x)
+        return self._apply(every)[rows]
+
+
+def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise | None) -> None:
+    """Raise ValueError unless A takes an image like this one (C, H, W) and gives data like y.
+
+    y must also be finite and fit the noise model, and A must be differentiable. Finds out whether A
+    has parameters for each image.
+    """
+    finite = y.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = (~finite).nonzero()[:, 0].tolist()
+        raise ValueError(f"y must be finite; rows {bad[:10]} have NaN or infinite entries")
+    predicted = _predicted(forward, y, like)
+    if predicted.shape[1:] != y.shape[1:]:
+        expected = ", ".join(map(str, ["B", *predicted.shape[1:]]))
+        raise ValueError(
+            f"y must have shape ({expected}), which {forward.name} makes of images of shape "
+            f"{tuple(like.shape)}, got {tuple(y.shape)}"
+        )
+    if not predicted.requires_grad:
+        raise ValueError(f"physics: {forward.name} has no gradient: A(x) does not require grad")
+    if noise is not None:
+        noise.residual(predicted.detach().expand_as(y), y)
+
+
+def _predicted(forward: Forward, y: Tensor, like: Tensor) -> Tensor:
+    """Data of grey images, of one if A is alike for all of them and otherwise of as many as y."""
+    shape, reason = tuple(like.shape), ""
+    for count in (1, len(y)):
+        forward.images = None if count == 1 else count
+        try:
+            return _data_of_grey(forward, like, count)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            reason = reason or " ".join(str(error).split())
+    raise ValueError(f"physics: {forward.name} does not take images of {shape}: {reason}")
+
+
+def _data_of_grey(forward: Forward, like: Tensor, count: int) -> Tensor:
+    x = torch.full_like(like, 0.5).expand(count, *like.shape).clone().requires_grad_()
+    with torch.enable_grad():
+        predicted = forward(x)
+    if not isinstance(predicted, Tensor):
+        raise TypeError(f"it gives {type(predicted).__name__}, expected one tensor")
+    if predicted.ndim < 2:
+        raise ValueError(f"it gives data of shape {tuple(predicted.shape)}, expected (B, ...)")
+    if len(predicted) != count:
+        raise ValueError(f"it makes {len(predicted)} rows of data of {count} images")
+    if predicted.numel() == 0:
+        raise ValueError("it makes no data at all")
+    return predicted

@@ -1,0 +1,142 @@
+"""Several starts for every image."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowprior.inversion.checks import check_whole
+from flowprior.inversion.descent import AdamRun, LBFGSRun, Values
+from flowprior.inversion.forward import Forward
+from flowprior.inversion.map import MAP
+from flowprior.inversion.problem import Problem
+from flowprior.inversion.solving import Solver
+from flowprior.priors import Prior
+
+
+@dataclass(frozen=True)
+class Restarts(Solver):
+    """The best of several runs of each image from different starts, all in one batch.
+
+    The best is the one with the smallest loss, so that nothing is chosen by the truth.
+
+    Args:
+        solver: what to run.
+        count: number of starts; start k is the draw of seed · count + k: two seeds share none.
+
+    Raises:
+        ValueError: names the option.
+    """
+
+    solver: MAP
+    count: int = 10
+
+    def __post_init__(self) -> None:
+        check_whole("count", self.count, 1)
+        if not isinstance(self.solver, MAP):
+            raise ValueError(f"solver of Restarts must be a MAP, got {self.solver!r}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Those of the solver."""
+        return self.solver.needs
+
+    def check(self, prior: Prior | None, who: str = "") -> None:
+        """See `Solver.check`."""
+        self.solver.check(prior, f"{who}Restarts of ")
+
+    def begin(self, problem: Problem) -> "RestartRun":
+        """Start `count` runs of every image; those of one image are adjacent rows."""
+        v = self.start(problem) if problem.latents is None else problem.latents
+        repeated = replace(
+            problem,
+            forward=_RepeatedForward(problem.forward, self.count),
+            **{name: self._repeated(getattr(problem, name)) for name in ("y", "condition")},
+            start=None,
+            latents=v,
+            indices=[index for index in problem.indices for _ in range(self.count)],
+        )
+        return RestartRun(self.solver.begin(repeated), self.count)
+
+    def start(self, problem: Problem) -> Tensor:
+        """Latents v (B·count, n) to start from."""
+        seeds = [problem.seed * self.count + k for k in range(self.count)]
+        starts = [self.solver.start(replace(problem, seed=seed)) for seed in seeds]
+        return torch.stack(starts, 1).flatten(0, 1)
+
+    def _repeated(self, rows: Tensor | None) -> Tensor | None:
+        return None if rows is None else rows.repeat_interleave(self.count, 0)
+
+
+class _RepeatedForward(Forward):
+    """An operator on `count` images for each image of the batch."""
+
+    def __init__(self, forward: Forward, count: int) -> None:
+        super().__init__(forward.physics, forward.images)
+        self.inner, self.count = forward, count
+
+    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Noiseless data of images x of all runs, or of `rows` of them."""
+        if self.images is None:
+            return self.inner(x)
+        rows = torch.arange(len(x), device=x.device) if rows is None else rows
+        # The operator takes each image once, so the runs go to it start by start.
+        groups = [(rows % self.count == k).nonzero()[:, 0] for k in range(self.count)]
+        groups = [group for group in groups if len(group)]
+        data = torch.cat([self.inner(x[group], rows[group] // self.count) for group in groups])
+        return data[torch.cat(groups).argsort()]
+
+
+class RestartRun:
+    """The batch of `Restarts`: as a `Run`, it shows the best run of every image."""
+
+    def __init__(self, run: LBFGSRun | AdamRun, count: int) -> None:
+        self.run, self.count = run, count
+        self.v, self.optimizer = run.v, run.optimizer
+
+    @property
+    def best(self) -> Tensor:
+        """Row of the best run of each image, (B,)."""
+        loss = self.run.values["loss"].masked_fill(~self.run.finite, torch.inf)
+        loss = loss.nan_to_num(nan=torch.inf).view(-1, self.count)
+        return loss.argmin(1) + self.count * torch.arange(len(loss), device=loss.device)
+
+    @property
+    def x(self) -> Tensor:
+        """Images of the best runs."""
+        return self.run.x[self.best]
+
+    @property
+    def z(self) -> Tensor | None:
+        """Latents of the best runs."""
+        z = self.run.z
+        return None if z is None else z[self.best]
+
+    @property
+    def values(self) -> Values:
+        """Values of the best runs."""
+        best = self.best
+        return {name: value[best] for name, value in self.run.values.items()}
+
+    @property
+    def active(self) -> Tensor:
+        """Images of which a run still moves."""
+        return self.run.active.view(-1, self.count).any(1)
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether the best run is finite."""
+        return self.run.finite[self.best]
+
+    def step(self) -> None:
+        """Make one iteration of every run."""
+        self.run.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of all runs."""
+        return self.run.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from such a state."""
+        self.run.load_state_dict(state)

@@ -1,0 +1,58 @@
+"""What training minimises: maximum likelihood, reconstruction, or a loss of your own."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from flowprior.flows import Flow
+from flowprior.metrics import bits_per_dim
+
+
+class Loss(ABC):
+    """A number for each image; training minimises its mean over the batch.
+
+    Attributes:
+        monitor: the value whose validation mean tells the best weights; lower is better.
+        n_bits: bits per pixel of the data, None if it is not quantised; set before training.
+    """
+
+    monitor: str
+    n_bits: int | None = None
+
+    @abstractmethod
+    def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
+        """Return values (B,) by name for images (B, C, H, W) in `flow.data_range`.
+
+        The first value is minimised, all are drawn as curves, and `monitor` must be among them.
+        """
+
+    def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
+        """The parameters to train; the others stay as they are. All of them by default."""
+        return flow.parameters()
+
+
+class MaximumLikelihood(Loss):
+    """−log p(x) in bits per dimension, and in nats as `nll`."""
+
+    monitor = "bits_per_dim"
+
+    def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
+        """See `Loss`."""
+        log_prob = flow.log_prob(images)
+        bits = bits_per_dim(log_prob, images[0].numel(), self.n_bits, flow.data_range)
+        return {"bits_per_dim": bits, "nll": -log_prob}
+
+
+class Reconstruction(Loss):
+    """‖x − decode(encode(x))‖², summed over the pixels of an image.
+
+    Rounding error for a bijective flow; the distance to the range of an injective one.
+    """
+
+    monitor = "squared_error"
+
+    def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
+        """See `Loss`."""
+        restored = flow.decode(flow.encode(images)[0])[0]
+        return {"squared_error": (images - restored).square().flatten(1).sum(1)}

@@ -1,0 +1,168 @@
+"""Priors and what they can do; flows of other libraries."""
+
+import math
+
+import normflows
+import pytest
+import torch
+import zuko
+from torch import nn
+
+from flowprior.priors import Module, from_normflows, from_zuko, require
+from flowprior.priors.base import Prior
+from tests.inversion_problems import LinearGaussian, small_decoder, two_part_decoder
+
+SHAPE = (1, 2, 3)
+SIZE = math.prod(SHAPE)
+
+
+def zuko_flow(kind, **options):
+    torch.manual_seed(0)
+    return getattr(zuko.flows, kind)(SIZE, transforms=2, hidden_features=[8], **options).double()
+
+
+def normflows_flow(base=None):
+    torch.manual_seed(0)
+    layers = []
+    for _ in range(2):
+        layers.append(normflows.flows.MaskedAffineAutoregressive(SIZE, 8))
+        layers.append(normflows.flows.LULinearPermute(SIZE))
+    base = normflows.distributions.DiagGaussian(SIZE) if base is None else base
+    flow = normflows.NormalizingFlow(base, layers).double()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return flow
+
+
+FOREIGN = {
+    "zuko NSF": lambda: from_zuko(zuko_flow("NSF"), SHAPE),
+    "zuko MAF": lambda: from_zuko(zuko_flow("MAF"), SHAPE),
+    "normflows": lambda: from_normflows(normflows_flow(), SHAPE),
+}
+
+
+@pytest.fixture(params=FOREIGN)
+def foreign(request):
+    return FOREIGN[request.param]().eval().requires_grad_(False)
+
+
+def test_encode_is_the_inverse_of_decode(foreign):
+    z = torch.randn(5, *foreign.latent.shape, dtype=torch.float64)
+    x, decoding = foreign.decode(z)
+    assert x.shape == (5, *SHAPE)
+    assert torch.equal(foreign.generate(z), x)
+    again, encoding = foreign.encode(x)
+    torch.testing.assert_close(again, z, rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoding, -decoding, rtol=0, atol=1e-5)
+
+
+def test_log_determinant_is_that_of_the_jacobian(foreign):
+    z = torch.randn(3, SIZE, dtype=torch.float64)
+    for row, found in zip(z, foreign.decode(z)[1], strict=True):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda row: foreign.decode(row[None])[0].flatten(), row
+        )
+        expected = torch.linalg.slogdet(jacobian)[1]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_log_prob_is_the_library_s_own(foreign):
+    x = 0.3 * torch.randn(4, *SHAPE, dtype=torch.float64)
+    own = foreign.flow() if isinstance(foreign.flow, zuko.lazy.LazyDistribution) else foreign.flow
+    torch.testing.assert_close(foreign.log_prob(x), own.log_prob(x.flatten(1)))
+
+
+def test_bases_that_are_not_standard_normal_are_refused():
+    with pytest.raises(ValueError, match=r"base .* N\(0, I\) of 6"):
+        from_zuko(
+            zuko.flows.Flow(
+                zuko_flow("MAF").transform,
+                zuko.lazy.UnconditionalDistribution(
+                    zuko.distributions.DiagNormal, torch.zeros(SIZE), 2 * torch.ones(SIZE)
+                ),
+            ),
+            SHAPE,
+        )
+    mixture = normflows.NormalizingFlow(normflows.distributions.GaussianMixture(2, SIZE), [])
+    with pytest.raises(ValueError, match="from_normflows"):
+        from_normflows(mixture.double(), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("make", "flow"),
+    [
+        (from_zuko, lambda: zuko.flows.MAF(7, transforms=1, hidden_features=[4])),
+        (from_zuko, lambda: zuko_flow("MAF", context=2)),
+        (from_zuko, lambda: nn.Linear(SIZE, SIZE)),
+        (from_normflows, lambda: normflows_flow(normflows.distributions.DiagGaussian(7))),
+        (from_normflows, lambda: nn.Linear(SIZE, SIZE)),
+    ],
+)
+def test_flows_that_do_not_fit_are_one_clear_line(make, flow):
+    with pytest.raises(ValueError, match=make.__name__) as caught:
+        make(flow(), SHAPE)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_decoder_is_a_prior():
+    prior = small_decoder()
+    z = torch.randn(3, 5, dtype=torch.float64)
+    assert torch.equal(prior.generate(z), prior.module(z))
+    assert not hasattr(prior, "decode")
+
+
+def test_decoder_of_several_parts_gets_them_by_name():
+    prior = two_part_decoder()
+    z = torch.randn(2, 19, dtype=torch.float64)
+    expected = prior.module(style=z[:, :3], picture=z[:, 3:].unflatten(1, (1, 4, 4)))
+    assert torch.equal(prior.generate(z), expected)
+
+
+def test_samples_repeat_with_the_generator_and_have_the_temperature():
+    prior = LinearGaussian(mean=0.0, scale=1.0)
+    first, again = (
+        prior.sample(500, 0.5, generator=torch.Generator().manual_seed(0)) for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert first.dtype == torch.float64
+    assert first.std().item() == pytest.approx(0.5, rel=0.05)
+    with pytest.raises(ValueError, match="n >= 1"):
+        prior.sample(0)
+
+
+def test_ranges():
+    prior = Module(nn.Identity(), (1, 1, 2), [2], data_range=(-1, 3))
+    x = torch.tensor([-1.0, 0.0, 3.0])
+    assert prior.to_unit_range(x).tolist() == [0.0, 0.25, 1.0]
+    assert torch.equal(prior.from_unit_range(prior.to_unit_range(x)), x)
+
+
+@pytest.mark.parametrize(
+    ("change", "option"),
+    [
+        ({"data_range": (1.0, 0.0)}, "data_range"),
+        ({"data_range": (-math.inf, 1.0)}, "data_range"),
+        ({"data_range": (0.0, math.nan)}, "data_range"),
+        ({"image_shape": (8, 8)}, "image_shape"),
+        ({"image_shape": (1, 0, 8)}, "image_shape"),
+        ({"latent": [0]}, "latent"),
+    ],
+)
+def test_wrong_options_are_named(change, option):
+    given = {"module": nn.Identity(), "image_shape": (1, 8, 8), "latent": [64], **change}
+    with pytest.raises(ValueError, match=option):
+        Module(**given)
+
+
+def test_what_is_missing_is_told_with_the_remedy():
+    require(LinearGaussian(), ["generate", "decode"], "solver")
+    with pytest.raises(ValueError, match=r"solver needs a log-determinant .* Module .*: do that"):
+        require(small_decoder(), ["generate", "decode"], "solver", "do that")
+    with pytest.raises(ValueError, match=r"there is no prior$"):
+        require(None, ["generate"], "solver", "do that")
+
+
+def test_a_prior_needs_a_generator():
+    with pytest.raises(TypeError, match="generate"):
+        type("Empty", (Prior,), {})((1, 2, 2), small_decoder().latent)
