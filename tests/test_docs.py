@@ -22,6 +22,9 @@ PAGES = ["README.md", "docs/inversion.md", "docs/extend.md", "docs/gaussianizati
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"\b(train|evaluate)\.py --config (\S+?)(?=[`\s])")
+EXAMPLE_NAMES = {"my.yaml"}
 SCORE = re.compile(r"data (-?[\d.]+) dB, recovered (-?[\d.]+) dB")
 MAINS = {"evaluate.py": evaluate.main, "train.py": train.main}
 LEAST_GAIN = 3.0
@@ -117,6 +120,38 @@ def check_gains(printed: str, where: str) -> None:
     for data, recovered in SCORE.findall(printed):
         gain = float(recovered) - float(data)
         assert gain >= LEAST_GAIN, f"{where}: recovered better by {gain:.2f} dB only:\n{printed}"
+
+
+def test_wrong_numbers_words_and_gains_are_noticed() -> None:
+    check_output("a 1.2 dB, 3 rows", "a 1.5 dB, 3 rows", "")
+    for printed in ("a 1.6 dB, 3 rows", "a 1.2 dB, 4 rows", "b 1.2 dB, 3 rows", "a 1.2 dB"):
+        with pytest.raises(AssertionError):
+            check_output("a 1.2 dB, 3 rows", printed, "")
+    check_gains("MAP: data 10.0 dB, recovered 13.1 dB", "")
+    with pytest.raises(AssertionError):
+        check_gains("MAP: data 10.0 dB, recovered 12.9 dB", "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_configs_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    targets = [t for t in LINK.findall(text) if "://" not in t]
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page}: there is no {target}"
+        assert not anchor or anchor in anchors(file.read_text()), f"{page}: no heading {target}"
+    own = {block.file_name for block in blocks(page)}
+    for script, name in COMMAND.findall(text):
+        folder = ROOT / "configs" / script
+        known = name in own or name in EXAMPLE_NAMES or (folder / f"{name}.yaml").is_file()
+        assert known, f"{page}: there is no config {name}"
+
+
+def anchors(text: str) -> set[str]:
+    """Names of a page's headings in links."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES)
