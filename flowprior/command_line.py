@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from argparse import Namespace
 from collections.abc import Callable
@@ -100,6 +101,8 @@ def import_beside(config: Path, names: list[str]) -> None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"imports: expected a list of module names, got {names!r}")
     folder = str(config.resolve().parent)
+    handler = signal.getsignal(signal.SIGINT)
+    stop_quietly()
     sys.path.insert(0, folder)
     try:
         for name in names:
@@ -108,6 +111,8 @@ def import_beside(config: Path, names: list[str]) -> None:
         sys.path.remove(folder)
         if names and folder not in sys.path:
             sys.path.append(folder)
+        if signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _import(name: str, folder: str) -> None:
@@ -142,7 +147,8 @@ def stop_quietly() -> None:
     To be called before the slow imports of a command, which lose an exception or turn it into one
     of their own.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
         signal.signal(signal.SIGINT, _stop)
 
 

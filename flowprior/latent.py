@@ -12,7 +12,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Latent:
-    """Named parts of a latent ~ N(0, I), laid side by side in one vector of `size` numbers.
+    """Named parts of a latent ~ N(0, I), concatenated into one vector of `size` numbers.
 
     Solvers, starts and checkpoints see vectors (B, size). Priors see shapes: (B, *shape) if there
     is one part, otherwise what `split` gives.
@@ -45,7 +45,7 @@ class Latent:
 
     @property
     def shape(self) -> Shape:
-        """Shape that a prior takes: of the one part, or (size,) if there are several."""
+        """Shape that a prior takes: that of the only part, or (size,) if there are several."""
         return next(iter(self.parts.values())) if len(self.parts) == 1 else (self.size,)
 
     @property
@@ -71,7 +71,7 @@ class Latent:
         """Apply a module to each named part of v (B, size); the other parts stay as they are.
 
         Raises:
-            ValueError: a name is not that of a part.
+            ValueError: there is no part of that name.
         """
         self._check_names(layers, complete=False)
         if not layers:
@@ -80,9 +80,9 @@ class Latent:
         return self.join(parts)
 
     def draw(self, count: int, *, seed: int, like: Tensor) -> Tensor:
-        """One draw of N(0, I) for all rows, (count, size): the same on every device.
+        """One draw of N(0, I), repeated for all rows, (count, size).
 
-        Type and device are those of `like`.
+        It has the type and device of `like`; the numbers are the same on every device.
         """
         generator = torch.Generator().manual_seed(seed)
         one = torch.randn(1, self.size, generator=generator, dtype=like.dtype)

@@ -178,7 +178,7 @@ def test_classes_beside_the_config(folder: Path, capsys: pytest.CaptureFixture) 
     assert (folder / "elsewhere" / "own" / "records.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(("code", "word"), [(None, "no my_broken.py"), ("1 / 0", "division")])
+@pytest.mark.parametrize(("code", "word"), [(None, "my_broken"), ("1 / 0", "division")])
 def test_own_module_that_cannot_be_imported(
     folder: Path, capsys: pytest.CaptureFixture, code: str | None, word: str
 ) -> None:

@@ -140,7 +140,7 @@ def test_other_settings_name_only_what_differs(tmp_path):
     changed = {"noise": 0.2, "size": [3, 64], "weights": "abc", "seed": 1}
     with pytest.raises(ValueError, match="method glow") as error:
         RecordStore(path, [B, replace(A, settings=changed)])
-    for change in ("noise was 0.1, is now 0.2", "size[1] was 32, is now 64", "seed was (absent)"):
+    for change in ("noise was 0.1, is now 0.2", "size.1 was 32, is now 64", "seed was (absent)"):
         assert change in str(error.value)
     assert "weights" not in str(error.value)
     assert path.read_bytes() == before

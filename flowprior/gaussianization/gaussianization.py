@@ -28,7 +28,8 @@ class Gaussianization(Reparameterization):
     A row with NaN or infinite entries becomes NaN, with gradient 0; other rows are not affected. A
     constant row becomes 0.
 
-    Reference: Li & Denli, Gaussianization layers for deep generative models, section 3.
+    Reference: Li & Denli, Traversing within the Gaussian typical set: differentiable
+    Gaussianization layers for inverse problems augmented by normalizing flows (2021), section 3.
 
     Args:
         patch_size: w; patches are C×w×w, or w entries of a vector.

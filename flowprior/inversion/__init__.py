@@ -1,7 +1,7 @@
 """Recover images from incomplete, noisy data with a prior.
 
-`invert` puts data and operator into a `Problem`; a `Solver` begins a `Run` of it; `solve` is the
-one loop, whose observers watch, and which ends with an `Estimate`.
+`invert` puts data and operator into a `Problem`. A `Solver` begins a `Run` of it, which `solve`
+iterates, shows to observers, and turns into an `Estimate`.
 """
 
 from flowprior.inversion.batch_invariant import batch_invariant, by_rows

@@ -52,7 +52,7 @@ def batch_invariant() -> Iterator[None]:
 
 
 def by_rows(function: Callable[..., Any], *tensors: Tensor, size: int = 1) -> Any:
-    """Apply a function of a batch to few rows at a time, always to equally many.
+    """Apply a function of a batch to a few rows at a time, the same number in every call.
 
     On a CPU, and within `batch_invariant`, the result for a row is then the same to the last bit
     whatever the other rows are, however many there are, and wherever the row stands. Libraries for
@@ -94,10 +94,13 @@ def by_rows(function: Callable[..., Any], *tensors: Tensor, size: int = 1) -> An
 
 
 def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
-    """Number of rows for `by_rows`, for all batches of a problem: 8 where that is exact and pays.
+    """Number of rows in each call of `by_rows`: 8 where that is exact and faster, otherwise 1.
 
-    It pays where a row is so little work that calling PyTorch takes most of the time. It is exact
-    where rows of a call have the same bits at every place and beside any others, which is tried.
+    It is the same for all batches of a problem.
+
+    It is faster where a row is so little work that calling PyTorch takes most of the time. It is
+    exact where a row has the same bits at every place of a call and beside any others, which is
+    tried out.
 
     Args:
         function: as for `by_rows`.

@@ -26,7 +26,7 @@ class RowStatus(IntEnum):
 
 
 class BatchedLBFGS(Optimizer):
-    r"""L-BFGS with a strong-Wolfe line search; every row of the parameter is a problem of its own.
+    r"""L-BFGS with a strong-Wolfe line search; each row of the parameter is an independent problem.
 
     Each row has its own curvature pairs, step length and stopping, and moves as it would alone:
     to the last bit on a CPU if the closure's results do not depend on the batch (see
@@ -59,7 +59,7 @@ class BatchedLBFGS(Optimizer):
 
     Raises:
         ValueError: an option is out of its range, the parameter does not fit, or the closure
-            returns something else than one loss per row.
+            returns anything but one loss per row.
 
     >>> x = torch.nn.Parameter(torch.tensor([[3.0, 1.0], [-2.0, 5.0]]))
     >>> optimizer = BatchedLBFGS([x])

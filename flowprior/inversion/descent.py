@@ -1,4 +1,4 @@
-"""Descent on the unknowns of a batch, each row by itself: L-BFGS and Adam."""
+"""L-BFGS and Adam on the unknowns of a batch, separately for each row."""
 
 from typing import Any, Literal, Protocol
 
@@ -13,7 +13,7 @@ Values = dict[str, Tensor]
 
 
 class Terms(Protocol):
-    """An objective of unknowns v (k, n), each row by itself."""
+    """An objective of unknowns v (k, n), separate for each row."""
 
     def __call__(self, v: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
         """Images (k, C, H, W) and values, "loss" among them, (k,) float64, of the images `rows`."""
@@ -23,7 +23,7 @@ class Terms(Protocol):
 
 
 class Descent:
-    """What L-BFGS and Adam share: a `Run` over unknowns `v` (B, n).
+    """Base of the L-BFGS and Adam runs: a `Run` over unknowns `v` (B, n).
 
     Args:
         terms: what to minimise.
@@ -81,7 +81,7 @@ class Descent:
 
 
 class LBFGSRun(Descent):
-    """L-BFGS with a history and a strong-Wolfe line search for every image."""
+    """L-BFGS, with its own history and strong-Wolfe line search for each image."""
 
     def __init__(self, terms: Terms, v: nn.Parameter) -> None:
         super().__init__(terms, v)
@@ -118,7 +118,7 @@ class LBFGSRun(Descent):
 
 
 class AdamRun(Descent):
-    """Adam, whose steps depend on no other image because it works entry by entry."""
+    """Adam: it works on single entries, so the steps of an image depend on no other image."""
 
     def __init__(self, terms: Terms, v: nn.Parameter, learning_rate: float) -> None:
         super().__init__(terms, v)
@@ -145,7 +145,7 @@ class AdamRun(Descent):
         self._evaluate()
 
     def _evaluate(self) -> None:
-        """Loss and gradient at v; rows where they are not finite go back and stay."""
+        """Update loss and gradient; rows that are not finite return to their last v for good."""
         x, values = self.evaluate(self.rows)
         sound = _all_finite(values) & self.v.grad.isfinite().all(1)
         self.finite = self.finite & sound
@@ -169,7 +169,7 @@ class AdamRun(Descent):
 def descend(
     terms: Terms, v: nn.Parameter, optimizer: Optimizer, learning_rate: float
 ) -> LBFGSRun | AdamRun:
-    """The run of an optimiser by its name."""
+    """Make the run of an optimiser by its name."""
     return LBFGSRun(terms, v) if optimizer == "lbfgs" else AdamRun(terms, v, learning_rate)
 
 

@@ -1,4 +1,4 @@
-"""β of every image by the discrepancy principle."""
+"""Choose β of each image by the discrepancy principle."""
 
 import math
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ PROGRESS = 0.8
 
 @dataclass(frozen=True)
 class Discrepancy(Solver):
-    """β of each image by Morozov's discrepancy principle: the residual equals the noise.
+    """Choose β of each image by Morozov's discrepancy principle: the residual equals the noise.
 
     Every `stage` iterations, β of an image falls if its residual is larger than `target` and rises
     if it is smaller, but stays while the residual approaches the target by itself. It changes by a
-    factor of 3, whose logarithm is halved each time that β turns round, and stays within a factor
-    of 1000 of the solver's β.
+    factor of 3, whose logarithm is halved each time that β changes direction, and stays within a
+    factor of 1000 of the solver's β.
 
     Reference: Morozov (1966); Engl, Hanke & Neubauer, Regularization of inverse problems, § 4.3.
 
@@ -38,7 +38,7 @@ class Discrepancy(Solver):
         solver: what to run, from its own β; its `penalty` must not be "none".
         stage: iterations between two changes of β.
         target: residual to reach, in units of the noise's standard deviation.
-        tolerance: |residual − target| that is close enough. The residual of the truth itself is
+        tolerance: largest |residual − target| that is accepted. The residual of the truth itself is
             only known up to about 1/√(2m) for m data.
 
     Raises:
@@ -109,7 +109,7 @@ class DiscrepancyRun:
         return {**self.run.values, "beta": self.log_beta.exp()}
 
     def step(self) -> None:
-        """Make one iteration; change β first where a stage has ended."""
+        """Make one iteration; at the end of a stage change β before it."""
         if self.steps and self.steps % self.settings.stage == 0:
             self._adjust()
         if self.run.active.any():
@@ -135,7 +135,7 @@ class DiscrepancyRun:
         self.run.terms.weight = self.log_beta.exp()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the run, β, and what is known of it."""
+        """State of the run, and β with the state of its search."""
         return {"run": self.run.state_dict(), **{n: getattr(self, n) for n in self._STATE}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from flowprior.physics.noise import Noise
 
 
 class Forward:
-    """A forward operator without its noise: anything that has A, or a function of images.
+    """A forward operator without noise: anything with a method A, or a function of images.
 
     Args:
         physics: deepinv `Physics`, whose noise model is not used, or a function.
@@ -31,7 +31,7 @@ class Forward:
 
 
 def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise | None) -> None:
-    """Raise ValueError unless A takes an image like this one (C, H, W) and gives data like y.
+    """Raise ValueError unless A turns images like this one (C, H, W) into data like y.
 
     y must also be finite and fit the noise model, and A must be differentiable. Finds out whether A
     has parameters for each image.

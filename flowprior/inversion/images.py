@@ -30,8 +30,7 @@ class TotalVariation(Solver):
     Reference: Rudin, Osher & Fatemi, Nonlinear total variation based noise removal (1992).
 
     Args:
-        weight: λ ≥ 0, in nats per unit of total variation. About 1/σ times the contrast's inverse
-            for noise of standard deviation σ: tune it on validation images.
+        weight: λ ≥ 0, in nats per unit of total variation; choose it on validation images.
         misfit: noise model to fit the data by; that of the data by default.
         smoothing: ε > 0.
 
@@ -185,7 +184,7 @@ class ReconstructorRun(ImageRun):
 
     @property
     def active(self) -> Tensor:
-        """All rows, until they are reconstructed."""
+        """All finite rows, until they have been reconstructed."""
         return self.finite & (not self.done)
 
     def step(self) -> None:

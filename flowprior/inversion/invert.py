@@ -30,7 +30,7 @@ def invert(
     observers: Sequence[Observer] = (),
     checkpoint: Checkpoint | None = None,
 ) -> Estimate:
-    """Recover many images at once, each by itself, whatever else is in the batch.
+    """Recover many images at once; each result is independent of the other images.
 
     Args:
         prior: frozen prior; None for solvers that need none.
@@ -46,13 +46,13 @@ def invert(
         condition: one row per image, for a conditional prior.
         image_shape: (C, H, W), if there is neither prior nor start.
         seed: of everything random.
-        indices: numbers of the images, 0 to B − 1 by default: randomness of an image depends on
-            (seed, index) alone.
+        indices: numbers of the images, 0 to B − 1 by default: random numbers of an image depend
+            on (seed, index) alone.
         observers: called with the number of each iteration, 0 first, and the run.
         checkpoint: file to resume from, and to save the state in.
 
     Returns:
-        images, latents and curves.
+        The images, their latents, curves, residuals and warnings.
 
     Raises:
         ValueError: names the argument that is wrong or does not fit, before anything is computed.

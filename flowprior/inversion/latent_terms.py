@@ -33,7 +33,7 @@ class LatentTerms:
         self.weight: float | Tensor = solver.weight(problem.image_shape)
 
     def latents(self, v: Tensor) -> Tensor:
-        """Z = h(v) as the prior takes it, (k, *latent.shape)."""
+        """Latents z = h(v) as the prior takes them, (k, *latent.shape)."""
         latent = self.prior.latent
         return latent.shaped(latent.map(self.layers, v))
 
@@ -61,7 +61,7 @@ class LatentTerms:
 
 
 def check_layers(layers: object) -> None:
-    """Raise ValueError unless they are layers, layers by name of a part, or None."""
+    """Raise ValueError unless given layers, layers by name of a part, or None."""
     given = layers.values() if isinstance(layers, Mapping) else [layers]
     for layer in given:
         if layer is not None and not isinstance(layer, Reparameterization):
@@ -72,7 +72,7 @@ def check_layers(layers: object) -> None:
 
 
 def layers_by_part(layers: Layers | None, prior: Prior) -> dict[str, Reparameterization]:
-    """H by name of the latent's part; raises ValueError for an unknown part."""
+    """Layers by name of the latent's part; raises ValueError for an unknown part."""
     if layers is None:
         return {}
     names = list(prior.latent.parts)

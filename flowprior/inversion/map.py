@@ -1,4 +1,4 @@
-"""Solvers over latents: MAP, and CSGM and GlowIP as settings of it."""
+"""Solvers over latents: MAP, with CSGM and GlowIP as special cases."""
 
 import math
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class MAP(Solver):
 
     The misfit is the negative log-likelihood of the data under their noise, so that β = 1 is Bayes'
     rule. log p is log p_X(x) = log N(z; 0, I) − log|det ∂G/∂z| ("log_density"), log N(z; 0, I)
-    alone ("latent_norm") or nothing ("none"). Images are not clamped: that would take the gradient
-    away where they saturate. Every image has its own line search, step and end.
+    alone ("latent_norm") or nothing ("none"). Images are not clamped, because
+    clamped pixels have no gradient. Each image has its own line search, step size and end.
 
-    Reference: Li & Denli, Gaussianization layers for deep generative models, eq. 1–3. There the
-    misfit has σ = 1/255 and β = 1000 per bit/dimension.
+    Reference: Li & Denli, Traversing within the Gaussian typical set (2021), eq. 1–3. There the
+    misfit has σ = 1/255, and β is 1000 per bit per dimension.
 
     Args:
         beta: β ≥ 0.
@@ -73,11 +73,11 @@ class MAP(Solver):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """A log-determinant for the log density, otherwise a generator."""
+        """`decode` for the log density, otherwise `generate`."""
         return ("decode",) if self.penalty == "log_density" else ("generate",)
 
     def check(self, prior: Prior | None, who: str = "") -> None:
-        """See `Solver.check`; also names of latent parts."""
+        """See `Solver.check`; also checks the names of latent parts."""
         who = f"{who}{type(self).__name__}: penalty={self.penalty}"
         require(prior, self.needs, who, remedy="use latent_norm or none")
         layers_by_part(self.reparameterization, prior)
@@ -131,13 +131,13 @@ class MAP(Solver):
 def csgm(gamma: float = 0.1, learning_rate: float = 5e-3) -> MAP:
     """‖A G(z) − y‖² + γ‖z‖² on images in [−1, 1], from z ~ N(0, I), by Adam (Bora et al., 2017).
 
-    In `Restarts` it is the published method.
+    The published method is this one within `Restarts`.
     """
     return _latent_norm(gamma, learning_rate, start_scale=1.0)
 
 
 def glow_ip(gamma: float = 0.01, learning_rate: float = 5e-3) -> MAP:
-    """The same from z = 0: GlowIP (Asim et al., 2020)."""
+    """As `csgm`, but from z = 0: GlowIP (Asim et al., 2020)."""
     return _latent_norm(gamma, learning_rate, start_scale=0.0)
 
 
@@ -163,12 +163,12 @@ def project_to_latents(
     condition: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
-    r"""Latents v (B, n) whose images come closest to some (B, C, H, W) in [0, 1].
+    r"""Find latents v (B, n) whose images are closest to given ones (B, C, H, W) in [0, 1].
 
     Minimises ½‖G(h(v)) − x₀‖² − β log p_X(G(h(v))), β per nat, by L-BFGS from one draw of N(0, I).
 
-    Reference: Li & Denli, Gaussianization layers, eq. 39–40, whose misfit has no ½: β there is
-    twice this one.
+    Reference: Li & Denli (2021), eq. 39–40, whose misfit has no ½, so that β there is twice this
+    one.
     """
     penalty = "log_density" if beta else "none"
     solver = MAP(beta=beta, penalty=penalty, reparameterization=reparameterization)

@@ -19,20 +19,20 @@ Cache = Callable[[str, Tensor, Callable[[], Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """Data of B images and everything that a solver may know; not the truth.
+    """Data of B images and everything else a solver may know, which does not include the truth.
 
     Args:
         forward: the operator A, on images (B, C, H, W) in [0, 1].
         y: data (B, ...).
         image_shape: (C, H, W).
-        noise: of the data; None if it is not known.
+        noise: noise model of the data; None if it is not known.
         prior: None for solvers that need none.
         start: images (B, C, H, W) in [0, 1] to start from.
         latents: free latents v (B, n) to start from; a `Parameter` is moved in place.
         condition: one row per image, for a conditional prior.
-        seed: of everything random.
-        indices: numbers of the images: what is random for an image depends on (seed, index) alone.
-        cache: keeps what other problems with these images need too; None computes it anew.
+        seed: of all random numbers.
+        indices: numbers of the images; random numbers of an image depend on (seed, index) alone.
+        cache: keeps what other problems with the same images also need; None computes it each time.
     """
 
     forward: Forward
@@ -49,17 +49,17 @@ class Problem:
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the precision and on the device to compute with."""
+        """A tensor with the precision and device to compute with."""
         return _like(self.prior, self.y)
 
     @property
     def rows(self) -> Tensor:
-        """0 to B − 1."""
+        """Row numbers 0 to B − 1."""
         return torch.arange(len(self.y), device=self.y.device)
 
     @torch.no_grad()
     def residual(self, x: Tensor) -> Tensor:
-        """Rms of A(x) − y of images x (B, C, H, W) in units of the noise, (B,)."""
+        """Rms of A(x) − y in units of the noise, (B,), for images x (B, C, H, W)."""
 
         def one(x: Tensor, rows: Tensor) -> Tensor:
             return self.noise.residual(self.forward(x, rows), self.y[rows])
@@ -67,7 +67,7 @@ class Problem:
         return by_rows(one, x, self.rows)
 
     def misfit(self, explicit: Noise | None, who: str) -> Noise:
-        """The noise model to fit the data by: the solver's own, or that of the data.
+        """The noise model whose misfit is used: the solver's own, or that of the data.
 
         Raises:
             ValueError: there is neither.

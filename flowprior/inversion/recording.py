@@ -19,7 +19,7 @@ class Recording:
         last: final iteration, at which pictures are kept too.
 
     Attributes:
-        iterations: those recorded.
+        iterations: numbers of the recorded iterations.
         snapshots: images (pictures, C, H, W) by iteration: 0, 1, 2, 5, 10, 20, 50, ...
         typicality: diagnostics of the latents z, (B,) each, at the same iterations.
     """
@@ -84,7 +84,7 @@ def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def similarity(x: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """PSNR, SSIM (of images of at least 11×11) and, if its network is there, LPIPS; (B,) each."""
+    """PSNR, SSIM (from 11×11 pixels) and, if its network is available, LPIPS; (B,) each."""
     found = {"psnr": psnr(x, truth)}
     if min(x.shape[2:]) >= 11:
         found["ssim"] = ssim(x, truth)
@@ -93,7 +93,7 @@ def similarity(x: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 
 def is_milestone(iteration: int) -> bool:
-    """Whether it is 0 or 1, 2 or 5 times a power of ten.
+    """Whether the number is 0, or 1, 2 or 5 times a power of ten.
 
     >>> [k for k in range(300) if is_milestone(k)]
     [0, 1, 2, 5, 10, 20, 50, 100, 200]

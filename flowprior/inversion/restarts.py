@@ -1,4 +1,4 @@
-"""Several starts for every image."""
+"""Several starts for each image."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,11 +19,11 @@ from flowprior.priors import Prior
 class Restarts(Solver):
     """The best of several runs of each image from different starts, all in one batch.
 
-    The best is the one with the smallest loss, so that nothing is chosen by the truth.
+    The best is the one with the smallest loss; the truth is not used.
 
     Args:
         solver: what to run.
-        count: number of starts; start k is the draw of seed · count + k: two seeds share none.
+        count: number of starts; start k is drawn with seed · count + k: no two seeds share one.
 
     Raises:
         ValueError: names the option.
@@ -121,7 +121,7 @@ class RestartRun:
 
     @property
     def active(self) -> Tensor:
-        """Images of which a run still moves."""
+        """Images with a run that still moves."""
         return self.run.active.view(-1, self.count).any(1)
 
     @property

@@ -1,4 +1,4 @@
-"""Solvers, the batches they run, and the one loop that serves all of them."""
+"""Solvers, their running batches, and the loop that all of them share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ class Solver(ABC):
 
 @runtime_checkable
 class Posterior(Protocol):
-    """An estimate's distribution."""
+    """A distribution of images that can be sampled."""
 
     def sample(self, count: int, *, seed: int) -> Tensor:
         """Draw images (count, B, C, H, W) in [0, 1]."""
@@ -71,7 +71,7 @@ class Posterior(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Estimate:
-    """What was recovered, one row per image.
+    """The result of an inversion, one row per image.
 
     Args:
         x: images (B, C, H, W) in [0, 1] up to overshoot; clamp them for metrics.
@@ -144,7 +144,7 @@ def solve(
         checkpoint: file to resume from, and to save the state in.
 
     Raises:
-        ValueError: solver and problem do not go together, or names the argument that is wrong.
+        ValueError: the solver does not suit the problem, or an argument is wrong; it is named.
     """
     check_solver(solver)
     check_whole("iterations", iterations, 0)
@@ -183,7 +183,7 @@ def advance(
     observers: Sequence[Observer] = (),
     checkpoint: Checkpoint | None = None,
 ) -> None:
-    """Make up to `iterations` iterations of a run, each shown to all observers: the loop."""
+    """Make up to `iterations` iterations of a run, and show each to all observers."""
     done = -1 if checkpoint is None else checkpoint.restore(run, observers)
     if done > iterations:
         raise ValueError(

@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 def smoothed(x: Tensor, deviation: float = 5.0) -> Tensor:
-    """Images (B, C, H, W) under a Gaussian of this standard deviation in pixels, mirrored borders.
+    """Blur images (B, C, H, W) by a Gaussian of this deviation in pixels, with mirrored borders.
 
-    The start of a tomography, after Li & Denli, Gaussianization layers, section 4.2. It takes the
-    truth, or a model that is known beforehand.
+    The start of a tomography, after Li & Denli (2021), section 4.2. Made from the truth it gives
+    part of the answer away; in practice it needs a model that is known beforehand.
     """
     if not 0 < deviation < float("inf"):
         raise ValueError(f"deviation must be positive and finite, got {deviation}")

@@ -27,8 +27,8 @@ class Prior(nn.Module, ABC):
     - `log_prob(x)`, nats, (B,);
     - `project(x)`, images onto the range of G.
 
-    A method that a prior does not have is a capability that it does not have: no prior returns a
-    log-determinant of 0 to say so.
+    A method that is missing is a capability that is missing: a prior without log-determinants has
+    no `decode`, rather than one that returns 0.
 
     Attributes:
         image_shape: (C, H, W).
@@ -101,11 +101,11 @@ class Prior(nn.Module, ABC):
 
 
 def require(prior: object, needs: Iterable[str], who: str, remedy: str = "") -> None:
-    """Raise ValueError unless the prior has all methods named.
+    """Raise ValueError unless the prior has all these methods.
 
     Args:
         prior: the prior, or None.
-        needs: names of methods, see `CAPABILITIES`.
+        needs: names of methods, as in `CAPABILITIES`.
         who: what needs them; the message starts with it.
         remedy: what to do instead, for the end of the message if there is a prior.
 

@@ -71,7 +71,7 @@ def from_zuko(
     image_shape: tuple[int, int, int],
     data_range: tuple[float, float] = (-0.5, 0.5),
 ) -> Prior:
-    """An unconditional zuko flow over flattened images, for example `zuko.flows.NSF(64)`.
+    """Make a prior of an unconditional zuko flow over flattened images, as `zuko.flows.NSF(64)`.
 
     Raises:
         ValueError: the flow needs a context, or its base is not N(0, I) of C·H·W dimensions.
@@ -86,10 +86,10 @@ def from_normflows(
     image_shape: tuple[int, int, int],
     data_range: tuple[float, float] = (-0.5, 0.5),
 ) -> Prior:
-    """A `normflows.NormalizingFlow` over flattened images with a `DiagGaussian` base.
+    """Make a prior of a `normflows.NormalizingFlow` over flattened images, of `DiagGaussian` base.
 
     Raises:
-        ValueError: the base is another one, or not of C·H·W dimensions.
+        ValueError: the base is another distribution, or does not have C·H·W dimensions.
     """
     prior = _NormFlows(flow, image_shape, data_range)
 

@@ -11,7 +11,7 @@ from flowprior.priors.base import Prior
 class Module(Prior):
     """A torch module from latents to images, such as the decoder of a VAE or a GAN's generator.
 
-    It has no density: solvers that need a log-determinant refuse it by name.
+    It has no density, so solvers that need a log-determinant refuse it.
 
     Args:
         module: from (B, *latent) to images (B, C, H, W) in `data_range`; with several parts it is

@@ -63,7 +63,7 @@ class Relative(Noise):
 
     Entries with y = 0, where A(x) is 0 as well, are left out of the misfit.
 
-    Reference: Li & Denli, Gaussianization layers for deep generative models (travel times).
+    Reference: Li & Denli, Gaussianization layers, section 4.2 (travel times).
 
     Args:
         sigma: σ ≥ 0; with 0, `add` changes nothing and there is no misfit.

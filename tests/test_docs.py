@@ -1,0 +1,159 @@
+"""The guides do what they say: their code runs, and prints the numbers that stand below it."""
+
+import contextlib
+import io
+import logging
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import evaluate
+import train
+from flowprior.command_line import run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ["README.md", "docs/inversion.md", "docs/extend.md", "docs/gaussianization.md"]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"\b(train|evaluate)\.py --config (\S+?)(?=[`\s])")
+EXAMPLE_NAMES = {"my.yaml"}
+SCORE = re.compile(r"data (-?[\d.]+) dB, recovered (-?[\d.]+) dB")
+MAINS = {"evaluate.py": evaluate.main, "train.py": train.main}
+LEAST_GAIN = 3.0
+UNITS = 3
+"""Allowed difference in units of the last digit shown: L-BFGS amplifies the rounding of a CPU."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and the line of the page that it starts at."""
+
+    language: str
+    text: str
+    line: int
+
+    @property
+    def file_name(self) -> str | None:
+        """The file that the block is the content of, if its first line says so."""
+        found = NAMED.match(self.text)
+        return found[1] if found else None
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text()
+    return [Block(m[1], m[2], text[: m.start()].count("\n") + 2) for m in BLOCK.finditer(text)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder, with the weights, for a page's files and modules."""
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = set(sys.modules)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield tmp_path
+    for name in set(sys.modules) - known:
+        if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+
+
+def run_page(page: str, folder: Path) -> None:
+    """Run a page's blocks in order, in one namespace, and compare what they print."""
+    namespace: dict = {"__name__": "page"}
+    printed = ""
+    for block in blocks(page):
+        if block.file_name:
+            (folder / block.file_name).write_text(block.text)
+        elif block.language == "python":
+            code = compile("\n" * (block.line - 1) + block.text, ROOT / page, "exec")
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(code, namespace)
+            printed = output.getvalue()
+            check_gains(printed, f"{page}:{block.line}")
+        elif block.language == "bash":
+            run_commands(block.text, folder)
+        elif block.language == "text":
+            check_output(block.text, printed, f"{page}:{block.line}")
+
+
+def run_commands(text: str, folder: Path) -> None:
+    """Run those commands that are about one of the page's own configs."""
+    for command in text.splitlines():
+        script, *arguments = command.removeprefix("python ").split()
+        if script in MAINS and (folder / arguments[1]).is_file():
+            one_process = ["--processes", "1"] if script == "evaluate.py" else []
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+                patch.setattr(sys, "argv", [script, *arguments, *one_process])
+                assert run_command(MAINS[script]) == 0, command
+
+
+def check_output(shown: str, printed: str, where: str) -> None:
+    """The text must be equal but for numbers, and those to the digits shown."""
+    words, expected = NUMBER.sub("#", shown), NUMBER.sub("#", printed)
+    assert words.split() == expected.split(), f"{where} shows\n{shown}\nprinted was\n{printed}"
+    for said, is_now in zip(NUMBER.findall(shown), NUMBER.findall(printed), strict=True):
+        assert agree(said, is_now), f"{where} says {said}, printed was {is_now}:\n{printed}"
+
+
+def agree(said: str, is_now: str) -> bool:
+    """Whether two numbers are equal; with decimals, up to a few units of the last digit."""
+    digits = len(said.partition(".")[2])
+    if not digits:
+        return said == is_now
+    return math.isclose(float(said), float(is_now), rel_tol=0, abs_tol=(UNITS + 0.01) * 10**-digits)
+
+
+def check_gains(printed: str, where: str) -> None:
+    """Images that were recovered are better than their data by the least gain."""
+    for data, recovered in SCORE.findall(printed):
+        gain = float(recovered) - float(data)
+        assert gain >= LEAST_GAIN, f"{where}: recovered better by {gain:.2f} dB only:\n{printed}"
+
+
+def test_wrong_numbers_words_and_gains_are_noticed() -> None:
+    check_output("a 1.2 dB, 3 rows", "a 1.5 dB, 3 rows", "")
+    for printed in ("a 1.6 dB, 3 rows", "a 1.2 dB, 4 rows", "b 1.2 dB, 3 rows", "a 1.2 dB"):
+        with pytest.raises(AssertionError):
+            check_output("a 1.2 dB, 3 rows", printed, "")
+    check_gains("MAP: data 10.0 dB, recovered 13.1 dB", "")
+    with pytest.raises(AssertionError):
+        check_gains("MAP: data 10.0 dB, recovered 12.9 dB", "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_configs_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    targets = [t for t in LINK.findall(text) if "://" not in t]
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page}: there is no {target}"
+        assert not anchor or anchor in anchors(file.read_text()), f"{page}: no heading {target}"
+    own = {block.file_name for block in blocks(page)}
+    for script, name in COMMAND.findall(text):
+        folder = ROOT / "configs" / script
+        known = name in own or name in EXAMPLE_NAMES or (folder / f"{name}.yaml").is_file()
+        assert known, f"{page}: there is no config {name}"
+
+
+def anchors(text: str) -> set[str]:
+    """Names of a page's headings in links."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_does_what_it_says(page: str, folder: Path) -> None:
+    run_page(page, folder)
