@@ -63,7 +63,9 @@ def by_rows(function: Callable[..., Any], *tensors: Tensor, size: int = 1) -> An
     for any function that is deterministic; with more it holds where `rows_per_call` says so.
     L-BFGS on an ill-posed problem turns a difference in the last digit into a visible one.
 
-    On other devices this is one call with all rows, and nothing is promised to the last bit.
+    Several calls run at once, on threads, so that the function must not change anything that
+    another call uses. On other devices this is one call with all rows, and nothing is promised to
+    the last bit.
 
     Args:
         function: takes one tensor (k, ...) for each of `tensors`, and returns a tensor (k, ...), or

@@ -1,0 +1,75 @@
+"""β by Bayes' rule, by tuning and by discrepancy against the best one: python docs/beta_study.py.
+
+Mean PSNR of layer models recovered with the flow that comes with flowprior. "tuned" takes the β
+that is best on validation images, for all test images; "oracle" the one that is best on the test
+images themselves, which takes the truth and is what no method can know.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import flowprior
+from datamodules import LayerModels
+from flowprior.inversion import MAP, Discrepancy, Solver, invert, smoothed
+from flowprior.metrics import psnr
+from flowprior.physics import Gaussian, Noise, Relative, crosshole, gaussian_blur
+
+GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
+COUNT = 16
+ITERATIONS = 100
+Recover = Callable[[str, Solver], Tensor]
+
+flow = flowprior.load("weights/glow_layers_32")
+data = LayerModels(image_size=32)
+
+
+def truth(split: str) -> Tensor:
+    """The first images of a split in [0, 1]."""
+    return flow.to_unit_range(next(data.batches(split, COUNT, dequantized=False))[1])
+
+
+def deblurred(sigma: float, split: str, solver: Solver) -> Tensor:
+    """PSNR of each image, from blurred images with noise."""
+    physics = gaussian_blur(flow.image_shape, tau=1.5)
+    return _scores(physics, physics, Gaussian(sigma), split, solver, smooth=False)
+
+
+def tomography(sigma: float, split: str, solver: Solver) -> Tensor:
+    """PSNR of each image, from travel times made on a finer grid; starts from smoothed truths."""
+    maker = crosshole(flow.image_shape, refine=4)
+    return _scores(maker, crosshole(flow.image_shape), Relative(sigma), split, solver, smooth=True)
+
+
+def _scores(
+    maker: object, physics: object, noise: Noise, split: str, solver: Solver, smooth: bool
+) -> Tensor:
+    x = truth(split)
+    y = noise.add(maker.A(x), seed=0, indices=range(COUNT))
+    start = smoothed(x) if smooth else y.clamp(0, 1)
+    found = invert(flow, physics, y, noise=noise, solver=solver, start=start, iterations=ITERATIONS)
+    return psnr(found.x, x)
+
+
+def report(name: str, recover: Recover) -> None:
+    """Print one row."""
+    curve = {
+        split: torch.stack([recover(split, MAP(beta=beta)) for beta in GRID]).mean(1)
+        for split in ("val", "test")
+    }
+    best = {split: int(scores.argmax()) for split, scores in curve.items()}
+    bayes, tuned = curve["test"][GRID.index(1.0)], curve["test"][best["val"]]
+    by_residual = recover("test", Discrepancy(MAP())).mean()
+    print(
+        f"{name}: Bayes {bayes:.2f} dB, tuned {tuned:.2f} (β {GRID[best['val']]}), discrepancy "
+        f"{by_residual:.2f}, oracle {curve['test'].max():.2f} (β {GRID[best['test']]})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    report("deblurring, noise 0.1", partial(deblurred, 0.1))
+    report("deblurring, noise 0.2", partial(deblurred, 0.2))
+    report("tomography, noise 0.005", partial(tomography, 0.005))
