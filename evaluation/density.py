@@ -14,11 +14,11 @@ from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
 from evaluation.base import Evaluation
 from evaluation.cells import Cell, Result
-from evaluation.fingerprints import code_digest, data_fingerprint, file_digest
 from evaluation.loading import checked_device, found_weights, load_flow
 from evaluation.table import Metric, Table
 from flowprior.figures import histogram, image_grid, qq_plot
 from flowprior.flows import Flow, standard_normal_log_prob
+from flowprior.identity import code_digest, file_digest, identity
 from flowprior.metrics import bits_per_dim, largest_patch_correlation, typicality
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class DensityEvaluation(Evaluation):
         code = code_digest(type(self.data))
         return {
             "weights": file_digest(self.weights / "model.safetensors"),
-            "data": data_fingerprint(self.data),
+            "data": identity(self.data.fingerprint()),
             **({"data_code": code} if code else {}),
         }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from evaluation.cells import Label, Labels
-from evaluation.fingerprints import plain
+from flowprior.identity import identity
 from flowprior.inversion import Solver
 from flowprior.physics import Noise, find_operator, make_operator
 
@@ -88,8 +88,8 @@ class Experiment:
     def fingerprint(self) -> Any:
         """What results depend on, with the code of an operator of a user's own."""
         names = [name for name in (self.operator, self.data_operator) if name]
-        described = plain(replace(self, labels={}, methods=None, priors=None))
-        return {**described, "operators": plain([find_operator(name) for name in names])}
+        described = identity(replace(self, labels={}, methods=None, priors=None))
+        return {**described, "operators": identity([find_operator(name) for name in names])}
 
 
 @dataclass

@@ -17,7 +17,6 @@ from evaluation.base import Evaluation
 from evaluation.baselines import Data, Start
 from evaluation.cells import Cell, Labels, Result
 from evaluation.experiment import Experiment, Method, Published, StartName, check_names, chosen
-from evaluation.fingerprints import digest, plain
 from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, measured
@@ -25,6 +24,7 @@ from evaluation.priors import PriorSource
 from evaluation.sources import MeasuredData, SimulatedData, Source
 from evaluation.table import Metric, Table
 from evaluation.tuning import Choice, variants, with_options
+from flowprior.identity import digest, identity
 from flowprior.inversion import Checkpoint, Problem, Recording, batch_invariant, make_problem, solve
 from flowprior.priors import Prior
 
@@ -247,7 +247,7 @@ class InversionEvaluation(Evaluation):
     @cached_property
     def _common(self) -> dict[str, Any]:
         """What the results of all cells depend on."""
-        return {"data": self.source.fingerprint(), "measures": plain(self.measures[1:])}
+        return {"data": self.source.fingerprint(), "measures": identity(self.measures[1:])}
 
     @cached_property
     def _priors(self) -> dict[str, Any]:
@@ -262,7 +262,7 @@ class InversionEvaluation(Evaluation):
             **self._common,
             "prior": self._priors[prior],
             "experiment": experiment.fingerprint(),
-            "solver": plain(method.solver),
+            "solver": identity(method.solver),
             "iterations": iterations,
             "start": start,
             "start_deviation": self.start_deviation if start == "smoothed_truth" else None,

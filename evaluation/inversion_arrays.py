@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evaluation.arrays import ArrayStore, file_names, save_arrays
 from evaluation.cells import Result, labels_text
-from evaluation.fingerprints import digest
+from flowprior.identity import digest
 from flowprior.inversion import Estimate, Problem, Recording
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import flowprior
-from evaluation.fingerprints import code_digest, file_digest, plain
 from evaluation.loading import checked_device, found_weights
 from evaluation.sources import Source
+from flowprior.identity import code_digest, file_digest, identity
 from flowprior.priors import Prior
 
 
@@ -55,7 +55,7 @@ class PriorSource:
         """What tells a prior from others: its settings, weights and a user's own code."""
         given, loaded = self.given[name], self.load(name)
         if isinstance(given, Prior):
-            return plain(loaded)
+            return identity(loaded)
         files = {file: file_digest(given / file) for file in ("model.safetensors", "config.json")}
         return {**files, "code": code_digest(type(loaded))}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from evaluation.cells import Cell
-from evaluation.fingerprints import plain
+from flowprior.identity import identity
 from flowprior.io import named_error, sync_folder
 from flowprior.settings import changes
 
@@ -84,7 +84,7 @@ class RecordStore:
             _line({"cell": cell.key, "image": i, "metrics": m, "arrays": i in with_arrays})
             for i, m in measured.items()
         ]
-        settings = plain(cell.settings)
+        settings = identity(cell.settings)
         if self._settings.get(cell.key) != settings:
             about = {"labels": dict(cell.labels), "repeat": cell.repeat, "settings": settings}
             lines.insert(0, _line({"cell": cell.key, **about}))
@@ -156,7 +156,7 @@ class RecordStore:
     def _changes(self, cell: Cell) -> list[str]:
         if not self._metrics.get(cell.key):
             return []
-        return changes(self._settings[cell.key], plain(cell.settings))[:5]
+        return changes(self._settings[cell.key], identity(cell.settings))[:5]
 
     def _add(self, content: dict[str, Any]) -> None:
         key = content["cell"]
@@ -191,7 +191,7 @@ class RecordStore:
 def _line(content: dict[str, Any]) -> bytes:
     metrics = content.get("metrics", {})
     numbers = {"metrics": {n: _number(v) for n, v in metrics.items()}} if metrics else {}
-    return json.dumps(plain({**content, **numbers}), allow_nan=False).encode() + b"\n"
+    return json.dumps(identity({**content, **numbers}), allow_nan=False).encode() + b"\n"
 
 
 def _number(value: Any) -> float:

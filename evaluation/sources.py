@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment, ImageShape, StartName
-from evaluation.fingerprints import data_fingerprint, digest
+from flowprior.identity import digest, identity
 from flowprior.inversion import Forward, smoothed
 
 Split = Literal["val", "test"]
@@ -101,7 +101,7 @@ class SimulatedData(Source):
 
     def fingerprint(self) -> Any:
         """All images of the split."""
-        return data_fingerprint(self.data, self.split)
+        return identity(self.data.fingerprint(self.split))
 
     def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
         """Data of noise: an operator may leave nothing of a grey image."""
@@ -144,8 +144,8 @@ class SimulatedData(Source):
 
     def _operator(self, experiment: Experiment) -> tuple[str, Forward]:
         """The operator that makes the data, and a name for it; built once for all noise levels."""
-        found = experiment.fingerprint()
-        key = json.dumps([found[n] for n in ("operators", "options", "data_options")])
+        names = ("operators", "operator", "data_operator", "options", "data_options")
+        key = json.dumps([experiment.fingerprint()[name] for name in names])
         if key not in self._operators:
             self._operators[key] = Forward(experiment.data_physics(self.image_shape))
         return key, self._operators[key]

@@ -7,12 +7,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flowprior.identity import identity
 from flowprior.inversion import MAP, Problem, Run, Solver, batch_invariant, make_problem
-from flowprior.inversion.checkpoint import describe
 from flowprior.inversion.checks import check_whole
 from flowprior.inversion.solving import check_solver
 from flowprior.physics import Noise
 from flowprior.priors import Prior
+from flowprior.settings import changes
 
 
 class InversionModule(pl.LightningModule):
@@ -126,18 +127,19 @@ class InversionModule(pl.LightningModule):
         self.log("inversion/active_rows", self.run.active.float().sum())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run and the description of its solver."""
-        checkpoint["solver"] = describe(self.solver)
+        """Add the run, and which solver it is of."""
+        checkpoint["solver"] = identity(self.solver)
         checkpoint["run"] = None if self.run is None else self.run.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume the checkpoint's run; ValueError if it is that of another solver."""
-        made_with = checkpoint.get("solver", "no InversionModule")
-        if made_with != describe(self.solver):
+        if "solver" not in checkpoint:
+            raise ValueError("the checkpoint is of no InversionModule: it has no solver")
+        changed = changes(checkpoint["solver"], identity(self.solver))
+        if changed:
             raise ValueError(
-                f"solver: the checkpoint was made with {_line(made_with)}, this module has "
-                f"{_line(describe(self.solver))}: give it the same solver and Gaussianization "
-                "callback"
+                f"solver: the checkpoint was made with another one ({'; '.join(changed[:5])}): "
+                "give the module the same solver and Gaussianization callback"
             )
         self._saved = checkpoint["run"]
 
@@ -157,7 +159,3 @@ def _check_latent_solver(solver: object) -> None:
     check_solver(solver)
     if not hasattr(solver, "start"):
         raise ValueError(f"solver {type(solver).__name__} does not work on latents: use invert")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

@@ -1,14 +1,16 @@
 """The state of one batch on disk, so that a killed inversion resumes where it was."""
 
 import hashlib
-import re
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flowprior.identity import identity
 from flowprior.io import atomic_path
 
 if TYPE_CHECKING:
@@ -32,25 +34,24 @@ class Checkpoint:
 
     def belongs_to(self, solver: "Solver", problem: "Problem") -> None:
         """Say what will be run: `restore` refuses a file of anything else."""
-        y = problem.y.detach().cpu().contiguous()
-        shape, indices = tuple(y.shape), list(problem.indices)
-        parts = (describe(solver), shape, repr(problem.noise), problem.seed, indices)
-        digest = hashlib.sha256(repr(parts).encode())
-        digest.update(torch.view_as_real(y).numpy() if y.is_complex() else y.numpy())
-        self._owner = digest.hexdigest()
+        known = {field.name: getattr(problem, field.name) for field in fields(problem)}
+        del known["cache"]
+        known["forward"] = problem.forward.physics
+        parts = identity({"solver": solver, **known, "indices": list(problem.indices)})
+        self._owner = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def restore(self, run: "Run", observers: Sequence["Observer"]) -> int:
         """Put run and observers where they were; returns the last iteration, -1 without a file.
 
         Raises:
-            ValueError: the file is damaged, or of another solver, data, noise, seed or observers.
+            ValueError: the file is damaged, or of another problem, solver or observers.
         """
         if not self.path.exists():
             return -1
         kept = self._read(run.x.device)
         stateful = _stateful(observers)
         if kept["owner"] != self._owner or len(kept["observers"]) != len(stateful):
-            raise self._unusable("it is of another solver, data, noise, seed or observers")
+            raise self._unusable("it is of another problem, solver or observers")
         run.load_state_dict(kept["run"])
         for observer, state in zip(stateful, kept["observers"], strict=True):
             observer.load_state_dict(state)
@@ -90,11 +91,6 @@ class Checkpoint:
     def remove(self) -> None:
         """Remove the file, once the run is done."""
         self.path.unlink(missing_ok=True)
-
-
-def describe(solver: "Solver") -> str:
-    """The solver and its options as text, the same in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(solver))
 
 
 def _stateful(observers: Sequence["Observer"]) -> list[Any]:

@@ -11,7 +11,7 @@ from flowprior.inversion.checks import check_positive, check_whole
 from flowprior.inversion.descent import Values
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import Problem
-from flowprior.inversion.solving import Solver
+from flowprior.inversion.solving import Solver, named_rows
 from flowprior.physics.checks import check_number
 from flowprior.priors import Prior
 
@@ -130,6 +130,16 @@ class DiscrepancyRun:
         self.log_beta = moved.clamp(self.first - math.log(RANGE), self.first + math.log(RANGE))
         self._use()
         self.run.restart()
+
+    def warnings(self) -> list[str]:
+        """What to look at: β that stopped at its limit."""
+        limit = (self.log_beta - self.first).abs() >= math.log(RANGE)
+        if not limit.any():
+            return []
+        return [
+            f"{named_rows(limit)}: beta stopped at its limit, a factor of {RANGE:g} from the "
+            "solver's: start from another beta"
+        ]
 
     def _use(self) -> None:
         self.run.terms.weight = self.log_beta.exp()

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from flowprior.identity import identity
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checks import check_choice, check_noise, check_positive, check_whole
 from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer, descend
@@ -100,8 +101,8 @@ class MAP(Solver):
         weight = self._projection_weight(problem)
         if problem.cache is None:
             return self._project(problem, weight)
-        layers = self.reparameterization
-        key = f"projection {layers!r} {weight} {self.projection_iterations} {problem.seed}"
+        layers = identity(self.reparameterization)
+        key = f"projection {layers} {weight} {self.projection_iterations} {problem.seed}"
         return problem.cache(key, problem.start, lambda: self._project(problem, weight))
 
     def weight(self, image_shape: tuple[int, int, int]) -> float:

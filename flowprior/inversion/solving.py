@@ -200,9 +200,9 @@ def advance(
 
 def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
     """The residual in units of the noise, and warnings."""
-    warnings = []
+    warnings = list(run.warnings()) if hasattr(run, "warnings") else []
     if not run.finite.all():
-        warnings.append(f"{_rows(~run.finite)} became NaN or infinite and stopped there")
+        warnings.append(f"{named_rows(~run.finite)} became NaN or infinite and stopped there")
     if problem.noise is None:
         return None, tuple(warnings)
     with torch.no_grad():
@@ -210,19 +210,20 @@ def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]
     high, low = residual > 1.3, residual < 0.7
     if high.any():
         warnings.append(
-            f"{_rows(high)}: the residual is up to {residual[high].max():.3g} times the noise: the "
-            "prior does not explain the data, or it takes more iterations, a smaller beta or "
+            f"{named_rows(high)}: the residual is up to {residual[high].max():.3g} times the noise: "
+            "the prior does not explain the data, or it takes more iterations, a smaller beta or "
             "another noise level"
         )
     if low.any():
         warnings.append(
-            f"{_rows(low)}: the residual is only {residual[low].min():.2g} of the noise: the noise "
-            "is fitted; take a larger beta or another noise level"
+            f"{named_rows(low)}: the residual is only {residual[low].min():.2g} of the noise: the "
+            "noise is fitted; take a larger beta or another noise level"
         )
     return residual, tuple(warnings)
 
 
-def _rows(mask: Tensor) -> str:
+def named_rows(mask: Tensor) -> str:
+    """The rows of a mask (B,) in words."""
     numbers = mask.nonzero()[:, 0].tolist()
     listed = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     return f"rows {listed}" if len(numbers) > 1 else f"row {listed}"

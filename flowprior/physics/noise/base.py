@@ -63,7 +63,10 @@ class Noise(ABC):
         About 1 where the data are fitted to the noise. Entries that are exactly zero both in y
         and in `predicted` count as not observed. Arguments, result and errors as for `misfit`.
         """
-        square = self.standardised(predicted, y).abs().square().double()
+        standardised = self.standardised(predicted, y)
+        square = standardised.abs().square().double()
+        if standardised.is_complex():  # σ is that of the real part and of the imaginary part
+            square = square / 2
         return mean(square, (predicted != 0) | (y != 0)).sqrt()
 
 

@@ -22,7 +22,7 @@ Scale = Literal["data", "255"]
 
 @dataclass(frozen=True)
 class Gaussian(Noise):
-    """y = A(x) + n, n ~ N(0, σ²); the misfit also takes complex data.
+    """y = A(x) + n, n ~ N(0, σ²); for complex data σ is that of either part, real or imaginary.
 
     Args:
         sigma: σ ≥ 0; with 0, `add` changes nothing and there is no misfit.

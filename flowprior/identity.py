@@ -1,0 +1,113 @@
+"""What results depend on, as JSON-like values that a later run compares."""
+
+import functools
+import hashlib
+import inspect
+import math
+import sysconfig
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_OURS = {"flowprior", "evaluation", "datamodules", "callbacks", "lightning_modules"}
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file (of weights, say)."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(*parts: str | Tensor) -> str:
+    """SHA-256 of texts and tensors."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            found.update(part.encode())
+        else:
+            found.update(f"{part.dtype} {tuple(part.shape)} ".encode())
+            found.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def code_digest(kind: type) -> str | None:
+    """SHA-256 of the file that defines a class of a user's own; None for ours and libraries'."""
+    if kind.__module__.partition(".")[0] in _OURS:
+        return None
+    try:
+        path = inspect.getsourcefile(kind)
+    except TypeError:  # built in
+        return None
+    if path is None or path.startswith(_LIBRARIES) or not Path(path).is_file():
+        return None
+    return file_digest(path)
+
+
+def identity(value: Any) -> Any:
+    """What tells a value from any other, as JSON gives it back.
+
+    An object becomes its class and its public attributes; one of a user's own also has its private
+    attributes and a digest of its code, a torch module a digest of its weights, and a function a
+    digest of its code and what it has taken from around it.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): identity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | range):
+        return [identity(item) for item in value]
+    if isinstance(value, Path | torch.dtype | torch.device | complex):
+        return str(value)
+    if isinstance(value, Tensor):
+        return digest(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, functools.partial):
+        return {"partial": [identity(part) for part in (value.func, value.args, value.keywords)]}
+    if isinstance(value, types.FunctionType | types.MethodType | type | types.BuiltinFunctionType):
+        return _of_function(value)
+    return _of_object(value)
+
+
+def _of_function(value: Any) -> dict[str, Any]:
+    found = _named(value)
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        found["function"] = hashlib.sha256(_of_code(value.__code__).encode()).hexdigest()
+        found["taken"] = identity([cells, value.__defaults__, value.__kwdefaults__])
+    if isinstance(value, types.MethodType):
+        found["of"] = identity(value.__self__)
+    return found
+
+
+def _of_code(code: types.CodeType) -> str:
+    inner = [_of_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {inner}"
+
+
+def _of_object(value: Any) -> dict[str, Any]:
+    found = _named(type(value))
+    if isinstance(value, nn.Module) and value.state_dict():
+        found["weights"] = digest(*(p for item in value.state_dict().items() for p in item))
+    own = {
+        name: item
+        for name, item in getattr(value, "__dict__", {}).items()
+        if name not in _OF_EVERY_MODULE and ("code" in found or not name.startswith("_"))
+    }
+    inner = dict(value.named_children()) if isinstance(value, nn.Module) else {}
+    return {**found, **{name: identity(item) for name, item in {**own, **inner}.items()}}
+
+
+def _named(kind: Any) -> dict[str, Any]:
+    module = getattr(kind, "__module__", None) or "builtins"
+    code = code_digest(kind) if module != "builtins" else None
+    return {"class": f"{module}.{kind.__qualname__}", **({"code": code} if code else {})}
