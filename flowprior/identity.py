@@ -1,12 +1,15 @@
 """What results depend on, as JSON-like values that a later run compares."""
 
+import ast
 import functools
 import hashlib
 import inspect
+import json
 import math
 import sysconfig
 import types
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 _OURS = {"flowprior", "evaluation", "datamodules", "callbacks", "lightning_modules"}
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_UNDERWAY: set[int] = set()
 
 
 def file_digest(path: str | Path) -> str:
@@ -38,7 +42,10 @@ def digest(*parts: str | Tensor) -> str:
 
 
 def code_digest(kind: type) -> str | None:
-    """SHA-256 of the file that defines a class of a user's own; None for ours and libraries'."""
+    """SHA-256 of the file that defines a class of a user's own, and of those that it imports.
+
+    Only files in the same folder count as imported ones. None for our classes and libraries'.
+    """
     if kind.__module__.partition(".")[0] in _OURS:
         return None
     try:
@@ -47,24 +54,43 @@ def code_digest(kind: type) -> str | None:
         return None
     if path is None or path.startswith(_LIBRARIES) or not Path(path).is_file():
         return None
-    return file_digest(path)
+    return digest(*(file_digest(file) for file in _with_imports(Path(path))))
+
+
+def _with_imports(path: Path) -> list[Path]:
+    """A Python file and those beside it that it imports, directly or not."""
+    found, waiting = [], [path]
+    while waiting:
+        file = waiting.pop()
+        found.append(file)
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
+            names += [getattr(node, "module", None) or ""]
+            beside = {path.parent / f"{str(name).partition('.')[0]}.py" for name in names}
+            waiting += [b for b in beside if b.is_file() and b not in {*found, *waiting}]
+    return sorted(found)
 
 
 def identity(value: Any) -> Any:
     """What tells a value from any other, as JSON gives it back.
 
-    An object becomes its class and its public attributes; one of a user's own also has its private
-    attributes and a digest of its code, a torch module a digest of its weights, and a function a
-    digest of its code and what it has taken from around it.
+    The name of a file stands for what is in it. An object becomes its class and its public
+    attributes; one of a user's own also has its private attributes and a digest of its code, a
+    torch module a digest of its weights, and a function a digest of its code and what it has taken
+    from around it.
     """
+    if isinstance(value, str | Path) and (content := _content(value)):
+        return {str(value): content}
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {str(key): identity(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | range):
+    if isinstance(value, list | tuple | range):
         return [identity(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(identity(item)) for item in value)
     if isinstance(value, Path | torch.dtype | torch.device | complex):
         return str(value)
     if isinstance(value, Tensor):
@@ -75,7 +101,20 @@ def identity(value: Any) -> Any:
         return {"partial": [identity(part) for part in (value.func, value.args, value.keywords)]}
     if isinstance(value, types.FunctionType | types.MethodType | type | types.BuiltinFunctionType):
         return _of_function(value)
-    return _of_object(value)
+    if id(value) in _UNDERWAY:  # it refers back to itself
+        return f"{type(value).__qualname__} again"
+    _UNDERWAY.add(id(value))
+    try:
+        return _of_object(value)
+    finally:
+        _UNDERWAY.remove(id(value))
+
+
+def _content(name: str | Path) -> str | None:
+    """Digest of a file by this name, if there is one."""
+    if len(str(name)) > 300 or "\0" in str(name) or not Path(name).is_file():
+        return None
+    return file_digest(name)
 
 
 def _of_function(value: Any) -> dict[str, Any]:
@@ -98,9 +137,12 @@ def _of_object(value: Any) -> dict[str, Any]:
     found = _named(type(value))
     if isinstance(value, nn.Module) and value.state_dict():
         found["weights"] = digest(*(p for item in value.state_dict().items() for p in item))
+    attributes = dict(getattr(value, "__dict__", {}))
+    if is_dataclass(value):  # perhaps with slots
+        attributes |= {field.name: getattr(value, field.name) for field in fields(value)}
     own = {
         name: item
-        for name, item in getattr(value, "__dict__", {}).items()
+        for name, item in attributes.items()
         if name not in _OF_EVERY_MODULE and ("code" in found or not name.startswith("_"))
     }
     inner = dict(value.named_children()) if isinstance(value, nn.Module) else {}

@@ -95,8 +95,9 @@ def load(
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The parsed `config.json` of a weights folder; raises WeightsError if there is none."""
     path = Path(folder) / "config.json"
+    content = _read(path)
     try:
-        config = json.loads(_read(path))
+        config = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowprior.identity import identity
 from flowprior.inversion import MAP, Problem, Run, Solver, batch_invariant, make_problem
 from flowprior.inversion.checks import check_whole
-from flowprior.inversion.solving import check_solver
+from flowprior.inversion.solving import check_solver, check_together
 from flowprior.physics import Noise
 from flowprior.priors import Prior
 from flowprior.settings import changes
@@ -67,7 +67,7 @@ class InversionModule(pl.LightningModule):
         self.noise = {"sigma": sigma, "noise": noise}
         options = {"start": start, "latents": latents, "condition": condition, "seed": seed}
         problem = make_problem(_frozen(prior), physics, y, **self.noise, **options)
-        self.solver.check(prior)
+        check_together(self.solver, problem)
         self.prior = prior
         self.register_buffer("y", problem.y)
         self.register_buffer("start", problem.start, persistent=False)
@@ -97,7 +97,8 @@ class InversionModule(pl.LightningModule):
             self.run = self.solver.begin(replace(problem, latents=self.v))
             if self._saved is not None:
                 self.run.load_state_dict(self._saved)
-        return self.run.optimizer
+        own = getattr(self.run, "optimizer", None)  # one that does nothing still counts the steps
+        return own or torch.optim.SGD([self.v], 0.0)
 
     def _problem(self) -> Problem:
         return make_problem(

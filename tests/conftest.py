@@ -1,9 +1,19 @@
+import sys
+
 import pytest
 import torch
 
 from flowprior.flows import Glow
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_modules_are_forgotten():
+    """Modules that tests write and import, all of them named my_..."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture

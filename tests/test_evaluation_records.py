@@ -9,7 +9,7 @@ import pytest
 from evaluation.arrays import ArrayStore, file_names
 from evaluation.cells import Cell
 from evaluation.records import RecordStore
-from flowprior.identity import code_digest, file_digest, identity
+from flowprior.identity import code_digest, digest, file_digest, identity
 from flowprior.io import atomic_path, atomic_write
 
 SETTINGS = {"noise": 0.1, "size": (3, 32), "weights": "abc"}
@@ -277,7 +277,7 @@ def test_fingerprint_of_a_users_dataclass_has_its_defaults_and_code():
     assert found["sizes"] == [1, 2]
     assert found["solver"] == {
         "class": f"{__name__}.Solver",
-        "code": file_digest(__file__),
+        "code": code_digest(Solver),
         "steps": 3,
         "weight": "inf",
     }
@@ -289,6 +289,6 @@ def test_only_code_of_others_is_digested(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     from my_ops import RowMean
 
-    assert code_digest(RowMean) == file_digest(tmp_path / "my_ops.py")
+    assert code_digest(RowMean) == digest(file_digest(tmp_path / "my_ops.py"))
     assert code_digest(RecordStore) is None
     assert code_digest(np.ndarray) is None

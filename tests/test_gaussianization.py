@@ -194,6 +194,12 @@ def test_rows_without_a_result_leave_the_others_alone(name):
     assert (v.grad[:2] == 0).all()
 
 
+def test_other_shapes_count_as_vectors():
+    v = latents(3, 1, 16, 8).view(3, 4, 32)
+    h = Gaussianization(patch_size=8, rotation="none")
+    assert torch.equal(h(v), h(v.flatten(1)).view_as(v))
+
+
 def test_few_patches_give_a_finite_result_and_gradient():
     v = latents(2, 3, 16, 16).requires_grad_()  # 4 patches of 192 entries
     z = Gaussianization()(v)
@@ -250,7 +256,7 @@ def test_wrong_options_are_named(options, words):
     [
         (torch.zeros(2, 3, 12, 16), "patch_size"),
         (torch.zeros(2, 12), "patch_size"),
-        (torch.zeros(2, 3, 16), r"\(2, 3, 16\)"),
+        (torch.zeros(16), r"\(16,\)"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.int64), "int64"),
         (torch.randn(2, 3, 8, 8), "N >= 2"),
     ],

@@ -1,5 +1,6 @@
 """What tells a value from any other."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,11 @@ from torch import nn
 from flowprior.gaussianization import Gaussianization, Reparameterization
 from flowprior.identity import identity
 from flowprior.inversion import MAP
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    weight: float
 
 
 class Scale(Reparameterization):
@@ -43,6 +49,8 @@ def closure(factor):
         (np.zeros(3), np.ones(3)),
         (nn.Linear(2, 2), nn.Linear(2, 2)),
         (float("nan"), "not a number"),
+        (Slotted(1.0), Slotted(2.0)),
+        ({1, 2}, {1, 3}),
     ],
 )
 def test_different_values_differ(one, other):
@@ -56,3 +64,31 @@ def test_same_values_are_equal_in_every_process():
         MAP(reparameterization=Scale(2.0))
     )
     assert " at 0x" not in str(identity(lambda x: [y for y in x]))
+
+
+def test_what_is_in_a_file_counts(tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"one")
+    before = identity({"weights": str(path)})
+    path.write_bytes(b"two")
+    assert identity({"weights": str(path)}) != before
+
+
+def test_code_beside_counts(tmp_path, monkeypatch):
+    (tmp_path / "my_base.py").write_text("GAIN = 1\n")
+    (tmp_path / "my_solver.py").write_text("from my_base import GAIN\n\nclass Own: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from my_solver import Own
+
+    before = identity(Own())
+    (tmp_path / "unrelated.py").write_text("")
+    assert identity(Own()) == before
+    (tmp_path / "my_base.py").write_text("GAIN = 5\n")
+    assert identity(Own()) != before
+
+
+def test_objects_that_refer_back_to_themselves():
+    first, second = Scale(1.0), Scale(2.0)
+    for module in (first, second):
+        module.parent = [module]
+    assert identity(first) != identity(second)

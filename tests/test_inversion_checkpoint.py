@@ -1,5 +1,6 @@
 """Batches that are killed and go on from their checkpoint."""
 
+import copy
 import time
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from flowprior.inversion import (
     TotalVariation,
     invert,
 )
-from tests.inversion_problems import Interrupted, blur, images_of, interrupt_at, small_glow
+from tests.inversion_problems import Interrupted, blur, images_of, interrupt_at, mask, small_glow
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,22 @@ def test_checkpoint_of_something_else_is_refused(glow, y, tmp_path, name):
         invert(glow, blur, other, **(options | OTHERS.get(name, {})))
     assert "\n" not in str(caught.value)
     assert checkpoint.path.read_bytes() == before
+
+
+def test_checkpoint_of_another_prior_operator_or_start_is_refused(glow, y, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "state.pt", seconds=0)
+    options = {"sigma": 0.1, "iterations": 1, "checkpoint": checkpoint}
+    invert(glow, blur, y, start=y.clamp(0, 1), **options)
+    other = copy.deepcopy(glow)
+    next(other.parameters()).data.add_(1e-6)
+    for prior, physics, start in (
+        (other, blur, y.clamp(0, 1)),
+        (glow, mask, y.clamp(0, 1)),
+        (glow, blur, y.clamp(0.1, 1)),
+        (glow, blur, None),
+    ):
+        with pytest.raises(ValueError, match=r"^checkpoint .*state.pt"):
+            invert(prior, physics, y, start=start, **options)
 
 
 DAMAGED = {

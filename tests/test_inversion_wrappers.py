@@ -150,6 +150,7 @@ def test_beta_has_limits():
         prior, mean, y, sigma=0.1, solver=Discrepancy(MAP(beta=2.0), stage=1), iterations=60
     )
     assert found.history["beta"].min().item() == pytest.approx(2e-3)
+    assert any("beta" in warning for warning in found.warnings)
 
 
 def test_rows_of_discrepancy_are_independent(glow):
@@ -209,6 +210,16 @@ def test_a_row_that_overflowed_once_stays_reported():
 def test_wrong_options_are_named(make, option):
     with pytest.raises(ValueError, match=option):
         make()
+
+
+def test_any_solver_over_latents_can_be_restarted(glow):
+    y = Gaussian(0.1).add(blur(images_of(glow, 2)), seed=0, indices=range(2))
+    options = {"sigma": 0.1, "iterations": 12}
+    solver = Discrepancy(MAP(), stage=3)
+    found = invert(glow, blur, y, solver=Restarts(solver, 1), **options)
+    alone = invert(glow, blur, y, solver=solver, **options)
+    assert torch.equal(found.x, alone.x)
+    assert torch.equal(found.history["beta"], alone.history["beta"])
 
 
 def test_discrepancy_needs_the_noise_of_the_data(glow):
@@ -273,6 +284,24 @@ def test_reconstructor_leaves_the_generator_and_its_model_as_they_are(untrained)
     assert misfit.shape == (101, 1)
     assert misfit[1] != misfit[0]
     assert (misfit[1:] == misfit[1]).all()
+
+
+def test_reconstructor_needs_no_gradient(untrained):
+    y = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"sigma": 0.1, "image_shape": (1, 16, 16)}
+
+    class Rounded(deepinv.physics.Denoising):
+        def A(self, x, **kwargs):
+            return x.detach().mul(64).round() / 64
+
+    class Data(nn.Module):
+        def forward(self, y, physics):
+            return y
+
+    found = invert(None, Rounded(), y, solver=Reconstructor(Data()), **options)
+    assert torch.equal(found.x, y)
+    with pytest.raises(ValueError, match="no gradient"):
+        invert(None, Rounded(), y, solver=TotalVariation(1.0), **options)
 
 
 def test_reconstructor_says_what_does_not_fit():

@@ -102,12 +102,17 @@ class Gaussianization(Reparameterization):
         return cls(patch_size=4, rotation="none", passes=2, temperature=temperature)
 
     def forward(self, v: Tensor) -> Tensor:
-        """Map v, (B, C, H, W) or (B, n), floating point, to z of the same shape."""
-        if not v.is_floating_point() or v.ndim not in (2, 4):
+        """Map v, floating point, to z of the same shape.
+
+        v is (B, C, H, W), or (B, ...) of another number of dimensions, which counts as (B, n).
+        """
+        if not v.is_floating_point() or v.ndim < 2:
             raise ValueError(
-                "Gaussianization: v must be floating point, (B, C, H, W) or (B, n), got "
-                f"{v.dtype} {tuple(v.shape)}"
+                f"Gaussianization: v must be floating point (B, ...), got {v.dtype} "
+                f"{tuple(v.shape)}"
             )
+        if v.ndim not in (2, 4):
+            return self.forward(v.flatten(1)).view_as(v)
         # Autocast is too imprecise for solvers and eigendecompositions.
         with torch.autocast(v.device.type, enabled=False):
             finite = v.isfinite().flatten(1).all(1, keepdim=True)

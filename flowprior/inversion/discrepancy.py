@@ -87,7 +87,7 @@ class DiscrepancyRun:
     def __init__(self, settings: Discrepancy, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
         self.run = settings.solver.begin(problem)
-        self.v, self.optimizer = self.run.v, self.run.optimizer
+        self.optimizer = self.run.optimizer
         self.first = math.log(settings.solver.weight(problem.image_shape))
         self.log_beta = torch.full_like(self.run.values["loss"], self.first)
         # Size and direction of the last change of log β, and residual − target a stage ago.

@@ -17,6 +17,7 @@ class Forward:
     def __init__(self, physics: object, images: int | None = None) -> None:
         self.physics = physics
         self.images = images
+        self.differentiable = True
         self._apply = getattr(physics, "A", physics)
         self.name = getattr(physics, "__name__", type(physics).__name__)
         if not callable(self._apply):
@@ -33,8 +34,8 @@ class Forward:
 def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise | None) -> None:
     """Raise ValueError unless A turns images like this one (C, H, W) into data like y.
 
-    y must also be finite and fit the noise model, and A must be differentiable. Finds out whether A
-    has parameters for each image.
+    y must also be finite and fit the noise model. Finds out whether A has a gradient, and
+    parameters for each image.
     """
     finite = y.isfinite().flatten(1).all(1)
     if not finite.all():
@@ -47,10 +48,11 @@ def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise |
             f"y must have shape ({expected}), which {forward.name} makes of images of shape "
             f"{tuple(like.shape)}, got {tuple(y.shape)}"
         )
-    if not predicted.requires_grad:
-        raise ValueError(f"physics: {forward.name} has no gradient: A(x) does not require grad")
+    forward.differentiable = predicted.requires_grad
     if noise is not None:
-        noise.residual(predicted.detach().expand_as(y), y)
+        predicted = predicted.detach().expand_as(y)
+        if noise.residual(predicted, y).shape != (len(y),):
+            raise ValueError(f"noise: residual of {type(noise).__name__} must be (B,)")
 
 
 def _predicted(forward: Forward, y: Tensor, like: Tensor) -> Tensor:

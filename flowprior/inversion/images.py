@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -101,7 +101,8 @@ class ImageRun:
 
     def __init__(self, problem: Problem, x: Tensor | None = None) -> None:
         self.problem = problem
-        self.x = self._kept = first_images(problem) if x is None else x
+        self.x = first_images(problem) if x is None else x
+        self._kept = self.x.clone()  # a subclass may change `x` in place
         self.finite = self.x.isfinite().flatten(1).all(1)
         self.values: Values = {}
         self.measure()
@@ -118,7 +119,8 @@ class ImageRun:
         Rows that are no longer finite go back to their last finite images.
         """
         self.finite = self.finite & self.x.isfinite().flatten(1).all(1)
-        self.x = self._kept = chosen(self.finite, self.x, self._kept)
+        self.x = chosen(self.finite, self.x, self._kept)
+        self._kept = self.x.clone()
         if self.problem.noise is not None:
             self.values = {"misfit": by_rows(self._misfit, self.x, self.problem.rows)}
 
@@ -141,7 +143,7 @@ class ImageRun:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from such a state."""
-        self.x = self._kept = state["x"]
+        self.x, self._kept = state["x"], state["x"].clone()
         self.values, self.finite = state["values"], state["finite"]
 
 
@@ -162,6 +164,7 @@ class Reconstructor(Solver):
     """
 
     model: nn.Module
+    differentiates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):

@@ -74,7 +74,7 @@ class Recording:
     def _keep(self, iteration: int, run: Run) -> None:
         self.snapshots[iteration] = run.x[: self.pictures].detach().cpu().clone()
         z = run.z
-        if z is not None and z.ndim == 4:
+        if z is not None:
             self.typicality[iteration] = by_rows(typicality, z)
 
 

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from flowprior.inversion.checks import check_whole
-from flowprior.inversion.descent import AdamRun, LBFGSRun, Values
+from flowprior.inversion.descent import Values
 from flowprior.inversion.forward import Forward
-from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import Problem
-from flowprior.inversion.solving import Solver
+from flowprior.inversion.solving import Run, Solver
 from flowprior.priors import Prior
 
 
@@ -22,20 +21,23 @@ class Restarts(Solver):
     The best is the one with the smallest loss; the truth is not used.
 
     Args:
-        solver: what to run.
+        solver: what to run: a solver over latents, whose runs have `values["loss"]`.
         count: number of starts; start k is drawn with seed · count + k: no two seeds share one.
 
     Raises:
         ValueError: names the option.
     """
 
-    solver: MAP
+    solver: Solver
     count: int = 10
 
     def __post_init__(self) -> None:
         check_whole("count", self.count, 1)
-        if not isinstance(self.solver, MAP):
-            raise ValueError(f"solver of Restarts must be a MAP, got {self.solver!r}")
+        if not hasattr(self.solver, "start"):
+            raise ValueError(
+                "solver of Restarts must work on latents, as MAP does (it has `start`), got "
+                f"{self.solver!r}"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -91,9 +93,9 @@ class _RepeatedForward(Forward):
 class RestartRun:
     """The batch of `Restarts`: as a `Run`, it shows the best run of every image."""
 
-    def __init__(self, run: LBFGSRun | AdamRun, count: int) -> None:
+    def __init__(self, run: Run, count: int) -> None:
         self.run, self.count = run, count
-        self.v, self.optimizer = run.v, run.optimizer
+        self.optimizer = getattr(run, "optimizer", None)
 
     @property
     def best(self) -> Tensor:

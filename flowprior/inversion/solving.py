@@ -48,9 +48,11 @@ class Solver(ABC):
     Attributes:
         needs: methods that the prior must have; see `flowprior.priors.CAPABILITIES`. It may be a
             property that depends on the options.
+        differentiates: whether it uses the gradient of the operator.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    differentiates: ClassVar[bool] = True
 
     @abstractmethod
     def begin(self, problem: Problem) -> Run:
@@ -149,7 +151,7 @@ def solve(
     check_solver(solver)
     check_whole("iterations", iterations, 0)
     _check_watchers(observers, checkpoint)
-    solver.check(problem.prior)
+    check_together(solver, problem)
     history = History()
     if checkpoint is not None:
         checkpoint.belongs_to(solver, problem)
@@ -167,6 +169,16 @@ def check_solver(solver: object) -> None:
     if not isinstance(solver, Solver):
         raise ValueError(
             f"solver must be a flowprior.inversion.Solver such as MAP(), got {solver!r}"
+        )
+
+
+def check_together(solver: Solver, problem: Problem) -> None:
+    """Raise ValueError unless prior and operator have what the solver needs."""
+    solver.check(problem.prior)
+    if solver.differentiates and not problem.forward.differentiable:
+        raise ValueError(
+            f"physics: {problem.forward.name} has no gradient, which {type(solver).__name__} "
+            "needs: A(x) does not require grad"
         )
 
 
@@ -210,9 +222,9 @@ def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]
     high, low = residual > 1.3, residual < 0.7
     if high.any():
         warnings.append(
-            f"{named_rows(high)}: the residual is up to {residual[high].max():.3g} times the noise: "
-            "the prior does not explain the data, or it takes more iterations, a smaller beta or "
-            "another noise level"
+            f"{named_rows(high)}: the residual is up to {residual[high].max():.3g} times the "
+            "noise: the prior does not explain the data, or it takes more iterations, a smaller "
+            "beta or another noise level"
         )
     if low.any():
         warnings.append(

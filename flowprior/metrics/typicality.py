@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def typicality(z: Tensor, patch_size: int = 8) -> dict[str, Tensor]:
-    """Per-image diagnostics of latents z (B, C, H, W), each (B,).
+    """Per-image diagnostics of latents z (B, ...), each (B,).
 
     radius: ‖z‖/√n, which is 1 ± 1/√(2n) for a typical latent. skewness and kurtosis (non-excess):
     of the n entries; typically 0 and 3. patch_energy_spread: standard deviation of ‖z_i‖² over the
     patches (see `patches`), divided by its mean for a typical latent; so typically 1 for any number
-    of patches, and NaN for a single one.
+    of patches, and NaN for a single one. It is left out where z is not (B, C, H, W).
 
     References: Li & Denli, Gaussianization layers, section 3; population moments (1/n).
 
@@ -25,14 +25,17 @@ def typicality(z: Tensor, patch_size: int = 8) -> dict[str, Tensor]:
     energy = flat.square().mean(1)
     centred = flat - flat.mean(1, keepdim=True)
     variance = centred.square().mean(1)
-    patch_energy = patches(z, patch_size).square().sum(1)
-    spread = patch_energy.std(1, unbiased=False) / patch_energy.mean(1)
-    return {
+    found = {
         "radius": energy.sqrt(),
         "skewness": centred.pow(3).mean(1) / variance.pow(1.5),
         "kurtosis": centred.pow(4).mean(1) / variance.square(),
-        "patch_energy_spread": spread / _typical_spread(patch_energy.shape[1], flat.shape[1]),
     }
+    if z.ndim == 4:
+        patch_energy = patches(z, patch_size).square().sum(1)
+        spread = patch_energy.std(1, unbiased=False) / patch_energy.mean(1)
+        typical = _typical_spread(patch_energy.shape[1], flat.shape[1])
+        found["patch_energy_spread"] = spread / typical
+    return found
 
 
 def _typical_spread(count: int, entries: int) -> float:
