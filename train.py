@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
     stop_quietly()
 
+import json
 import logging
 import threading
 import warnings
@@ -48,11 +49,13 @@ from flowprior.command_line import (
     output_folder,
     run_command,
 )
+from flowprior.identity import code_digest, identity
 from flowprior.io import atomic_write, named_error, remove_temporaries, sole_writer
-from flowprior.settings import differences
+from flowprior.settings import changes, differences
 from lightning_modules import FlowModule, Phase
 
 CONFIGS = ROOT / "configs" / "train"
+INPUTS = "inputs.json"
 # Options that may not change between a run and its resumption, but for those that may.
 FIXED_OPTIONS = ("model", "data", "phases", "seed_everything")
 FREE_OPTIONS = ("data.init_args.num_workers",)
@@ -179,6 +182,7 @@ def fit(cli: TrainCLI) -> None:
     with sole_writer(output):
         remove_temporaries(output)
         atomic_write(output / "config.yaml", cli.parser.dump(cli.config))
+        atomic_write(output / INPUTS, json.dumps(_inputs(cli), indent=1))
         _run(cli, start)
     already = start.checkpoint is not None and trainer.global_step == start.step
     print(
@@ -286,6 +290,8 @@ def _check_resumable(cli: TrainCLI) -> Start:
     if path.exists():
         now = yaml.safe_load(cli.parser.dump(cli.config))
         _check_unchanged(cli.output, yaml.safe_load(path.read_text()), now)
+    if (cli.output / INPUTS).exists():
+        _check_inputs(cli.output, json.loads((cli.output / INPUTS).read_text()), _inputs(cli))
     return start_from(last, cli.model) if last.exists() else Start()
 
 
@@ -299,6 +305,23 @@ def _check_unchanged(output: Path, before: dict[str, Any], now: dict[str, Any]) 
                 f"{output} was trained with {option}={old}, this command says {new}: give another "
                 "--output, or remove the folder to start anew"
             )
+
+
+def _inputs(cli: TrainCLI) -> dict[str, Any]:
+    """Digests of the images, and of a user's own code, that the run depends on."""
+    own = [cli.datamodule, cli.model.flow, *(module.loss for module, _ in cli.phases)]
+    code = {type(part).__name__: code_digest(type(part)) for part in own}
+    images = {split: cli.datamodule.fingerprint(split) for split in ("train", "val")}
+    return identity({"images": images, "code": code})
+
+
+def _check_inputs(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = changes(before, now)
+    if changed:
+        raise UsageError(
+            f"{output} was trained with other images or code ({'; '.join(changed[:3])}): give "
+            "another --output, or remove the folder to start anew"
+        )
 
 
 def _quieten() -> None:

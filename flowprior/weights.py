@@ -113,6 +113,11 @@ def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise WeightsError(f"{path}: {name} has values that are not finite")
+        if value.is_complex():
+            raise WeightsError(f"{path}: {name} is complex")
+    precisions = {str(t.dtype) for t in tensors.values() if t.is_floating_point()}
+    if len(precisions) > 1:
+        raise WeightsError(f"{path} mixes precisions: {', '.join(sorted(precisions))}")
     return tensors
 
 

@@ -465,7 +465,9 @@ def test_image_shape_is_needed_without_a_prior(truth):
         with pytest.raises(ValueError, match="image_shape must be"):
             invert(None, identity, truth, sigma=1.0, solver=solver, image_shape=wrong)
     with pytest.raises(ValueError, match=r"latents needs .*no prior"):
-        invert(None, identity, truth, sigma=1.0, solver=solver, start=truth, latents=truth)
+        invert(
+            None, identity, truth, sigma=1.0, solver=solver, start=truth.clamp(0, 1), latents=truth
+        )
 
 
 def test_condition_must_fit():

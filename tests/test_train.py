@@ -483,11 +483,34 @@ def test_full_disk_keeps_the_last_checkpoint(folder: Path, reference: Path) -> N
     assert len(scalars(run, CURVE)) == 40
 
 
+@pytest.mark.parametrize("changed", ["images", "code"])
+def test_other_images_or_code_are_not_continued_with(own: Path, capsys, changed: str) -> None:
+    source = picture_files.folder(own / "pictures", size=16)
+    config = yaml.safe_load((own / "tiny.yaml").read_text())
+    config["model"]["flow"]["init_args"]["in_channels"] = 3
+    config["data"] = {
+        "class_path": "datamodules.ImageFolder",
+        "init_args": {"source": str(source), "image_size": 16, "batch_size": 2, "n_bits": 8},
+    }
+    (own / "tiny.yaml").write_text(yaml.safe_dump(config))
+    train_here(own, "--trainer.max_epochs", "1")
+    before = (own / "runs/tiny/checkpoints/last.ckpt").read_bytes()
+    if changed == "images":
+        first, second = sorted(path for path in source.rglob("*") if path.is_file())[:2]
+        second.write_bytes(first.read_bytes())
+    else:
+        (own / "own_helper.py").write_text("FACTOR = 3")
+    train_here(own, "--trainer.max_epochs", "2", status=2)
+    assert "other images or code" in capsys.readouterr().err
+    assert (own / "runs/tiny/checkpoints/last.ckpt").read_bytes() == before
+
+
 TINY_SETS = {
     "glow_celeba": (CelebAHQ, partial(picture_files.celeba_hq, number=14, size=128)),
     "glow_celeba32": (CelebA, picture_files.celeba),
     "glow_chest": (ChestXray, partial(picture_files.chest, size=128)),
     "glow_folder": (ImageFolder, partial(picture_files.folder, size=64)),
+    "glow_folder_small": (ImageFolder, partial(picture_files.folder, size=32)),
 }
 SMALL = "--model.flow.steps 1 --model.flow.hidden_channels 8 --data.batch_size 2"
 

@@ -48,6 +48,8 @@ def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise |
             f"y must have shape ({expected}), which {forward.name} makes of images of shape "
             f"{tuple(like.shape)}, got {tuple(y.shape)}"
         )
+    if y.is_complex() and not predicted.is_complex():
+        raise ValueError(f"y is complex, but {forward.name} makes real data")
     forward.differentiable = predicted.requires_grad
     if noise is not None:
         predicted = predicted.detach().expand_as(y)

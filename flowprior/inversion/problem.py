@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -103,6 +104,7 @@ def make_problem(
     """
     _check_data(y)
     check_whole("seed", seed, 0)
+    seed = int(seed)
     noise = _noise(sigma, noise)
     if prior is not None:
         _check_prior(prior, y)
@@ -112,6 +114,10 @@ def make_problem(
     if start is not None:
         _check_rows("start", start, (len(y), *shape))
         start = start.detach().to(like)
+        if start.min() < -0.5 or start.max() > 1.5:  # the range with some overshoot
+            raise ValueError(
+                f"start must be images in [0, 1], got {start.min():.3g} to {start.max():.3g}"
+            )
     if latents is not None:
         require(prior, ("generate",), "latents")
         # Some solvers have several rows of latents for each image, and count them.
@@ -159,13 +165,17 @@ def _check_prior(prior: Prior, y: Tensor) -> None:
 
 
 def _indices(given: Any, count: int) -> list[int]:
-    try:
-        indices = [int(index) for index in given]
-    except (TypeError, ValueError):
-        indices = []
-    if len(indices) != count or min(indices) < 0:
-        raise ValueError(f"indices must be {count} numbers from 0, one for each image, got {given}")
-    return indices
+    known = given.tolist() if hasattr(given, "tolist") else given
+    whole = isinstance(known, Sequence) and all(
+        isinstance(index, Integral) and not isinstance(index, bool) and index >= 0
+        for index in known
+    )
+    if not whole or len(known) != count or len(set(known)) < count:
+        raise ValueError(
+            f"indices must be {count} different whole numbers from 0, one for each image, got "
+            f"{given}"
+        )
+    return [int(index) for index in known]
 
 
 def _check_condition(condition: Tensor | None, prior: Prior | None, count: int) -> None:

@@ -224,7 +224,7 @@ def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]
         warnings.append(
             f"{named_rows(high)}: the residual is up to {residual[high].max():.3g} times the "
             "noise: the prior does not explain the data, or it takes more iterations, a smaller "
-            "beta or another noise level"
+            "beta, another penalty or another noise level"
         )
     if low.any():
         warnings.append(
