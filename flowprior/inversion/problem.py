@@ -114,7 +114,7 @@ def make_problem(
     if start is not None:
         _check_rows("start", start, (len(y), *shape))
         start = start.detach().to(like)
-        if start.min() < -0.5 or start.max() > 1.5:  # the range with some overshoot
+        if start.min() < -5 or start.max() > 6:  # no noise takes images so far from their range
             raise ValueError(
                 f"start must be images in [0, 1], got {start.min():.3g} to {start.max():.3g}"
             )
