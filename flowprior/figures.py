@@ -175,7 +175,7 @@ def qq_plot(samples: Mapping[str, Any]) -> Figure:
     """Quantiles of samples against those of the standard normal distribution.
 
     The grey band holds 95 % of the quantiles, each by itself, of as many independent normal draws
-    as the smallest sample has. Values that are not finite are left out.
+    as each sample has, if all have equally many. Values that are not finite are left out.
 
     Args:
         samples: name to values, of any shape; at most 300 quantiles of each are shown.
@@ -185,7 +185,9 @@ def qq_plot(samples: Mapping[str, Any]) -> Figure:
     """
     figure, axis = _axes(5.2, 5.0)
     values = {name: _finite(name, sample) for name, sample in samples.items()}
-    _qq_band(axis, min(len(sample) for sample in values.values()))
+    counts = {len(sample) for sample in values.values()}
+    if len(counts) == 1:
+        _qq_band(axis, *counts)
     for i, (name, sample) in enumerate(values.items()):
         x, ranks = _normal_quantiles(len(sample))
         colour, marker = COLORS[i % len(COLORS)], _MARKERS[i % len(_MARKERS)]
