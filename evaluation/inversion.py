@@ -19,7 +19,7 @@ from evaluation.cells import Cell, Labels, Result
 from evaluation.experiment import Experiment, Method, Published, StartName, check_names, chosen
 from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
-from evaluation.measures import Measure, Similarity, measured
+from evaluation.measures import Measure, Similarity, check_distinct, measured
 from evaluation.priors import PriorSource
 from evaluation.sources import MeasuredData, SimulatedData, Source
 from evaluation.table import Metric, Table
@@ -320,6 +320,7 @@ class InversionEvaluation(Evaluation):
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
         if self.tune_metric not in ("psnr", "ssim"):
             raise ValueError(f"tune_metric must be psnr or ssim, got {self.tune_metric!r}")
+        check_distinct(self.measures)
         known = {metric.name for metric in self.metrics}
         for published in self.published:
             check_names(published.metrics, sorted(known), "published: no metric")

@@ -44,6 +44,7 @@ def kept_of_row(
     kept = {name: curve[:, row] for name, curve in recording.curves.items()}
     kept |= {name: values[:, row] for name, values in recording.diagnostics.items()}
     kept["milestones"] = torch.tensor(list(recording.snapshots))
+    kept["finite"] = estimate.finite[row]
     if with_pictures:
         kept |= {"x": estimate.x[row], "y": problem.y[row]}
         kept |= {} if truth is None else {"truth": truth[row]}

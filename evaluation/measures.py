@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from evaluation.cells import Result
+from evaluation.experiment import check_names
 from evaluation.inversion_figures import is_finite
-from evaluation.table import Metric
+from evaluation.table import SECONDS, Metric
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.recording import similarity
 from flowprior.metrics import lpips, typicality
@@ -112,13 +113,43 @@ class Similarity(Measure):
 def measured(
     measures: Sequence[Measure], estimate: Estimate, problem: Problem, truth: Tensor | None
 ) -> list[dict[str, float]]:
-    """All columns of each image; NaN for one that did not stay finite."""
+    """All columns of each image; NaN for one that did not stay finite.
+
+    Raises:
+        ValueError: a measure returned a column that its `metrics` do not list, or of another shape.
+    """
     columns: dict[str, Tensor] = {}
-    for measure in measures:
-        columns.update(measure(estimate, problem, truth))
     finite = estimate.finite.tolist()
+    for measure in measures:
+        found = measure(estimate, problem, truth)
+        _check_columns(measure, found, len(finite))
+        columns.update(found)
     lists = {name: column.tolist() for name, column in columns.items()}
     return [
         {name: values[row] if finite[row] else math.nan for name, values in lists.items()}
         for row in range(len(finite))
     ]
+
+
+def check_distinct(measures: Sequence[Measure]) -> None:
+    """Raise ValueError if two measures have a metric of one name."""
+    owners = {SECONDS.name: "every table"}
+    for measure in measures:
+        owner = type(measure).__name__
+        for name in {metric.name for metric in measure.metrics}:
+            if name in owners:
+                raise ValueError(
+                    f"measures: {owner} has a metric named {name!r}, as {owners[name]} has: "
+                    "every metric needs a name of its own"
+                )
+            owners[name] = owner
+
+
+def _check_columns(measure: Measure, found: Mapping[str, Tensor], count: int) -> None:
+    who = f"measures: {type(measure).__name__} returned"
+    names = sorted({metric.name for metric in measure.metrics})
+    check_names(found, names, f"{who} a metric")
+    for name, values in found.items():
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if shape != (count,):
+            raise ValueError(f"{who} {name} of shape {shape}, expected {(count,)}: one per image")

@@ -176,7 +176,7 @@ def test_every_recovered_image_has_its_score(folder, whole):
         labels = {"noise": 1, "method": name}
         parts = {"experiment": experiment, "method": Method(Start()), "prior": "glow", "seed": 0}
         cell = InversionCell(labels, range(2), {}, **parts)
-        kept = dict.fromkeys(("x", "truth", "x_0"), np.full((1, 4, 4), 0.5))
+        kept = dict.fromkeys(("x", "truth", "x_0"), np.full((1, 4, 4), 0.5)) | {"finite": True}
         results += [Result(cell, i, {"psnr": 10.0 + i}, kept) for i in range(2)]
     figure, caption = evaluation.figures(Table([], []), results)["recovered"]
     titles = [axes.get_title().split() for axes in figure.axes]

@@ -1,0 +1,138 @@
+"""Columns of a table of inversions: one's own, and those that every table has."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.measures import measured
+from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
+
+OWN = '''
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from evaluation.measures import Measure
+from evaluation.table import Metric
+from flowprior.inversion import ImageRun, Solver
+from flowprior.priors import Module, Prior
+
+
+def decoder(seed: int = 0) -> Prior:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(5, 256), nn.Sigmoid(), nn.Unflatten(1, (1, 16, 16)))
+    return Module(net, (1, 16, 16), [5])
+
+
+class Named(Measure):
+    """A constant in a column of any name and shape; NaN in the first row if `hole`."""
+
+    def __init__(self, name: str = "own", hole: bool = False, shape: tuple[int, ...] = ()) -> None:
+        self.metrics = (Metric(name),)
+        self.name, self.hole, self.shape = name, hole, shape
+
+    def __call__(self, estimate, problem, truth):
+        values = torch.ones(len(estimate.x), *self.shape)
+        if self.hole:
+            values[0] = torch.nan
+        return {self.name: values}
+
+
+class Scalar(Named):
+    def __call__(self, estimate, problem, truth):
+        return {self.name: 1.0}
+
+
+class Unlisted(Named):
+    def __call__(self, estimate, problem, truth):
+        return {"psnr": torch.ones(len(estimate.x))}
+
+
+@dataclass(frozen=True)
+class Forgetful(Solver):
+    """Uses the prior, but does not say so."""
+
+    def begin(self, problem):
+        z = problem.prior.latent.draw(len(problem.y), seed=0, like=problem.prior.like)
+        return ImageRun(problem, problem.prior.generate(problem.prior.latent.shaped(z)))
+'''
+
+
+def own(kind: str, /, **options: Any) -> dict[str, Any]:
+    return {"class_path": f"my_columns.{kind}", "init_args": options}
+
+
+SETTINGS = {
+    "priors": {"mine": own("decoder")},
+    "data": DATA,
+    "images": 3,
+    "batch_size": 3,
+    "iterations": 3,
+    "shown": 2,
+    "experiments": [{"labels": {}, "operator": "denoising", "noise": noise(0.1)}],
+    "methods": {"csgm": {"solver": solver(penalty="latent_norm")}},
+}
+IMPORTS = {"imports": ["my_columns"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("measures")
+    (path / "my_columns.py").write_text(OWN)
+    return path
+
+
+def run(folder: Path, name: str, *options: str, **settings: Any) -> list[dict[str, Any]]:
+    write_config(folder / f"{name}.yaml", {**SETTINGS, **settings}, **IMPORTS)
+    assert run_here(folder, "--config", f"{name}.yaml", "--output", name, *options) == 0
+    return rows_of(folder / name)
+
+
+def test_own_value_that_is_nan_leaves_other_columns_alone(folder):
+    plain = run(folder, "plain")
+    rows = run(folder, "hole", measures=[own("Named", hole=True)])
+    for row, expected in zip(rows, plain, strict=True):
+        assert (row["metrics"]["own"]["n"], row["metrics"]["own"]["n_excluded"]) == (2, 1)
+        for name in ("psnr", "best_psnr", "best_ssim"):
+            assert row["metrics"][name] == expected["metrics"][name]
+    figures = [
+        (folder / name / "figures" / "psnr_by_iteration.png").read_bytes()
+        for name in ("plain", "hole")
+    ]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    "measures",
+    [
+        [own("Named", name="psnr")],
+        [own("Named", name="seconds_per_image")],
+        [own("Named"), own("Named", hole=True)],
+    ],
+)
+def test_two_metrics_of_one_name_are_refused(folder, capsys, measures):
+    line = refused(folder, {**SETTINGS, "measures": measures}, capsys, **IMPORTS)
+    name = measures[-1]["init_args"].get("name", "own")
+    assert "measures: Named" in line
+    assert repr(name) in line
+
+
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        (own("Named", shape=[1]), ["Named", "own", "(3, 1)", "(3,)"]),
+        (own("Scalar"), ["Scalar", "own", "float", "(3,)"]),
+        (own("Unlisted"), ["Unlisted", "'psnr'", "own"]),
+    ],
+)
+def test_values_of_another_shape_or_name_are_one_line(folder, capsys, measure, words):
+    write_config(folder / "shape.yaml", {**SETTINGS, "measures": [measure]}, **IMPORTS)
+    assert run_here(folder, "--config", "shape.yaml", "--output", measure["class_path"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in words), line
