@@ -58,9 +58,11 @@ class Similarity(Measure):
         Metric("residual", "Residual/noise (1)"),
         Metric("residual_rms", "Residual, rms"),
         Metric("beta", "β chosen"),
-        Metric("best_psnr", "PSNR, best iteration", "dB", higher_is_better=True),
-        Metric("best_ssim", "SSIM, best iteration", higher_is_better=True),
-        Metric("best_lpips", "LPIPS, best iteration", higher_is_better=False, missing="n/a"),
+        Metric("best_psnr", "PSNR, best iteration", "dB", True, ranked=False),
+        Metric("best_ssim", "SSIM, best iteration", higher_is_better=True, ranked=False),
+        Metric("best_lpips", "LPIPS, best iteration", "", False, "n/a", ranked=False),
+        Metric("start_psnr", "PSNR, start", "dB", True, ranked=False),
+        Metric("start_ssim", "SSIM, start", higher_is_better=True, ranked=False),
         Metric("radius", "Latent radius ‖z‖/√n"),
         Metric("kurtosis", "Latent kurtosis (3)"),
         Metric("patch_energy_spread", "Spread of patch energies (1)"),
@@ -85,28 +87,35 @@ class Similarity(Measure):
         return found
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
-        """Similarity at the iteration whose mean over the images is best."""
-        best: list[dict[str, float]] = [{} for _ in results]
+        """Similarity at the start, and at the iteration whose mean over the images is best."""
+        columns: list[dict[str, float]] = [{} for _ in results]
         finite = [is_finite(result) for result in results]
         for name, more_is_better in MORE_IS_BETTER.items():
             if not any(finite) or any(name not in result.arrays for result in results):
                 continue
             found = torch.stack([torch.from_numpy(result.arrays[name]) for result in results])
             mean = found[finite].mean(0)
-            at = int(mean.argmax() if more_is_better else mean.argmin())
-            for row, value in enumerate(found[:, at].tolist()):
-                best[row][f"best_{name}"] = value if finite[row] else math.nan
-        return best
+            places = {"best": int(mean.argmax() if more_is_better else mean.argmin())}
+            if found.shape[1] > 1 and name != "lpips":
+                places["start"] = 0
+            for what, at in places.items():
+                for row, value in enumerate(found[:, at].tolist()):
+                    columns[row][f"{what}_{name}"] = value if finite[row] else math.nan
+        return columns
 
     def notes(self, has_truth: bool) -> Sequence[str]:
-        """How to get LPIPS where it is missing."""
-        probe = torch.zeros(1, 1, 16, 16)
-        if not has_truth or lpips(probe, probe) is not None:
+        """What columns of the start are, and how to get LPIPS where it is missing."""
+        if not has_truth:
             return []
+        start = "Start: the image that each method starts from, before its first iteration."
+        probe = torch.zeros(1, 1, 16, 16)
+        if lpips(probe, probe) is not None:
+            return [start]
         return [
+            start,
             "LPIPS is n/a: its network is not on this machine. With access to the internet, "
             "python -c \"import lpips; lpips.LPIPS(net='alex')\" downloads it once; then measure "
-            "into a new folder."
+            "into a new folder.",
         ]
 
 

@@ -1,14 +1,13 @@
 """Columns of a table of inversions: one's own, and those that every table has."""
 
-from copy import deepcopy
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from evaluation.measures import measured
+from flowprior.inversion import Problem, TotalVariation
 from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
 
 OWN = '''
@@ -136,3 +135,52 @@ def test_values_of_another_shape_or_name_are_one_line(folder, capsys, measure, w
     assert run_here(folder, "--config", "shape.yaml", "--output", measure["class_path"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in words), line
+
+
+def test_solver_that_forgot_its_needs_is_one_line(folder, capsys):
+    methods = {"forgetful": {"solver": own("Forgetful")}}
+    line = refused(folder, {**SETTINGS, "methods": methods}, capsys, **IMPORTS)
+    assert "methods.forgetful: Forgetful" in line
+    assert "needs" in line
+
+
+def test_solver_without_needs_gets_no_prior(folder, monkeypatch):
+    begin, seen = TotalVariation.begin, []
+
+    def noted(self: TotalVariation, problem: Problem) -> Any:
+        seen.append((problem.prior, problem.image_shape))
+        return begin(self, problem)
+
+    monkeypatch.setattr(TotalVariation, "begin", noted)
+    priors = {"first": own("decoder"), "second": own("decoder", seed=1)}
+    methods = {"tv": {"solver": solver("TotalVariation", weight=1.0)}}
+    rows = run(folder, "no-prior", priors=priors, methods=methods)
+    assert [row["labels"] for row in rows] == [{"method": "data"}, {"method": "tv"}]
+    assert set(seen) == {(None, (1, 16, 16))}
+
+
+def test_start_column_is_where_each_method_started(folder):
+    methods = {
+        "csgm": {"solver": solver(penalty="latent_norm")},
+        "from zero": {"solver": solver(penalty="latent_norm", start_scale=0.0)},
+        "grey": {"solver": solver("TotalVariation", weight=1.0), "start": "constant"},
+    }
+    rows = run(folder, "starts", methods=methods)
+    data, *others = rows
+    assert [row["labels"]["method"] for row in rows] == ["data", *methods]
+    assert "start_psnr" not in data["metrics"]
+    for row in others:
+        cell = next(
+            line["cell"]
+            for line in map(json.loads, (folder / "starts/records.jsonl").open())
+            if line.get("labels") == row["labels"]
+        )
+        kept = [np.load(folder / f"starts/arrays/{cell}/{image}.npz") for image in range(2)]
+        stat = row["metrics"]["start_psnr"]
+        assert stat["n"] == 3
+        errors = [np.square(arrays["x_0"] - arrays["truth"]).mean() for arrays in kept]
+        curves = [arrays["psnr"][0] for arrays in kept]
+        assert curves == pytest.approx(-10 * np.log10(errors), abs=1e-3)
+    means = {row["metrics"]["start_psnr"]["mean"] for row in others}
+    assert len(means) == 3
+    assert "Start: " in (folder / "starts" / "report.html").read_text()
