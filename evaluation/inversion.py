@@ -22,7 +22,7 @@ from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, measured
 from evaluation.priors import PriorSource
 from evaluation.sources import MeasuredData, SimulatedData, Source
-from evaluation.table import Metric, Table
+from evaluation.table import SECONDS, Metric, Table
 from evaluation.tuning import Choice, variants, with_options
 from flowprior.identity import digest, identity
 from flowprior.inversion import (
@@ -165,8 +165,10 @@ class InversionEvaluation(Evaluation):
         key = digest(repr(cell.settings), repr(list(images)))[:24]
         checkpoint = Checkpoint(arrays.folder.parent / "underway" / f"{key}.ckpt")
         with batch_invariant():
-            problem, truth = self._problem(cell, list(images), arrays)
+            problem, truth = self._problem(cell, list(images))
             recording = Recording(truth, self.shown, last=iterations)
+            kept = Cache(arrays, images, repr(cell.settings["prior"]), recording)
+            problem = replace(problem, cache=kept)
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
         for row, image in enumerate(images):
@@ -176,7 +178,8 @@ class InversionEvaluation(Evaluation):
                 kept["x"] = estimate.x[row]
             arrays.save(cell.key, image, kept)
         checkpoint.remove()
-        return rows
+        seconds = {SECONDS.name: recording.seconds / len(images)}
+        return [{**row, **seconds} for row in rows]
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Further columns of the measures, which take all images of a row."""
@@ -285,17 +288,14 @@ class InversionEvaluation(Evaluation):
             seed=seed,
         )
 
-    def _problem(
-        self, cell: InversionCell, images: list[int], arrays: ArrayStore
-    ) -> tuple[Problem, Tensor | None]:
+    def _problem(self, cell: InversionCell, images: list[int]) -> tuple[Problem, Tensor | None]:
         """Data of these images as a problem, and the truth if it is known."""
         prior, truth = self.priors.load(cell.prior), self.source.truth(images)
         start = cell.settings["start"]
         start = self.source.start(start, images, prior.image_shape, self.start_deviation)
         truth, start = (None if t is None else t.to(prior.like) for t in (truth, start))
         y = self.source.observed(cell.experiment, images, cell.seed)
-        cache = Cache(arrays, images, repr(cell.settings["prior"]))
-        more = {"start": start, "seed": cell.seed, "indices": images, "cache": cache}
+        more = {"start": start, "seed": cell.seed, "indices": images}
         return _made(prior, cell.experiment, y, bool(cell.method.solver.needs), **more), truth
 
     def _probe(self, experiment: Experiment, prior: str) -> None:

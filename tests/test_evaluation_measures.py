@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from flowprior.inversion import Problem, TotalVariation
+from evaluation import inversion, inversion_arrays
+from evaluation.arrays import ArrayStore
+from evaluation.inversion_arrays import Cache
+from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
 from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
 
 OWN = '''
@@ -184,3 +189,51 @@ def test_start_column_is_where_each_method_started(folder):
     means = {row["metrics"]["start_psnr"]["mean"] for row in others}
     assert len(means) == 3
     assert "Start: " in (folder / "starts" / "report.html").read_text()
+
+
+class Clock:
+    """Stands for the module `time`: each call gives the next of these seconds."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = iter(seconds)
+
+    def perf_counter(self) -> float:
+        return next(self.seconds)
+
+
+def test_recording_counts_the_time_of_the_run_alone(monkeypatch):
+    run = SimpleNamespace(values={}, x=torch.zeros(2, 1, 4, 4), z=None)
+    monkeypatch.setattr(recording, "time", Clock(0, 2, 10, 13, 20))
+    first = Recording()
+    first(0, run)
+    first(1, run)
+    assert first.seconds == 2 + 3
+    monkeypatch.setattr(recording, "time", Clock(100, 200, 204, 210))
+    resumed = Recording()
+    resumed.load_state_dict(first.state_dict())
+    resumed(2, run)
+    assert resumed.seconds == 2 + 3 + 4
+
+
+def test_shared_projection_counts_for_all_who_use_it(monkeypatch, tmp_path):
+    of, store = torch.rand(2, 3), ArrayStore(tmp_path / "arrays")
+    found = []
+    # The recording counts what passes in a call: from the first to the last second of each clock.
+    for clock in (Clock(0, 1, 9, 10), Clock(0, 1)):
+        monkeypatch.setattr(inversion_arrays, "time", clock)
+        used = Recording()
+        rows = Cache(store, [4, 5], "prior", used)("projection", of, lambda: 2 * of)
+        assert torch.equal(rows, 2 * of)
+        found.append(used.seconds)
+    assert found == [8 - 10, 8 - 1]
+
+
+def test_time_per_image_is_that_of_the_solver(folder, monkeypatch):
+    def solved(solver, problem, iterations, observers, checkpoint):
+        estimate = solve(solver, problem, iterations, observers, checkpoint)
+        observers[0].seconds = 6e6
+        return estimate
+
+    monkeypatch.setattr(inversion, "solve", solved)
+    rows = run(folder, "times")
+    assert {row["metrics"]["seconds_per_image"]["mean"] for row in rows} == {2e6}
