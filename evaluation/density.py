@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
 from evaluation.base import Evaluation
 from evaluation.cells import Cell, Result
-from evaluation.loading import checked_device, found_weights, load_flow
+from evaluation.priors import checked_device, found_weights, weights_fingerprint
 from evaluation.table import Metric, Table
+from flowprior.command_line import UsageError
 from flowprior.figures import histogram, image_grid, qq_plot
 from flowprior.flows import Flow, standard_normal_log_prob
-from flowprior.identity import code_digest, file_digest, identity
+from flowprior.identity import code_digest, identity
 from flowprior.metrics import bits_per_dim, largest_patch_correlation, typicality
 
 if TYPE_CHECKING:
@@ -143,8 +145,20 @@ class DensityEvaluation(Evaluation):
 
     @cached_property
     def flow(self) -> Flow:
-        """The trained flow, warm."""
-        flow = load_flow(self.weights, self.device, self.data)
+        """The trained flow, frozen and warm.
+
+        Raises:
+            WeightsError: the weights are damaged.
+            UsageError: its images are not of the data's shape and range.
+        """
+        flow = flowprior.load(self.weights, self.device)
+        for name in ("image_shape", "data_range"):
+            given, expected = getattr(flow, name), getattr(self.data, name)
+            if tuple(given) != tuple(expected):
+                raise UsageError(
+                    f"evaluation.weights models images of {name} {given}, evaluation.data gives "
+                    f"{expected}: they must be equal"
+                )
         with torch.no_grad():
             flow.encode(torch.zeros(1, *flow.image_shape, device=self.device))
         return flow
@@ -152,7 +166,7 @@ class DensityEvaluation(Evaluation):
     def _settings(self) -> dict[str, Any]:
         code = code_digest(type(self.data))
         return {
-            "weights": file_digest(self.weights / "model.safetensors"),
+            "weights": weights_fingerprint(self.weights, self.flow),
             "data": identity(self.data.fingerprint()),
             **({"data_code": code} if code else {}),
         }

@@ -1,5 +1,6 @@
 """Numbers with the digits that they warrant."""
 
+import math
 from decimal import Decimal
 
 _MOST_DIGITS = 5
@@ -29,13 +30,15 @@ def format_interval(mean: float, half_width: float | None) -> str:
 
 
 def format_number(value: float, digits: int = 4) -> str:
-    """An integer as it is, anything else with some significant digits.
+    """An integer as it is, anything else with some significant digits, infinity as ∞.
 
     >>> format_number(44123456), format_number(0.5), format_number(1234567.0)
     ('44123456', '0.5000', '1.235e6')
     """
     if isinstance(value, int) or value == 0:
         return str(int(value))
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
     if not 1e-3 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa}e{int(exponent)}"

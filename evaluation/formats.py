@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import textwrap
 import unicodedata
@@ -141,14 +142,15 @@ def _value(row: Row, metric: Metric, usual_n: int) -> str:
         return "–"
     left_out = {"excluded": stat.n_excluded, "at infinity": stat.n_infinite}
     notes = [f"{count} {reason}" for reason, count in left_out.items() if count]
-    if stat.mean is None:
+    number = getattr(stat, metric.statistic)
+    if number is None:
         return ", ".join(notes) or metric.missing or "–"
     if notes or stat.n != usual_n:
         notes.insert(0, f"n = {stat.n}")
     if metric.statistic == "mean":
-        text = format_interval(stat.mean, stat.ci95 if metric.interval else None)
+        text = format_interval(number, stat.ci95 if metric.interval else None)
     else:
-        text = format_number(getattr(stat, metric.statistic))
+        text = format_number(number)
     return f"{text} ({', '.join(notes)})" if notes else text
 
 
@@ -161,13 +163,19 @@ def _paper(row: Row, metric: Metric) -> str:
 def to_json(table: Table) -> str:
     """``{"rows": [{"labels": {...}, "metrics": {name: {"mean", "ci95", "n", ...}}}]}``.
 
-    Each metric has the numbers of `Stat`, but for those of its single images.
+    Each metric has the numbers of `Stat`, but for those of its single images; infinite ones are
+    the strings "inf" and "-inf".
     """
     rows = []
     for row in table.rows:
-        metrics = {name: asdict(replace(stat, by_image={})) for name, stat in row.stats.items()}
-        for numbers in metrics.values():
-            del numbers["by_image"]
+        metrics = {
+            name: {
+                key: str(value) if isinstance(value, float) and math.isinf(value) else value
+                for key, value in asdict(replace(stat, by_image={})).items()
+                if key != "by_image"
+            }
+            for name, stat in row.stats.items()
+        }
         rows.append({"labels": dict(row.labels), "metrics": metrics})
     return json.dumps({"rows": rows}, indent=1, allow_nan=False)
 

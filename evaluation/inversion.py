@@ -14,25 +14,33 @@ from torch import Tensor
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
 from evaluation.base import Evaluation
-from evaluation.baselines import Data, Start
+from evaluation.baselines import Data
 from evaluation.cells import Cell, Labels, Result
 from evaluation.experiment import Experiment, Method, Published, StartName, check_names, chosen
 from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
-from evaluation.measures import Measure, Similarity, measured
+from evaluation.measures import Measure, Similarity, check_distinct, measured
 from evaluation.priors import PriorSource
 from evaluation.sources import MeasuredData, SimulatedData, Source
-from evaluation.table import Metric, Table
+from evaluation.table import SECONDS, Metric, Table
 from evaluation.tuning import Choice, variants, with_options
 from flowprior.identity import digest, identity
-from flowprior.inversion import Checkpoint, Problem, Recording, batch_invariant, make_problem, solve
+from flowprior.inversion import (
+    Checkpoint,
+    Problem,
+    Recording,
+    Solver,
+    batch_invariant,
+    make_problem,
+    solve,
+)
 from flowprior.priors import Prior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BASELINES = {"data": Method(Data(), iterations=0), "start": Method(Start(), iterations=0)}
-"""Rows of every experiment beside its methods."""
+BASELINES = {"data": Method(Data(), iterations=0)}
+"""Rows of experiments beside their methods."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class InversionEvaluation(Evaluation):
     Similarity to the truth is that of the last iterate and, as papers give it, of the iteration
     with the best mean over the images of a row, which takes the truth to find. Images whose loss
     became NaN or infinite are left out of the means and counted. Where the truth is known, every
-    experiment also has a row for the data, if they are images, and one for the start.
+    experiment whose data are images also has a row for these.
 
     Args:
         priors: by name: folders of exported weights, found beside evaluate.py too, or priors.
@@ -141,7 +149,7 @@ class InversionEvaluation(Evaluation):
                     self._probe(experiment, prior)
 
     def cells(self) -> Sequence[InversionCell]:
-        """Experiments × priors × methods × seeds, with the baselines first."""
+        """Experiments × priors × methods × seeds, with the data first."""
         return [
             self._cell(experiment, prior, name, seed)
             for experiment in self.experiments
@@ -157,8 +165,10 @@ class InversionEvaluation(Evaluation):
         key = digest(repr(cell.settings), repr(list(images)))[:24]
         checkpoint = Checkpoint(arrays.folder.parent / "underway" / f"{key}.ckpt")
         with batch_invariant():
-            problem, truth = self._problem(cell, list(images), arrays)
+            problem, truth = self._problem(cell, list(images))
             recording = Recording(truth, self.shown, last=iterations)
+            kept = Cache(arrays, images, repr(cell.settings["prior"]), recording)
+            problem = replace(problem, cache=kept)
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
         for row, image in enumerate(images):
@@ -168,7 +178,8 @@ class InversionEvaluation(Evaluation):
                 kept["x"] = estimate.x[row]
             arrays.save(cell.key, image, kept)
         checkpoint.remove()
-        return rows
+        seconds = {SECONDS.name: recording.seconds / len(images)}
+        return [{**row, **seconds} for row in rows]
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Further columns of the measures, which take all images of a row."""
@@ -222,21 +233,18 @@ class InversionEvaluation(Evaluation):
     def labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
         """Labels of the row of a prior and a method or baseline."""
         method = self._method(name)
-        has_prior = method.solver.needs or (name == "start" and self.start == "random")
         own = method.labels or {"method": name}
-        several = {"prior": prior} if len(self.priors.given) > 1 and has_prior else {}
+        several = {"prior": prior} if len(self.priors.given) > 1 and method.solver.needs else {}
         return {**experiment.labels, **own, **several}
 
     def _baselines(self, experiment: Experiment) -> list[tuple[str, str]]:
-        """Prior and name; a random start is that of the prior."""
+        """Prior and name of a row for the data, if they are images."""
         if not self.baselines:
             return []
-        priors = chosen(experiment.priors, self.priors.given, "prior")
-        shape = self.priors.load(priors[0]).image_shape
+        prior = chosen(experiment.priors, self.priors.given, "prior")[0]
+        shape = self.priors.load(prior).image_shape
         y = self.source.probe(experiment, shape)
-        data = [(priors[0], "data")] if y.shape[1:] == shape and not y.is_complex() else []
-        starts = priors if self.start == "random" else priors[:1]
-        return [*data, *((prior, "start") for prior in starts)]
+        return [(prior, "data")] if y.shape[1:] == shape and not y.is_complex() else []
 
     def _method(self, name: str, labels: Labels | None = None) -> Method:
         """A method with the options that were chosen for a row, if any were."""
@@ -280,29 +288,27 @@ class InversionEvaluation(Evaluation):
             seed=seed,
         )
 
-    def _problem(
-        self, cell: InversionCell, images: list[int], arrays: ArrayStore
-    ) -> tuple[Problem, Tensor | None]:
+    def _problem(self, cell: InversionCell, images: list[int]) -> tuple[Problem, Tensor | None]:
         """Data of these images as a problem, and the truth if it is known."""
         prior, truth = self.priors.load(cell.prior), self.source.truth(images)
         start = cell.settings["start"]
         start = self.source.start(start, images, prior.image_shape, self.start_deviation)
         truth, start = (None if t is None else t.to(prior.like) for t in (truth, start))
         y = self.source.observed(cell.experiment, images, cell.seed)
-        cache = Cache(arrays, images, repr(cell.settings["prior"]))
-        more = {"start": start, "seed": cell.seed, "indices": images, "cache": cache}
-        return _made(prior, cell.experiment, y, **more), truth
+        more = {"start": start, "seed": cell.seed, "indices": images}
+        return _made(prior, cell.experiment, y, bool(cell.method.solver.needs), **more), truth
 
     def _probe(self, experiment: Experiment, prior: str) -> None:
-        """Make a problem: a wrong operator or a missing noise level is found before measuring."""
+        """Make problems: a wrong operator or a missing noise level is found before measuring."""
         prior = self.priors.load(prior)
-        problem = _made(prior, experiment, self.source.probe(experiment, prior.image_shape))
-        if experiment.noise is None:
-            for name in self.names(experiment):
-                solver = self.methods[name].solver
-                if getattr(solver, "misfit", None) is None:
-                    with _named(f"methods.{name}"):
-                        solver.begin(problem)
+        y = self.source.probe(experiment, prior.image_shape)
+        problems = {needy: _made(prior, experiment, y, needy) for needy in (True, False)}
+        for name in self.names(experiment):
+            solver = self.methods[name].solver
+            unknown = experiment.noise is None and getattr(solver, "misfit", None) is None
+            if unknown or not solver.needs:
+                with _named(f"methods.{name}"), _prior_is_needed(solver):
+                    solver.begin(problems[bool(solver.needs)])
 
     def _check_options(self) -> None:
         counts = {
@@ -320,20 +326,42 @@ class InversionEvaluation(Evaluation):
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
         if self.tune_metric not in ("psnr", "ssim"):
             raise ValueError(f"tune_metric must be psnr or ssim, got {self.tune_metric!r}")
+        check_distinct(self.measures)
         known = {metric.name for metric in self.metrics}
         for published in self.published:
             check_names(published.metrics, sorted(known), "published: no metric")
         for name in BASELINES.keys() & self.methods:
-            raise ValueError(f"methods.{name}: every experiment has a row of this name already")
+            raise ValueError(f"methods.{name}: experiments have a row of this name already")
 
 
-def _made(prior: Prior, experiment: Experiment, y: Tensor, **options: Any) -> Problem:
-    """Data of an experiment as a problem, in the precision and on the device of the prior."""
+def _made(
+    prior: Prior, experiment: Experiment, y: Tensor, needs_prior: bool, **options: Any
+) -> Problem:
+    """Data of an experiment as a problem, in the precision and on the device of the prior.
+
+    A solver that needs no prior gets none: its only row would have the name of no prior.
+    """
     like = prior.like
     dtype = like.dtype.to_complex() if y.is_complex() else like.dtype
     physics = experiment.physics(prior.image_shape).to(like.device)
     physics = physics.double() if like.dtype == torch.float64 else physics
-    return make_problem(prior, physics, y.to(like.device, dtype), noise=experiment.noise, **options)
+    y, shape = y.to(like.device, dtype), prior.image_shape
+    options |= {"noise": experiment.noise, "image_shape": shape}
+    return make_problem(prior if needs_prior else None, physics, y, **options)
+
+
+@contextmanager
+def _prior_is_needed(solver: Solver) -> Iterator[None]:
+    """Say so where a solver without `needs` uses the prior that it did not get."""
+    try:
+        yield
+    except AttributeError as error:
+        if solver.needs or "'NoneType' object" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(solver).__name__} has no `needs`, so that problem.prior is None: {error}. "
+            'If it uses the prior, say needs = ("generate",)'
+        ) from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What is kept of inversions on disk: curves, pictures, projections, recovered images."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,21 +16,32 @@ from flowprior.inversion import Estimate, Problem, Recording
 class Cache:
     """Tensors of these images by name, looked up or else computed and kept in an `ArrayStore`.
 
-    What does not depend on the data need not be computed for each noise level.
+    What does not depend on the data need not be computed for each noise level. The time that it
+    took to compute counts in every recording that uses it.
     """
 
-    def __init__(self, arrays: ArrayStore, images: Sequence[int], prior: str) -> None:
+    def __init__(
+        self, arrays: ArrayStore, images: Sequence[int], prior: str, recording: Recording
+    ) -> None:
         self.arrays, self.images, self.prior = arrays, images, prior
+        self.recording = recording
 
     def __call__(self, name: str, of: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """Rows (B, ...) that follow from the name, the prior and the rows `of` (B, ...)."""
+        start = time.perf_counter()
         groups = [f"kept-{digest(name, self.prior, row)[:16]}" for row in of]
         places = list(zip(groups, self.images, strict=True))
         if not all(self.arrays.has(*place) for place in places):
-            for place, row in zip(places, compute(), strict=True):
-                self.arrays.save(*place, {"row": row})
-        rows = [torch.from_numpy(self.arrays.load(*place)["row"]) for place in places]
-        return torch.stack(rows).to(of.device)
+            began = time.perf_counter()
+            computed = compute().cpu()  # once a GPU is done
+            seconds = torch.tensor((time.perf_counter() - began) / len(of))
+            for place, row in zip(places, computed, strict=True):
+                self.arrays.save(*place, {"row": row, "seconds": seconds})
+        kept = [self.arrays.load(*place) for place in places]
+        rows = torch.stack([torch.from_numpy(item["row"]) for item in kept]).to(of.device)
+        elapsed = time.perf_counter() - start
+        self.recording.seconds += sum(float(item["seconds"]) for item in kept) - elapsed
+        return rows
 
 
 def kept_of_row(
@@ -44,6 +56,7 @@ def kept_of_row(
     kept = {name: curve[:, row] for name, curve in recording.curves.items()}
     kept |= {name: values[:, row] for name, values in recording.diagnostics.items()}
     kept["milestones"] = torch.tensor(list(recording.snapshots))
+    kept["finite"] = estimate.finite[row]
     if with_pictures:
         kept |= {"x": estimate.x[row], "y": problem.y[row]}
         kept |= {} if truth is None else {"truth": truth[row]}

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from evaluation.cells import Result
+from evaluation.experiment import check_names
 from evaluation.inversion_figures import is_finite
-from evaluation.table import Metric
+from evaluation.table import SECONDS, Metric
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.recording import similarity
 from flowprior.metrics import lpips, typicality
@@ -57,9 +58,11 @@ class Similarity(Measure):
         Metric("residual", "Residual/noise (1)"),
         Metric("residual_rms", "Residual, rms"),
         Metric("beta", "β chosen"),
-        Metric("best_psnr", "PSNR, best iteration", "dB", higher_is_better=True),
-        Metric("best_ssim", "SSIM, best iteration", higher_is_better=True),
-        Metric("best_lpips", "LPIPS, best iteration", higher_is_better=False, missing="n/a"),
+        Metric("best_psnr", "PSNR, best iteration", "dB", True, ranked=False),
+        Metric("best_ssim", "SSIM, best iteration", higher_is_better=True, ranked=False),
+        Metric("best_lpips", "LPIPS, best iteration", "", False, "n/a", ranked=False),
+        Metric("start_psnr", "PSNR, start", "dB", True, ranked=False),
+        Metric("start_ssim", "SSIM, start", higher_is_better=True, ranked=False),
         Metric("radius", "Latent radius ‖z‖/√n"),
         Metric("kurtosis", "Latent kurtosis (3)"),
         Metric("patch_energy_spread", "Spread of patch energies (1)"),
@@ -84,41 +87,78 @@ class Similarity(Measure):
         return found
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
-        """Similarity at the iteration whose mean over the images is best."""
-        best: list[dict[str, float]] = [{} for _ in results]
+        """Similarity at the start, and at the iteration whose mean over the images is best."""
+        columns: list[dict[str, float]] = [{} for _ in results]
         finite = [is_finite(result) for result in results]
         for name, more_is_better in MORE_IS_BETTER.items():
             if not any(finite) or any(name not in result.arrays for result in results):
                 continue
             found = torch.stack([torch.from_numpy(result.arrays[name]) for result in results])
             mean = found[finite].mean(0)
-            at = int(mean.argmax() if more_is_better else mean.argmin())
-            for row, value in enumerate(found[:, at].tolist()):
-                best[row][f"best_{name}"] = value if finite[row] else math.nan
-        return best
+            places = {"best": int(mean.argmax() if more_is_better else mean.argmin())}
+            if found.shape[1] > 1 and name != "lpips":
+                places["start"] = 0
+            for what, at in places.items():
+                for row, value in enumerate(found[:, at].tolist()):
+                    columns[row][f"{what}_{name}"] = value if finite[row] else math.nan
+        return columns
 
     def notes(self, has_truth: bool) -> Sequence[str]:
-        """How to get LPIPS where it is missing."""
-        probe = torch.zeros(1, 1, 16, 16)
-        if not has_truth or lpips(probe, probe) is not None:
+        """What columns of the start are, and how to get LPIPS where it is missing."""
+        if not has_truth:
             return []
+        start = "Start: the image that each method starts from, before its first iteration."
+        probe = torch.zeros(1, 1, 16, 16)
+        if lpips(probe, probe) is not None:
+            return [start]
         return [
+            start,
             "LPIPS is n/a: its network is not on this machine. With access to the internet, "
             "python -c \"import lpips; lpips.LPIPS(net='alex')\" downloads it once; then measure "
-            "into a new folder."
+            "into a new folder.",
         ]
 
 
 def measured(
     measures: Sequence[Measure], estimate: Estimate, problem: Problem, truth: Tensor | None
 ) -> list[dict[str, float]]:
-    """All columns of each image; NaN for one that did not stay finite."""
+    """All columns of each image; NaN for one that did not stay finite.
+
+    Raises:
+        ValueError: a measure returned a column that its `metrics` do not list, or of another shape.
+    """
     columns: dict[str, Tensor] = {}
-    for measure in measures:
-        columns.update(measure(estimate, problem, truth))
     finite = estimate.finite.tolist()
+    for measure in measures:
+        found = measure(estimate, problem, truth)
+        _check_columns(measure, found, len(finite))
+        columns.update(found)
     lists = {name: column.tolist() for name, column in columns.items()}
     return [
         {name: values[row] if finite[row] else math.nan for name, values in lists.items()}
         for row in range(len(finite))
     ]
+
+
+def check_distinct(measures: Sequence[Measure]) -> None:
+    """Raise ValueError if two measures have a metric of one name."""
+    owners = {SECONDS.name: "every table"}
+    for measure in measures:
+        owner = type(measure).__name__
+        for name in {metric.name for metric in measure.metrics}:
+            if name in owners:
+                raise ValueError(
+                    f"measures: {owner} has a metric named {name!r}, as {owners[name]} has: "
+                    "every metric needs a name of its own"
+                )
+            owners[name] = owner
+
+
+def _check_columns(measure: Measure, found: Mapping[str, Tensor], count: int) -> None:
+    who = f"measures: {type(measure).__name__} returned"
+    names = sorted({metric.name for metric in measure.metrics})
+    check_names(found, names, f"{who} a metric")
+    for name, values in found.items():
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if shape != (count,):
+            raise ValueError(f"{who} {name} of shape {shape}, expected {(count,)}: one per image")

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import flowprior
-from evaluation.loading import checked_device, found_weights
 from evaluation.sources import Source
+from flowprior.command_line import ROOT
 from flowprior.identity import code_digest, file_digest, identity
 from flowprior.priors import Prior
+from flowprior.weights import WeightsError
 
 
 class PriorSource:
@@ -54,11 +57,40 @@ class PriorSource:
     def fingerprint(self, name: str) -> Any:
         """What tells a prior from others: its settings, weights and a user's own code."""
         given, loaded = self.given[name], self.load(name)
-        if isinstance(given, Prior):
-            return identity(loaded)
-        files = {file: file_digest(given / file) for file in ("model.safetensors", "config.json")}
-        return {**files, "code": code_digest(type(loaded))}
+        return identity(loaded) if isinstance(given, Prior) else weights_fingerprint(given, loaded)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is loaded: every process loads its own, on its device."""
         return {**vars(self), "_loaded": {}}
+
+
+def weights_fingerprint(folder: Path, loaded: Prior) -> dict[str, Any]:
+    """What tells exported weights from others: all of the folder, and a user's own code."""
+    files = {file: file_digest(folder / file) for file in ("model.safetensors", "config.json")}
+    return {**files, "code": code_digest(type(loaded))}
+
+
+def found_weights(folder: Path, option: str = "weights") -> Path:
+    """The folder of an exported flow: as given, or beside evaluate.py.
+
+    Raises WeightsError if it is in neither place.
+    """
+    for candidate in (folder, ROOT / folder):
+        if (candidate / "model.safetensors").is_file():
+            return candidate
+    raise WeightsError(
+        f"{option}: there is no exported flow in {folder}; train one first, "
+        f"or give another folder with --evaluation.{option}"
+    )
+
+
+def checked_device(device: str) -> str:
+    """The device of that name, "auto" resolved; ValueError if it is not on this machine."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device={device}: expected "auto", "cpu" or "cuda": {reason}') from None
+    return device

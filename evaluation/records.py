@@ -14,7 +14,7 @@ from flowprior.io import named_error, sync_folder
 from flowprior.settings import changes
 
 _FORMAT = "flowprior_records"
-_VERSION = 2
+_VERSION = 3
 _HEADER = f'{{"{_FORMAT}": {_VERSION}}}\n'.encode()
 _ADVICE = "choose another output folder, or delete that file to start again"
 

@@ -19,8 +19,8 @@ class Stat:
         mean: over the images, of finite values; None if there are none.
         std: sample standard deviation over the images (n - 1 in the denominator).
         ci95: half the width of the 95 % t-interval of the mean over the images; None for n < 2.
-        median: over the images.
-        maximum: over the images.
+        median: over the images, infinite values included.
+        maximum: over the images, infinite values included.
         n: number of images with a finite value.
         n_excluded: number of values that are NaN.
         n_infinite: number of values that are infinite, as the PSNR of a perfect image.
@@ -72,18 +72,16 @@ def summarise(measured: Iterable[tuple[int, float]], paper: float | None = None)
     (3.0, 2, 1, 12.706)
     """
     values = list(measured)
-    repeats: dict[int, list[float]] = defaultdict(list)
-    for image, value in values:
-        if math.isfinite(value):
-            repeats[image].append(value)
-    # The statistics module sums exactly: the order of the records does not change the result.
-    means = {image: statistics.mean(repeats[image]) for image in sorted(repeats)}
+    means = _by_image((image, value) for image, value in values if math.isfinite(value))
     units = list(means.values())
+    known = _by_image((image, value) for image, value in values if not math.isnan(value)).values()
     counts = {
         "n": len(units),
         "n_excluded": sum(math.isnan(value) for _, value in values),
         "n_infinite": sum(math.isinf(value) for _, value in values),
     }
+    if known:
+        counts |= {"median": statistics.median(known), "maximum": max(known)}
     if not units:
         return Stat(**counts, paper=paper)
     std = float(statistics.stdev(units)) if len(units) > 1 else None
@@ -91,12 +89,19 @@ def summarise(measured: Iterable[tuple[int, float]], paper: float | None = None)
         mean=statistics.mean(units),
         std=std,
         ci95=_half_width(std, len(units)),
-        median=statistics.median(units),
-        maximum=max(units),
         **counts,
         paper=paper,
         by_image=means,
     )
+
+
+def _by_image(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """Mean of the values of each image."""
+    repeats: dict[int, list[float]] = defaultdict(list)
+    for image, value in values:
+        repeats[image].append(value)
+    # The statistics module sums exactly: the order of the records does not change the result.
+    return {image: statistics.mean(repeats[image]) for image in sorted(repeats)}
 
 
 def compare(pairs: Sequence[tuple[Stat, Stat]]) -> list[Comparison]:

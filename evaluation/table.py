@@ -24,6 +24,7 @@ class Metric:
         missing: shown in its column if no record has it, such as "n/a"; without it, no column.
         statistic: what is shown of the quantity over the images.
         interval: whether the mean has an interval; not where the images of a batch share a value.
+        ranked: whether the best is marked; not where the truth was needed to find the value.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Metric:
     missing: str = ""
     statistic: Literal["mean", "median", "maximum"] = "mean"
     interval: bool = True
+    ranked: bool = True
 
     @property
     def heading(self) -> str:
@@ -62,7 +64,9 @@ class Table:
         metrics: those measured in at least one row, in the order shown.
         rows: in the order shown.
         compare: names of the labels whose values compete (``("method",)``). The best value is
-            marked among rows that agree in all other labels; with no name, nowhere.
+            marked among rows that agree in all other labels; with no name, nowhere. Rows that
+            agree in the first name, such as one method with several weights, are one competitor
+            if there are others.
     """
 
     metrics: Sequence[Metric]
@@ -74,14 +78,19 @@ class Table:
 
         The difference is paired by image; all rivals must have been measured on the same images.
         """
-        if metric.higher_is_better is None or metric.statistic != "mean" or not self.compare:
+        is_ranked = metric.ranked and metric.statistic == "mean" and self.compare
+        if metric.higher_is_better is None or not is_ranked:
             return False
-        rivals = [r for r in self.rows if self._setting(r) == self._setting(row)]
-        stats = [r.stats.get(metric.name, Stat()) for r in rivals]
-        if len(stats) < 2 or not _comparable(stats):
+        entries = [
+            (r.labels.get(self.compare[0]), r.stats.get(metric.name, Stat()))
+            for r in self.rows
+            if self._setting(r) == self._setting(row)
+        ]
+        if len(entries) < 2 or not _comparable([stat for _, stat in entries]):
             return False
-        ordered = sorted(stats, key=lambda stat: stat.mean, reverse=metric.higher_is_better)
-        best, runner_up = ordered[:2]
+        entries.sort(key=lambda entry: entry[1].mean, reverse=metric.higher_is_better)
+        (name, best), *others = entries
+        runner_up = next((stat for other, stat in others if other != name), others[0][1])
         return row.stats[metric.name] is best and compare([(best, runner_up)])[0].significant
 
     def _setting(self, row: Row) -> dict:

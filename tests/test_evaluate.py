@@ -148,6 +148,49 @@ def test_other_data_are_noticed_and_another_flow_is_another_row(
     assert records.count('"settings"') == 2
 
 
+def test_settings_beside_the_weights_are_noticed(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ("--config", "density.yaml", "--evaluation.images", "2")
+    assert run_here(folder, *arguments) == 0
+    config = folder / "weights" / "config.json"
+    text = config.read_text()
+    config.write_text(json.dumps(json.loads(text), indent=7))
+    assert config.read_text() != text
+    assert run_here(folder, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json" in line
+
+
+def test_changed_code_of_an_own_flow_is_noticed(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (folder / "my_glow.py").write_text(OWN_FLOW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        import my_glow
+
+        flow = my_glow.MyGlow(1, 16, levels=2, steps=2, hidden_channels=8).eval()
+        flow.encode(torch.rand(4, 1, 16, 16) - 0.5)
+        flowprior.save(flow, folder / "weights")
+    (folder / "density.yaml").write_text("imports: [my_glow]" + CONFIG)
+    arguments = ("--config", "density.yaml", "--evaluation.images", "2")
+    assert run_here(folder, *arguments) == 0, capsys.readouterr().err
+    (folder / "my_glow.py").write_text(OWN_FLOW + "# changed\n")
+    assert run_here(folder, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "code" in line
+
+
+OWN_FLOW = """
+from flowprior.flows import Glow
+
+
+class MyGlow(Glow):
+    pass
+"""
+
+
 @pytest.mark.parametrize("option", ["n_bits", "init_args.n_bits"])
 def test_null_of_a_nested_option(folder: Path, option: str) -> None:
     arguments = ("--config", "density.yaml", "--evaluation.images", "2")

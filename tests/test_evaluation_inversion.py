@@ -17,7 +17,7 @@ import evaluate
 import flowprior
 from datamodules import LayerModels
 from evaluation.arrays import ArrayStore
-from evaluation.baselines import Start
+from evaluation.baselines import Data
 from evaluation.cells import Result, labels_text
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionCell, InversionEvaluation
@@ -80,7 +80,7 @@ def whole(whole_and_steps):
     return whole_and_steps[0]
 
 
-ROWS = ["start", "tv", "flow", "flow + layers", "data", "start", "flow", "flow + layers"]
+ROWS = ["tv", "flow", "flow + layers", "data", "flow", "flow + layers"]
 
 
 def test_two_processes_give_the_same_bits(folder, whole):
@@ -155,13 +155,13 @@ def test_table_figures_and_tensorboard(folder, whole):
         assert metrics["ssim"]["n"] == 5
         assert metrics["best_ssim"]["mean"] >= metrics["ssim"]["mean"]
         assert ("radius" in metrics) == method.startswith("flow")
-    assert rows[6]["metrics"]["best_ssim"]["paper"] == 0.5
-    assert rows[3]["metrics"]["radius"]["mean"] == pytest.approx(1, abs=1e-5)
+    assert rows[4]["metrics"]["best_ssim"]["paper"] == 0.5
+    assert rows[2]["metrics"]["radius"]["mean"] == pytest.approx(1, abs=1e-5)
     figures = {path.stem for path in (output / "figures").glob("*.png")}
     expected = {"ssim_by_iteration", "misfit_by_iteration", "recovered_1", "recovered_2"}
     assert expected | {"latents_1", "latents_2"} <= figures
     boards = [path for path in (output / "tensorboard").iterdir() if path.is_dir()]
-    assert len(boards) == 5  # none for the start and the data, which do not move
+    assert len(boards) == 5  # none for the data, which do not move
     for board in boards:
         events = EventAccumulator(str(board), size_guidance={"scalars": 0, "images": 0}).Reload()
         assert [event.step for event in events.Scalars("inversion/ssim")] == list(range(6))
@@ -174,9 +174,9 @@ def test_every_recovered_image_has_its_score(folder, whole):
     results = []
     for name in ("a", "b"):
         labels = {"noise": 1, "method": name}
-        parts = {"experiment": experiment, "method": Method(Start()), "prior": "glow", "seed": 0}
+        parts = {"experiment": experiment, "method": Method(Data()), "prior": "glow", "seed": 0}
         cell = InversionCell(labels, range(2), {}, **parts)
-        kept = dict.fromkeys(("x", "truth", "x_0"), np.full((1, 4, 4), 0.5))
+        kept = dict.fromkeys(("x", "truth", "x_0"), np.full((1, 4, 4), 0.5)) | {"finite": True}
         results += [Result(cell, i, {"psnr": 10.0 + i}, kept) for i in range(2)]
     figure, caption = evaluation.figures(Table([], []), results)["recovered"]
     titles = [axes.get_title().split() for axes in figure.axes]
@@ -186,7 +186,7 @@ def test_every_recovered_image_has_its_score(folder, whole):
 
 
 def test_best_iteration_is_that_of_the_mean(folder, whole):
-    row = rows_of(folder / "whole")[6]
+    row = rows_of(folder / "whole")[4]
     assert row["labels"] == {"noise": 20, "method": "flow"}
     lines = (folder / "whole" / "records.jsonl").read_text().splitlines()
     cells = [line.split('"')[3] for line in lines if '"noise": 20, "method": "flow"}' in line]
@@ -198,19 +198,17 @@ def test_best_iteration_is_that_of_the_mean(folder, whole):
     assert row["metrics"]["best_ssim"]["mean"] == pytest.approx(np.mean(means), rel=1e-9)
 
 
-def test_data_and_start_are_what_they_say(folder, whole):
-    output, seen = folder / "whole", {}
+def test_data_row_is_the_data(folder, whole):
+    output = folder / "whole"
     lines = (output / "records.jsonl").read_text().splitlines()
-    for name in ("data", "start"):
-        cell = next(x.split('"')[3] for x in lines if f'"noise": 20, "method": "{name}"}}' in x)
-        seen[name] = ArrayStore(output / "arrays").load(cell, 0)
-    assert np.array_equal(seen["data"]["x"], seen["data"]["y"])
-    error = np.square(seen["start"]["x"] - seen["start"]["truth"]).mean()
-    assert whole[20, "start", 0, 0]["psnr"] == pytest.approx(-10 * np.log10(error), abs=1e-4)
-    assert "z" not in seen["start"]
+    cell = next(x.split('"')[3] for x in lines if '"noise": 20, "method": "data"}' in x)
+    seen = ArrayStore(output / "arrays").load(cell, 0)
+    assert np.array_equal(seen["x"], seen["y"])
+    error = np.square(seen["x"] - seen["truth"]).mean()
+    assert whole[20, "data", 0, 0]["psnr"] == pytest.approx(-10 * np.log10(error), abs=1e-4)
 
 
-def test_random_start_has_a_row_for_each_prior(folder):
+def test_a_row_for_each_prior_where_one_is_needed(folder):
     flow = make_perturbed_glow(1, 16, dtype=torch.float32, seed=1, levels=2, steps=2)
     flowprior.save(flow, folder / "others")
     settings = {
@@ -223,11 +221,9 @@ def test_random_start_has_a_row_for_each_prior(folder):
     }
     rows = table(folder, "priors", {**settings, "start": "random"})
     labels = [(row["labels"]["method"], row["labels"].get("prior")) for row in rows]
-    both = [[(name, prior) for prior in ("first", "second")] for name in ("start", "flow")]
-    assert labels == [("data", None), *both[0], ("tv", None), *both[1]]
-    assert rows[1]["metrics"]["psnr"]["mean"] != rows[2]["metrics"]["psnr"]["mean"]
-    rows = table(folder, "one-start", {**settings, "start": "constant"})
-    assert [row["labels"]["method"] for row in rows].count("start") == 1
+    assert labels == [("data", None), ("tv", None), ("flow", "first"), ("flow", "second")]
+    starts = [row["metrics"]["start_psnr"]["mean"] for row in rows[1:]]
+    assert len(set(starts)) == 3
 
 
 def test_data_are_made_on_a_finer_grid(folder):
@@ -249,9 +245,9 @@ def test_data_are_made_on_a_finer_grid(folder):
 
 def test_measured_data_are_recovered_without_knowing_the_noise(folder):
     rows = table(folder, "measured", MEASURED)
-    assert [row["labels"]["method"] for row in rows] == ["data", "start", "flow", "flow + layers"]
-    assert rows[2]["metrics"]["residual_rms"]["n"] == 3
-    assert "residual" not in rows[2]["metrics"]
+    assert [row["labels"]["method"] for row in rows] == ["data", "flow", "flow + layers"]
+    assert rows[1]["metrics"]["residual_rms"]["n"] == 3
+    assert "residual" not in rows[1]["metrics"]
     recovered = np.load(folder / "measured" / "recovered" / "method-flow.npz")["x"]
     assert recovered.shape == (3, 1, 16, 16)
     assert np.isfinite(recovered).all()
@@ -276,7 +272,7 @@ def test_overflowing_image_is_excluded_and_counted(folder, plain):
     found["y"][1] = 1e30
     np.savez(folder / "overflow.npz", **found)
     rows = table(folder, "overflow", {**MEASURED, "observations": "overflow.npz"})
-    for row in rows[2:]:
+    for row in rows[1:]:
         for name in ("ssim", "best_ssim", "residual_rms", "radius"):
             assert (row["metrics"][name]["n"], row["metrics"][name]["n_excluded"]) == (2, 1)
     broken, sound = records(folder / "overflow"), records(folder / "plain")
@@ -313,7 +309,7 @@ def test_start_of_other_images_is_not_taken_for_this(folder):
     means = []
     for value in (0.2, 0.8):
         np.savez(folder / "start.npz", **found, start=np.full((3, 1, 16, 16), value))
-        means.append(table(folder, "start", settings)[2]["metrics"]["psnr"]["mean"])
+        means.append(table(folder, "start", settings)[1]["metrics"]["psnr"]["mean"])
         (folder / "start/records.jsonl").unlink()
     assert means[0] != means[1]
 
@@ -373,7 +369,7 @@ def test_further_method_is_measured_alone(folder, plain, monkeypatch):
     tv = {"solver": solver("TotalVariation", weight=1.0, misfit=SIGMA_255)}
     rows = table(folder, "further", {**MEASURED, "methods": {"tv": tv, **flows()}})
     assert measured == ["tv"]
-    assert rows[3:] == plain[2:]
+    assert rows[2:] == plain[1:]
 
 
 def test_missing_or_damaged_arrays_are_named(folder, plain, capsys):
@@ -392,7 +388,7 @@ def test_flow_in_double_precision(folder, plain):
     flow = make_perturbed_glow(1, 16, levels=2, steps=2, coupling="affine")
     flowprior.save(flow, folder / "double")
     double = table(folder, "in-double", {**MEASURED, "priors": {"glow": "double"}})
-    for row, expected in zip(double[2:], plain[2:], strict=True):
+    for row, expected in zip(double[1:], plain[1:], strict=True):
         # It starts from other latents.
         psnr = expected["metrics"]["psnr"]["mean"]
         assert row["metrics"]["psnr"]["mean"] == pytest.approx(psnr, abs=0.5)
@@ -429,7 +425,7 @@ def test_tables_of_the_paper_have_all_their_rows():
     evaluation = configured("tomography_layers")
     evaluation.check()
     labels = [dict(cell.labels) for cell in evaluation.cells()]
-    assert len(labels) == 3 * (1 + 1 + 2 * 3 + 2)  # start, total variation, fixed β, chosen β
+    assert len(labels) == 3 * (1 + 2 * 3 + 2)  # total variation, fixed β, chosen β
     for noise_level in (0.0025, 0.005, 0.01):
         for beta in (1e-5, 1e-3, 1e-1):
             row = {"noise": noise_level, "β": beta, "method": "flow + layers"}
@@ -442,6 +438,15 @@ def test_tables_of_the_paper_have_all_their_rows():
     assert layers.lambert_w
 
 
+START = """
+from dataclasses import dataclass
+from flowprior.inversion import ImageRun, Solver
+
+@dataclass(frozen=True)
+class Start(Solver):
+    def begin(self, problem):
+        return ImageRun(problem)
+"""
 SNR = {"class_path": "flowprior.physics.SNR", "init_args": {"db": 20.0}}
 
 
@@ -456,11 +461,10 @@ def test_noise_of_an_experiment_is_what_it_says(folder, operator, added):
         "data": DATA,
         "images": 32,
         "experiments": [experiment],
-        "methods": {
-            "truth": {"solver": {"class_path": "evaluation.baselines.Start"}, "iterations": 0}
-        },
+        "methods": {"truth": {"solver": {"class_path": "my_start.Start"}, "iterations": 0}},
         "start": "smoothed_truth",
     }
     options = ("--evaluation.start_deviation", "1e-3")
-    rows = table(folder, operator, settings, *options)
+    (folder / "my_start.py").write_text(START)
+    rows = table(folder, operator, settings, *options, imports=["my_start"])
     assert rows[-1]["metrics"]["residual"]["mean"] == pytest.approx(1, rel=0.05)

@@ -103,7 +103,7 @@ WRONG = {
         ["published", "sim", "ssim"],
     ),
     "tuning metric": ({"tune_metric": "lpips"}, ["tune_metric"]),
-    "name of a row": ({"methods": {"start": flows()["flow"]}}, ["methods.start"]),
+    "name of a row": ({"methods": {"data": flows()["flow"]}}, ["methods.data"]),
     "β": (method(misfit=SIGMA_255, beta=-1.0), ["beta"]),
     "penalty": (method(misfit=SIGMA_255, penalty="l1"), ["penalty"]),
     "option of a solver": (method(misfit=SIGMA_255, betta=1.0), ["betta"]),

@@ -5,6 +5,7 @@ import math
 import random
 import re
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ def table(compare=("method",), rows=4):
         (1.0, 3e-8, "1.000"),
         (3.14159265, 1e-12, "3.142"),
         (24.98765, 0.00321, "24.988 ± 0.003"),
+        (math.inf, None, "∞"),
     ],
 )
 def test_digits(mean, half_width, text):
@@ -103,6 +105,24 @@ def test_values_that_are_not_finite_are_counted_by_kind():
     stat = of_images([math.nan, 2.0, math.inf, 4.0, -math.inf])
     assert (stat.mean, stat.n, stat.n_excluded, stat.n_infinite) == (3.0, 2, 1, 2)
     assert of_images([math.nan]) == Stat(n_excluded=1)
+
+
+def test_median_and_maximum_count_what_is_infinite():
+    stat = of_images([math.nan, 2.0, math.inf, math.inf])
+    assert (stat.mean, stat.median, stat.maximum) == (2.0, math.inf, math.inf)
+    hopeless = of_images([math.inf, math.inf])
+    assert (hopeless.mean, hopeless.n, hopeless.median, hopeless.maximum) == (
+        None,
+        0,
+        math.inf,
+        math.inf,
+    )
+    worst = Metric("error", "worst", statistic="maximum")
+    results = [result({"m": 0}, i, {"error": e}) for i, e in enumerate((1.0, math.inf))]
+    found = aggregate(results, [worst])
+    assert arrange(found).lines == [["∞ (n = 1, 1 at infinity)", "1"]]
+    assert json.loads(to_json(found))["rows"][0]["metrics"]["error"]["maximum"] == "inf"
+    assert "inf" in to_csv(found)
 
 
 def test_repeats_of_an_image_are_one_unit():
@@ -216,6 +236,25 @@ def test_best_must_beat_its_runner_up_by_more_than_the_interval(noise, bold):
     rows = [Row({"method": i}, {"error": of_images(v)}) for i, v in enumerate(values)]
     found = best_rows(Table([ERROR], rows, ["method"]), ERROR)
     assert found == (rows[:1] if bold else [])
+
+
+def test_method_is_not_its_own_runner_up():
+    values = {"fixed": [1.0, 2.0, 3.0], "chosen": [1.5, 1.5, 3.0], "other": [8.0, 9.0, 9.5]}
+    names = {"fixed": ("flow", "a"), "chosen": ("flow", "b"), "other": ("rival", None)}
+    rows = [
+        Row(dict(zip(("method", "weights"), names[name], strict=True)), {"error": of_images(v)})
+        for name, v in values.items()
+    ]
+    compared = ["method", "weights"]
+    assert best_rows(Table([ERROR], rows, compared), ERROR) == rows[:1]
+    assert best_rows(Table([ERROR], rows[:2], compared), ERROR) == []
+    far = [rows[0], Row({"method": "flow", "weights": "c"}, rows[2].stats)]
+    assert best_rows(Table([ERROR], far, compared), ERROR) == far[:1]
+
+
+def test_no_best_of_a_metric_that_is_not_ranked():
+    unranked = replace(PSNR, ranked=False)
+    assert best_rows(table(), unranked) == []
 
 
 def best_rows(results, metric=PSNR):

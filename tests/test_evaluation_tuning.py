@@ -79,7 +79,7 @@ def test_each_experiment_has_its_own_winner(folder, rows):
         assert used[sigma, "tv"]["solver"]["weight"] == best
         assert means[sigma, "tv", best]["n"] == 4
     assert used[5, "tv"]["solver"]["weight"] < used[100, "tv"]["solver"]["weight"]
-    assert [row["labels"]["method"] for row in rows[:4]] == ["data", "start", "tv", "fixed"]
+    assert [row["labels"]["method"] for row in rows[:3]] == ["data", "tv", "fixed"]
 
 
 def test_grid_and_winner_are_reported(folder, rows):

@@ -1,5 +1,6 @@
 """Curves and pictures of an inversion while it runs."""
 
+import time
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Recording:
         iterations: numbers of the recorded iterations.
         snapshots: images (pictures, C, H, W) by iteration: 0, 1, 2, 5, 10, 20, 50, ...
         typicality: diagnostics of the latents z, (B,) each, at the same iterations.
+        seconds: time of the run since this object was made, without that of recording.
     """
 
     def __init__(
@@ -33,10 +35,13 @@ class Recording:
         self.iterations: list[int] = []
         self.snapshots: dict[int, Tensor] = {}
         self.typicality: dict[int, dict[str, Tensor]] = {}
+        self.seconds = 0.0
+        self._last_call = time.perf_counter()
         self._rows: list[dict[str, Tensor]] = []
 
     def __call__(self, iteration: int, run: Run) -> None:
         """Record the values of the run, and at milestones its images."""
+        self.seconds += _now(run) - self._last_call
         row = {name: value.clone() for name, value in run.values.items()}
         if self.truth is not None:
             row |= by_rows(similarity, run.x, self.truth)
@@ -44,6 +49,7 @@ class Recording:
         self.iterations.append(iteration)
         if is_milestone(iteration) or iteration == self.last:
             self._keep(iteration, run)
+        self._last_call = _now(run)
 
     @property
     def latest(self) -> dict[str, Tensor]:
@@ -62,7 +68,7 @@ class Recording:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything recorded."""
-        names = ("iterations", "snapshots", "typicality", "_rows")
+        names = ("iterations", "snapshots", "typicality", "seconds", "_rows")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -70,12 +76,20 @@ class Recording:
         for name, value in state.items():
             setattr(self, name, value)
         self.snapshots = {k: pictures.cpu() for k, pictures in self.snapshots.items()}
+        self._last_call = time.perf_counter()
 
     def _keep(self, iteration: int, run: Run) -> None:
         self.snapshots[iteration] = run.x[: self.pictures].detach().cpu().clone()
         z = run.z
         if z is not None:
             self.typicality[iteration] = by_rows(typicality, z)
+
+
+def _now(run: Run) -> float:
+    """Seconds, once the work of a GPU is done."""
+    if run.x.is_cuda:
+        torch.cuda.synchronize(run.x.device)
+    return time.perf_counter()
 
 
 def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

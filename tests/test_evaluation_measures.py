@@ -1,0 +1,239 @@
+"""Columns of a table of inversions: one's own, and those that every table has."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import inversion, inversion_arrays
+from evaluation.arrays import ArrayStore
+from evaluation.inversion_arrays import Cache
+from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
+from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
+
+OWN = '''
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from evaluation.measures import Measure
+from evaluation.table import Metric
+from flowprior.inversion import ImageRun, Solver
+from flowprior.priors import Module, Prior
+
+
+def decoder(seed: int = 0) -> Prior:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(5, 256), nn.Sigmoid(), nn.Unflatten(1, (1, 16, 16)))
+    return Module(net, (1, 16, 16), [5])
+
+
+class Named(Measure):
+    """A constant in a column of any name and shape; NaN in the first row if `hole`."""
+
+    def __init__(self, name: str = "own", hole: bool = False, shape: tuple[int, ...] = ()) -> None:
+        self.metrics = (Metric(name),)
+        self.name, self.hole, self.shape = name, hole, shape
+
+    def __call__(self, estimate, problem, truth):
+        values = torch.ones(len(estimate.x), *self.shape)
+        if self.hole:
+            values[0] = torch.nan
+        return {self.name: values}
+
+
+class Scalar(Named):
+    def __call__(self, estimate, problem, truth):
+        return {self.name: 1.0}
+
+
+class Unlisted(Named):
+    def __call__(self, estimate, problem, truth):
+        return {"psnr": torch.ones(len(estimate.x))}
+
+
+@dataclass(frozen=True)
+class Forgetful(Solver):
+    """Uses the prior, but does not say so."""
+
+    def begin(self, problem):
+        z = problem.prior.latent.draw(len(problem.y), seed=0, like=problem.prior.like)
+        return ImageRun(problem, problem.prior.generate(problem.prior.latent.shaped(z)))
+'''
+
+
+def own(kind: str, /, **options: Any) -> dict[str, Any]:
+    return {"class_path": f"my_columns.{kind}", "init_args": options}
+
+
+SETTINGS = {
+    "priors": {"mine": own("decoder")},
+    "data": DATA,
+    "images": 3,
+    "batch_size": 3,
+    "iterations": 3,
+    "shown": 2,
+    "experiments": [{"labels": {}, "operator": "denoising", "noise": noise(0.1)}],
+    "methods": {"csgm": {"solver": solver(penalty="latent_norm")}},
+}
+IMPORTS = {"imports": ["my_columns"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("measures")
+    (path / "my_columns.py").write_text(OWN)
+    return path
+
+
+def run(folder: Path, name: str, *options: str, **settings: Any) -> list[dict[str, Any]]:
+    write_config(folder / f"{name}.yaml", {**SETTINGS, **settings}, **IMPORTS)
+    assert run_here(folder, "--config", f"{name}.yaml", "--output", name, *options) == 0
+    return rows_of(folder / name)
+
+
+def test_own_value_that_is_nan_leaves_other_columns_alone(folder):
+    plain = run(folder, "plain")
+    rows = run(folder, "hole", measures=[own("Named", hole=True)])
+    for row, expected in zip(rows, plain, strict=True):
+        assert (row["metrics"]["own"]["n"], row["metrics"]["own"]["n_excluded"]) == (2, 1)
+        for name in ("psnr", "best_psnr", "best_ssim"):
+            assert row["metrics"][name] == expected["metrics"][name]
+    figures = [
+        (folder / name / "figures" / "psnr_by_iteration.png").read_bytes()
+        for name in ("plain", "hole")
+    ]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    "measures",
+    [
+        [own("Named", name="psnr")],
+        [own("Named", name="seconds_per_image")],
+        [own("Named"), own("Named", hole=True)],
+    ],
+)
+def test_two_metrics_of_one_name_are_refused(folder, capsys, measures):
+    line = refused(folder, {**SETTINGS, "measures": measures}, capsys, **IMPORTS)
+    name = measures[-1]["init_args"].get("name", "own")
+    assert "measures: Named" in line
+    assert repr(name) in line
+
+
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        (own("Named", shape=[1]), ["Named", "own", "(3, 1)", "(3,)"]),
+        (own("Scalar"), ["Scalar", "own", "float", "(3,)"]),
+        (own("Unlisted"), ["Unlisted", "'psnr'", "own"]),
+    ],
+)
+def test_values_of_another_shape_or_name_are_one_line(folder, capsys, measure, words):
+    write_config(folder / "shape.yaml", {**SETTINGS, "measures": [measure]}, **IMPORTS)
+    assert run_here(folder, "--config", "shape.yaml", "--output", measure["class_path"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in words), line
+
+
+def test_solver_that_forgot_its_needs_is_one_line(folder, capsys):
+    methods = {"forgetful": {"solver": own("Forgetful")}}
+    line = refused(folder, {**SETTINGS, "methods": methods}, capsys, **IMPORTS)
+    assert "methods.forgetful: Forgetful" in line
+    assert "needs" in line
+
+
+def test_solver_without_needs_gets_no_prior(folder, monkeypatch):
+    begin, seen = TotalVariation.begin, []
+
+    def noted(self: TotalVariation, problem: Problem) -> Any:
+        seen.append((problem.prior, problem.image_shape))
+        return begin(self, problem)
+
+    monkeypatch.setattr(TotalVariation, "begin", noted)
+    priors = {"first": own("decoder"), "second": own("decoder", seed=1)}
+    methods = {"tv": {"solver": solver("TotalVariation", weight=1.0)}}
+    rows = run(folder, "no-prior", priors=priors, methods=methods)
+    assert [row["labels"] for row in rows] == [{"method": "data"}, {"method": "tv"}]
+    assert set(seen) == {(None, (1, 16, 16))}
+
+
+def test_start_column_is_where_each_method_started(folder):
+    methods = {
+        "csgm": {"solver": solver(penalty="latent_norm")},
+        "from zero": {"solver": solver(penalty="latent_norm", start_scale=0.0)},
+        "grey": {"solver": solver("TotalVariation", weight=1.0), "start": "constant"},
+    }
+    rows = run(folder, "starts", methods=methods)
+    data, *others = rows
+    assert [row["labels"]["method"] for row in rows] == ["data", *methods]
+    assert "start_psnr" not in data["metrics"]
+    for row in others:
+        cell = next(
+            line["cell"]
+            for line in map(json.loads, (folder / "starts/records.jsonl").open())
+            if line.get("labels") == row["labels"]
+        )
+        kept = [np.load(folder / f"starts/arrays/{cell}/{image}.npz") for image in range(2)]
+        stat = row["metrics"]["start_psnr"]
+        assert stat["n"] == 3
+        errors = [np.square(arrays["x_0"] - arrays["truth"]).mean() for arrays in kept]
+        curves = [arrays["psnr"][0] for arrays in kept]
+        assert curves == pytest.approx(-10 * np.log10(errors), abs=1e-3)
+    means = {row["metrics"]["start_psnr"]["mean"] for row in others}
+    assert len(means) == 3
+    assert "Start: " in (folder / "starts" / "report.html").read_text()
+
+
+class Clock:
+    """Stands for the module `time`: each call gives the next of these seconds."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = iter(seconds)
+
+    def perf_counter(self) -> float:
+        return next(self.seconds)
+
+
+def test_recording_counts_the_time_of_the_run_alone(monkeypatch):
+    run = SimpleNamespace(values={}, x=torch.zeros(2, 1, 4, 4), z=None)
+    monkeypatch.setattr(recording, "time", Clock(0, 2, 10, 13, 20))
+    first = Recording()
+    first(0, run)
+    first(1, run)
+    assert first.seconds == 2 + 3
+    monkeypatch.setattr(recording, "time", Clock(100, 200, 204, 210))
+    resumed = Recording()
+    resumed.load_state_dict(first.state_dict())
+    resumed(2, run)
+    assert resumed.seconds == 2 + 3 + 4
+
+
+def test_shared_projection_counts_for_all_who_use_it(monkeypatch, tmp_path):
+    of, store = torch.rand(2, 3), ArrayStore(tmp_path / "arrays")
+    found = []
+    # The recording counts what passes in a call: from the first to the last second of each clock.
+    for clock in (Clock(0, 1, 9, 10), Clock(0, 1)):
+        monkeypatch.setattr(inversion_arrays, "time", clock)
+        used = Recording()
+        rows = Cache(store, [4, 5], "prior", used)("projection", of, lambda: 2 * of)
+        assert torch.equal(rows, 2 * of)
+        found.append(used.seconds)
+    assert found == [8 - 10, 8 - 1]
+
+
+def test_time_per_image_is_that_of_the_solver(folder, monkeypatch):
+    def solved(solver, problem, iterations, observers, checkpoint):
+        estimate = solve(solver, problem, iterations, observers, checkpoint)
+        observers[0].seconds = 6e6
+        return estimate
+
+    monkeypatch.setattr(inversion, "solve", solved)
+    rows = run(folder, "times")
+    assert {row["metrics"]["seconds_per_image"]["mean"] for row in rows} == {2e6}
