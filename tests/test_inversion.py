@@ -70,7 +70,7 @@ def test_noiseless_image_in_the_range_is_recovered(prior, truth):
 @pytest.mark.parametrize("layers", [None, Gaussianization(patch_size=4, rotation="none")])
 def test_loss_falls_and_history_tells(prior, truth, optimizer, layers):
     y = blur(truth)
-    solver = MAP(beta=1e-3, optimizer=optimizer, reparameterization=layers)
+    solver = MAP(1e-3, penalty="log_density", optimizer=optimizer, reparameterization=layers)
     found = invert(prior, blur, y, sigma=1.0, solver=solver, iterations=15)
     loss, misfit, log_prior = (found.history[name] for name in ("loss", "misfit", "log_prior"))
     assert loss.shape == (16, 4)
@@ -184,7 +184,7 @@ def test_terms_and_units(prior, truth):
     z = prior.encode(truth - 0.5)[0]
     rows, v, size = torch.arange(4), z.flatten(1), truth[0].numel()
     problem = make_problem(prior, identity, torch.zeros_like(truth), sigma=0.5)
-    x, values = LatentTerms(MAP(beta=2.0), problem)(v, rows)
+    x, values = LatentTerms(MAP(beta=2.0, penalty="log_density"), problem)(v, rows)
     torch.testing.assert_close(x, truth)
     squared = 2 * truth.square().sum((1, 2, 3))
     torch.testing.assert_close(values["misfit"], squared)
@@ -308,8 +308,8 @@ PRIORS = {
 }
 ROBUST = Gaussianization(patch_size=2, rotation="none")
 SOLVERS = {
-    "MAP": MAP(),
-    "layers": MAP(reparameterization=ROBUST),
+    "MAP": MAP(penalty="log_density"),
+    "layers": MAP(penalty="log_density", reparameterization=ROBUST),
     "latent norm": MAP(penalty="latent_norm"),
     "csgm": csgm(),
     "Restarts": Restarts(MAP(penalty="none"), 2),

@@ -255,7 +255,14 @@ WRONG = {
     "numpy y": ({"y": np.zeros((3, 1, SIZE, SIZE))}, "^y must"),
     "noise level": ({"sigma": -1.0}, "^sigma"),
     "prior": ({"prior": torch.nn.Linear(2, 2)}, "^prior must"),
-    "decoder": ({"prior": small_decoder(), "y": torch.zeros(1, 1, 4, 4).double()}, "latent_norm"),
+    "decoder": (
+        {
+            "prior": small_decoder(),
+            "y": torch.zeros(1, 1, 4, 4).double(),
+            "solver": MAP(penalty="log_density"),
+        },
+        "latent_norm",
+    ),
 }
 
 

@@ -229,7 +229,8 @@ def test_discrepancy_needs_the_noise_of_the_data(glow):
 
 
 def test_wrappers_need_what_their_solver_needs(valleys):
-    for solver in (Restarts(MAP()), Discrepancy(MAP())):
+    density = MAP(penalty="log_density")
+    for solver in (Restarts(density), Discrepancy(density)):
         assert solver.needs == ("decode",)
         with pytest.raises(ValueError, match=r"of MAP.*latent_norm"):
             invert(valleys, identity, torch.zeros(1, 1, 1, 1), sigma=1.0, solver=solver)

@@ -27,9 +27,10 @@ class MAP(Solver):
     r"""Minimise misfit(A(x), y) − β·log p over v, with x = G(z) and z = h(v).
 
     The misfit is the negative log-likelihood of the data under their noise, so that β = 1 is Bayes'
-    rule. log p is log p_X(x) = log N(z; 0, I) − log|det ∂G/∂z| ("log_density"), log N(z; 0, I)
-    alone ("latent_norm") or nothing ("none"). Images are not clamped, because
-    clamped pixels have no gradient. Each image has its own line search, step size and end.
+    rule. log p is log N(z; 0, I) ("latent_norm": the most probable latent, for any generator),
+    log p_X(x) = log N(z; 0, I) − log|det ∂G/∂z| ("log_density": the most probable image, which is
+    often an untypically smooth one), or nothing ("none"). Images are not clamped, because clamped
+    pixels have no gradient. Each image has its own line search, step size and end.
 
     Reference: Li & Denli, Traversing within the Gaussian typical set (2021), eq. 1–3. There the
     misfit has σ = 1/255, and β is 1000 per bit per dimension.
@@ -37,7 +38,7 @@ class MAP(Solver):
     Args:
         beta: β ≥ 0.
         beta_unit: β counts per nat of the image, or per bit per dimension of it.
-        penalty: "log_density", "latent_norm" or "none".
+        penalty: "latent_norm", "log_density" or "none".
         misfit: noise model to fit the data by; that of the data by default.
         reparameterization: h, such as `Gaussianization.robust()`, or one for each named part of the
             latent; z = v by default.
@@ -53,7 +54,7 @@ class MAP(Solver):
 
     beta: float = 1.0
     beta_unit: Unit = "nats"
-    penalty: Penalty = "log_density"
+    penalty: Penalty = "latent_norm"
     misfit: Noise | None = None
     reparameterization: Layers | None = None
     optimizer: Optimizer = "lbfgs"
@@ -64,7 +65,7 @@ class MAP(Solver):
     def __post_init__(self) -> None:
         check_number("beta", self.beta, least=0)
         check_choice("beta_unit", self.beta_unit, ("nats", "bits_per_dim"))
-        check_choice("penalty", self.penalty, ("log_density", "latent_norm", "none"))
+        check_choice("penalty", self.penalty, ("latent_norm", "log_density", "none"))
         check_choice("optimizer", self.optimizer, ("lbfgs", "adam"))
         check_positive("learning_rate", self.learning_rate)
         check_number("start_scale", self.start_scale, least=0)
