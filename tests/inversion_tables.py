@@ -45,7 +45,8 @@ def layers(**options: Any) -> dict[str, Any]:
 
 def flows(**options: Any) -> dict[str, Any]:
     """Methods with and without layers."""
-    options = {"misfit": SIGMA_255, "projection_iterations": 3, **options}
+    options = {"penalty": "log_density", "misfit": SIGMA_255, **options}
+    options = {"projection_iterations": 3, **options}
     return {
         "flow": {"solver": solver(**options)},
         "flow + layers": {"solver": solver(**options, reparameterization=layers())},
