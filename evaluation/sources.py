@@ -16,6 +16,7 @@ from flowprior.inversion import Forward, smoothed
 
 Split = Literal["val", "test"]
 _MOST_KEPT = 1000  # noiseless data of images
+_FIRST = {"val": 10**9, "test": 0}  # noise of validation images must not be that of test images
 
 
 class Source(ABC):
@@ -140,7 +141,8 @@ class SimulatedData(Source):
         if experiment.noise is None:
             return clean
         mask = getattr(self._operator(experiment)[1].physics, "mask", None)
-        return experiment.noise.add(clean, seed=seed, indices=list(images), observed=mask)
+        indices = [_FIRST[self.split] + image for image in images]
+        return experiment.noise.add(clean, seed=seed, indices=indices, observed=mask)
 
     def _operator(self, experiment: Experiment) -> tuple[str, Forward]:
         """The operator that makes the data, and a name for it; built once for all noise levels."""

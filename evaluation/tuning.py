@@ -20,12 +20,35 @@ if TYPE_CHECKING:
     from evaluation.inversion import InversionEvaluation
 
 Options = Mapping[str, float]
+EXTENSIONS = 6
+"""How many times a grid is extended at most."""
 
 
 def grid(method: Method) -> list[Options]:
     """All combinations of the values to try, by option; one empty one if there are none."""
     values = itertools.product(*method.tune.values())
     return [dict(zip(method.tune, point, strict=True)) for point in values]
+
+
+def extended(values: Sequence[float], best: float) -> list[float]:
+    """The values, with the next of a geometric series if the best is the first or the last.
+
+    The ratio is that of the two values at this end. Integers stay integers. Values that are not
+    all positive, or only one, are not extended.
+
+    >>> extended([1.0, 3.0, 10.0], best=1.0)
+    [0.333, 1.0, 3.0, 10.0]
+    >>> extended([1.0, 3.0, 10.0], best=3.0)
+    [1.0, 3.0, 10.0]
+    """
+    ordered = sorted(set(values))
+    if len(ordered) < 2 or ordered[0] <= 0 or best not in (ordered[0], ordered[-1]):
+        return list(values)
+    beside = ordered[1] if best == ordered[0] else ordered[-2]
+    following = float(f"{best * best / beside:.3g}")
+    if all(isinstance(value, int) for value in values):
+        following = round(following)
+    return sorted({*ordered, following} - {0})
 
 
 def with_options(solver: Solver, options: Options) -> Solver:
@@ -86,28 +109,37 @@ class Choice:
             failed.
         metric: by which the best is best.
         images: number of validation images.
+        given: number of the values that the config has; the others were added at the edges.
     """
 
     labels: Labels
     tried: Sequence[tuple[Options, float]]
     metric: str
     images: int
+    given: int
 
     @property
     def best(self) -> Options:
         """The options with the largest mean."""
         return max(self.tried, key=itemgetter(1))[0]
 
+    @property
+    def score(self) -> float:
+        """The largest mean."""
+        return max(map(itemgetter(1), self.tried))
+
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {value:g}" for name, value in self.best.items())
         edge = ", at the edge of the grid" if self._at_edge() else ""
+        more = len(self.tried) - self.given
+        extended = f", extended by {more} at its edge" if more else ""
         grid = "; ".join(
             f"{', '.join(f'{value:g}' for value in options.values())}: {score:.4g}"
             for options, score in self.tried
         )
         return (
             f"{labels_text(self.labels)}: {chosen}{edge}, chosen by {self.metric} on {self.images} "
-            f"validation images ({grid})"
+            f"validation images (grid of {self.given}{extended}: {grid})"
         )
 
     def _at_edge(self) -> bool:
@@ -124,11 +156,12 @@ def tuned(
     """The evaluation with the options of its methods that are best on validation images.
 
     Each method is tuned in each experiment and with each prior by itself, all on the same images,
-    with the noise and start of the first seed.
+    with the noise and start of the first seed. While a best value is at the edge of its grid, the
+    grid is extended there, at most `EXTENSIONS` times.
 
     Args:
         evaluation: some of its methods have `tune`.
-        measured: runs an evaluation and gives its table.
+        measured: runs an evaluation and gives its table; what it measured before is kept.
 
     Raises:
         ValueError: no method has `tune`, or the data are measured, so that there is no truth.
@@ -137,41 +170,86 @@ def tuned(
         raise ValueError("--tune: no method has values to try; give methods.NAME.tune")
     if evaluation.data is None:
         raise ValueError("--tune needs validation images of evaluation.data, not observations")
-    trial = on_validation_images(evaluation)
-    rows = {labels_key(row.labels): row for row in measured(trial).rows}
-    choices = []
-    for labels, method in _tunable(evaluation):
-        scores = [
-            (options, _score(rows[labels_key({**labels, **options})], evaluation.tune_metric))
-            for options in grid(method)
-        ]
-        choices.append(Choice(labels, scores, evaluation.tune_metric, trial.source.count))
+    trials = _trials(evaluation)
+    for extensions in range(EXTENSIONS + 1):
+        trial = on_validation_images(evaluation, trials)
+        rows = {labels_key(row.labels): row for row in measured(trial).rows}
+        choices = [_choice(evaluation, one, rows, trial.source.count) for one in trials]
+        wider = [one.wider(choice) for one, choice in zip(trials, choices, strict=True)]
+        if extensions == EXTENSIONS or wider == trials:
+            break
+        trials = wider
     return evaluation.with_choices(choices)
 
 
-def on_validation_images(evaluation: InversionEvaluation) -> InversionEvaluation:
-    """The same on the first validation images, for each value that a method has to try."""
-    trial = copy.copy(evaluation)
-    trial.title = f"{evaluation.title}: options tried on validation images"
-    trial.source = SimulatedData(evaluation.data, evaluation.tune_images, "val")
-    trial.seeds, trial.baselines, trial.published = evaluation.seeds[:1], False, []
-    tried = {name: variants(name, method) for name, method in evaluation.methods.items()}
-    trial.methods = {n: method for found in tried.values() for n, method in found.items()}
-    trial.experiments = [
-        replace(e, methods=[n for name in evaluation.names(e) for n in tried[name]])
-        for e in evaluation.experiments
-    ]
-    return trial
+@dataclass(frozen=True)
+class Trial:
+    """A row whose method has values to try.
+
+    Args:
+        number: of its experiment.
+        prior: its name.
+        name: of its method.
+        labels: of the row.
+        method: its `tune` has all values to try, those that were added as well.
+    """
+
+    number: int
+    prior: str
+    name: str
+    labels: Labels
+    method: Method
+
+    def wider(self, choice: Choice) -> Trial:
+        """The same with another value for each option that is best at an edge, if it takes it."""
+        if choice.score == float("-inf"):
+            return self
+        tune = {name: extended(v, choice.best[name]) for name, v in self.method.tune.items()}
+        try:
+            other = replace(self, method=replace(self.method, tune=tune))
+            variants(self.name, other.method)
+        except ValueError:  # such as a temperature above its largest
+            return self
+        return other
 
 
-def _tunable(evaluation: InversionEvaluation) -> list[tuple[Labels, Method]]:
-    """Labels of each row whose method has values to try, and the method."""
+def _trials(evaluation: InversionEvaluation) -> list[Trial]:
     return [
-        (evaluation.labels(experiment, prior, name), evaluation.methods[name])
-        for experiment in evaluation.experiments
+        Trial(number, prior, name, evaluation.labels(experiment, prior, name), method)
+        for number, experiment in enumerate(evaluation.experiments)
         for prior, name in evaluation.rows(experiment)
-        if evaluation.methods[name].tune
+        if (method := evaluation.methods[name]).tune
     ]
+
+
+def on_validation_images(
+    evaluation: InversionEvaluation, trials: Sequence[Trial]
+) -> InversionEvaluation:
+    """The same on the first validation images, for each value that a method has to try."""
+    other = copy.copy(evaluation)
+    other.title = f"{evaluation.title}: options tried on validation images"
+    other.source = SimulatedData(evaluation.data, evaluation.tune_images, "val")
+    other.seeds, other.baselines, other.published = evaluation.seeds[:1], False, []
+    other.methods, other.experiments = {}, []
+    for trial in trials:
+        experiment = evaluation.experiments[trial.number]
+        tried = {
+            f"{trial.number}, {trial.prior}, {name}": method
+            for name, method in variants(trial.name, trial.method).items()
+        }
+        other.methods |= tried
+        other.experiments.append(replace(experiment, methods=list(tried), priors=[trial.prior]))
+    return other
+
+
+def _choice(
+    evaluation: InversionEvaluation, trial: Trial, rows: Mapping[str, Row], images: int
+) -> Choice:
+    metric, points = evaluation.tune_metric, grid(trial.method)
+    scores = [_score(rows[labels_key({**trial.labels, **options})], metric) for options in points]
+    tried = list(zip(points, scores, strict=True))
+    given = len(grid(evaluation.methods[trial.name]))
+    return Choice(trial.labels, tried, metric, images, given)
 
 
 def _score(row: Row, metric: str) -> float:

@@ -218,7 +218,7 @@ def test_option_of_layers_without_options():
 )
 def test_choice_says_where_its_grid_ends(scores, best, edge):
     tried = [({"weight": w}, s) for w, s in zip(WEIGHTS, scores, strict=True)]
-    choice = Choice({"method": "tv"}, tried, "ssim", 4)
+    choice = Choice({"method": "tv"}, tried, "ssim", 4, given=3)
     assert choice.best == {"weight": best}
     assert ("edge of the grid" in str(choice)) == edge
 
