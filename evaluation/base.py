@@ -69,7 +69,7 @@ class Evaluation(ABC):
     def write(self, results: Sequence[Result], output: Path) -> None:  # noqa: B027
         """Write files of its own, in place of those of an earlier call."""
 
-    def notes(self) -> Sequence[str]:
+    def notes(self, table: Table) -> Sequence[str]:
         """Sentences to stand below the table."""
         return ()
 

@@ -81,7 +81,8 @@ class Experiment:
         """The operator that makes the data."""
         name = self.data_operator or self.operator
         options = dict(self.options) if self.data_operator is None else {}
-        if "refine" in inspect.signature(find_operator(name)).parameters:
+        ours = find_operator(name).__module__.startswith("flowprior.")
+        if ours and "refine" in inspect.signature(find_operator(name)).parameters:
             options.setdefault("refine", REFINEMENT)
         return make_operator(name, image_shape, **{**options, **self.data_options})
 

@@ -19,7 +19,7 @@ from evaluation.cells import Cell, Labels, Result
 from evaluation.experiment import Experiment, Method, Published, StartName, check_names, chosen
 from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
-from evaluation.measures import Measure, Similarity, check_distinct, measured
+from evaluation.measures import Measure, Similarity, check_distinct, measured, residual_notes
 from evaluation.priors import PriorSource
 from evaluation.sources import MeasuredData, SimulatedData, Source
 from evaluation.table import SECONDS, Metric, Table
@@ -201,10 +201,12 @@ class InversionEvaluation(Evaluation):
         if isinstance(self.source, MeasuredData):
             write_recovered(results, output / "recovered")
 
-    def notes(self) -> Sequence[str]:
-        """What was tuned, and what the measures have to say."""
+    def notes(self, table: Table) -> Sequence[str]:
+        """What was tuned, where residuals are suspicious, and what the measures have to say."""
+        tunable = [name for name, method in self.methods.items() if method.tune]
+        untuned = [] if self.choices or not tunable else [f"Not tuned: {', '.join(tunable)}."]
         of_measures = [n for m in self.measures for n in m.notes(self.source.has_truth)]
-        return [*map(str, self.choices), *of_measures]
+        return [*map(str, self.choices), *untuned, *residual_notes(table), *of_measures]
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """From `published`."""

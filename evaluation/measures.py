@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evaluation.cells import Result
+from evaluation.cells import Result, labels_text
 from evaluation.experiment import check_names
 from evaluation.inversion_figures import is_finite
-from evaluation.table import SECONDS, Metric
+from evaluation.table import SECONDS, Metric, Table
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.recording import similarity
 from flowprior.metrics import lpips, typicality
@@ -117,6 +117,28 @@ class Similarity(Measure):
             "python -c \"import lpips; lpips.LPIPS(net='alex')\" downloads it once; then measure "
             "into a new folder.",
         ]
+
+
+def residual_notes(table: Table) -> list[str]:
+    """Which methods do not fit the data as well as the noise allows, or fit the noise."""
+    means = {
+        labels_text(row.labels): row.stats["residual"].mean
+        for row in table.rows
+        if "residual" in row.stats and row.labels.get("method") != "data"
+    }
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    high = [f"{name} ({mean:.3g})" for name, mean in known.items() if mean > 1.3]
+    low = [f"{name} ({mean:.2g})" for name, mean in known.items() if mean < 0.7]
+    found = []
+    if high:
+        found.append(
+            f"Residuals larger than the noise: {'; '.join(high)}. The prior does not explain the "
+            "data, or data and noise are not in the units of the operator (images in [0, 1]), or "
+            "it takes more iterations or a smaller beta."
+        )
+    if low:
+        found.append(f"Residuals smaller than the noise, which is fitted: {'; '.join(low)}.")
+    return found
 
 
 def measured(

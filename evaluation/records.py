@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
@@ -191,9 +192,10 @@ class RecordStore:
 def _line(content: dict[str, Any]) -> bytes:
     metrics = content.get("metrics", {})
     numbers = {"metrics": {n: _number(v) for n, v in metrics.items()}} if metrics else {}
-    return json.dumps(identity({**content, **numbers}), allow_nan=False).encode() + b"\n"
+    return json.dumps({**content, **numbers}, allow_nan=False).encode() + b"\n"
 
 
-def _number(value: Any) -> float:
-    """A Python number from one of NumPy's or PyTorch's."""
-    return int(value) if isinstance(value, Integral) else float(value)
+def _number(value: Any) -> float | str:
+    """A Python number from one of NumPy's or PyTorch's; text if it is not finite."""
+    number = int(value) if isinstance(value, Integral) else float(value)
+    return number if math.isfinite(number) else str(number)

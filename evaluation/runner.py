@@ -67,7 +67,7 @@ def run(
 
 def _print(evaluation: Evaluation, table: Table, output: Path, console: Console) -> None:
     print_table(table, console, evaluation.title)
-    for line in (*evaluation.notes(), str((output / "report.html").resolve())):
+    for line in (*evaluation.notes(table), str((output / "report.html").resolve())):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -123,7 +123,7 @@ def _write(
     evaluation.write(results, output)
     measuring = sum(result.metrics.get(SECONDS.name, 0.0) for result in results)
     facts = environment(time.perf_counter() - start, measuring)
-    report = Report(evaluation.title, table, pictures, config_yaml, facts, evaluation.notes())
+    report = Report(evaluation.title, table, pictures, config_yaml, facts, evaluation.notes(table))
     atomic_write(output / "report.html", report.html())
 
 

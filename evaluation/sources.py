@@ -140,7 +140,9 @@ class SimulatedData(Source):
     ) -> Tensor:
         if experiment.noise is None:
             return clean
-        mask = getattr(self._operator(experiment)[1].physics, "mask", None)
+        physics = self._operator(experiment)[1].physics
+        known = type(physics).__module__.startswith(("deepinv.", "flowprior."))
+        mask = getattr(physics, "mask", None) if known else None  # 1 where data are measured
         indices = [_FIRST[self.split] + image for image in images]
         return experiment.noise.add(clean, seed=seed, indices=indices, observed=mask)
 
