@@ -287,7 +287,7 @@ def test_mistakes_of_own_parts_are_one_line(folder, whole, capsys):
         ("experiments", [{**SETTINGS["experiments"][0], "options": {"rows": 5}}], ["RowMean"]),
         ("methods", {"a": {"solver": own("Landweber", stepp=1)}}, ["stepp"]),
         ("methods", {"a": latent_norm(reparameterization=own("Scaled", scal=1))}, ["scal"]),
-        ("methods", {"a": {"solver": solver()}}, ["methods.a", "latent_norm or none"]),
+        ("methods", {"a": {"solver": solver(penalty="log_density")}}, ["latent_norm or none"]),
         ("measures", [own("Brightness", offst=1)], ["offst"]),
     ]:
         line = refused(folder, {**SETTINGS, part: wrong}, capsys, **IMPORTS)
@@ -300,7 +300,7 @@ def test_options_of_own_layers_are_tuned(folder, whole):
     settings["methods"]["layers"]["tune"] = {"reparameterization.scale": [0.5, 1]}
     settings |= {"experiments": settings["experiments"][1:], "tune_images": 2, "images": 1}
     table(folder, "own-tuned", settings, "--tune", **IMPORTS)
-    assert len(rows_of(folder / "own-tuned" / "tuning")) == 2
+    assert len(rows_of(folder / "own-tuned" / "tuning")) >= 2
 
 
 def test_operator_that_takes_out_the_mean(folder, whole):

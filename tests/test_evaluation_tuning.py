@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from datamodules import LayerModels
-from evaluation.experiment import Method
+from evaluation import tuning
+from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
+from evaluation.sources import SimulatedData
 from evaluation.statistics import summarise
 from evaluation.table import Row
 from evaluation.tuning import Choice, _score, grid, with_options
 from flowprior.gaussianization import Gaussianization, Identity
 from flowprior.inversion import MAP, Discrepancy, Restarts
+from flowprior.physics import Gaussian
 from tests.inversion_tables import (
     BLUR,
     DATA,
@@ -33,6 +36,16 @@ from tests.inversion_tables import (
 )
 
 WEIGHTS = [0.1, 30.0, 1e5]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_extensions():
+    """Grids end where the config says, but in the test of their extension."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "EXTENSIONS", 0)
+        yield
+
+
 TV = {
     "solver": solver("TotalVariation", weight=1.0, misfit=SIGMA_255),
     "tune": {"weight": WEIGHTS},
@@ -87,7 +100,7 @@ def test_grid_and_winner_are_reported(folder, rows):
     for sigma in (5, 100):
         weight = settings_of(folder / "tuned")[sigma, "tv"]["solver"]["weight"]
         assert f"noise {sigma}, method tv: weight {weight:g}" in text
-    assert text.count("chosen by psnr on 4 validation images (0.1: ") == 2
+    assert text.count("chosen by psnr on 4 validation images (grid of 3: 0.1: ") == 2
     assert "method fixed: " not in text
 
 
@@ -250,3 +263,42 @@ def test_density_has_nothing_to_tune(folder, capsys):
     (folder / "density.yaml").write_text(json.dumps({"evaluation": density}))
     assert run_here(folder, "--config", "density.yaml", "--tune") == 2
     assert "--tune" in capsys.readouterr().err
+
+
+def test_grid_is_extended_while_the_best_is_at_its_edge(folder, monkeypatch):
+    monkeypatch.setattr(tuning, "EXTENSIONS", 6)
+    settings = {**SETTINGS, "methods": {"tv": {**TV, "tune": {"weight": [0.1, 1.0]}}}}
+    settings["experiments"] = settings["experiments"][-1:]
+    table(folder, "extended", settings, "--tune")
+    tried = {row["labels"]["weight"]: row["metrics"] for row in rows_of(folder / "extended/tuning")}
+    best = max(tried, key=lambda weight: tried[weight]["psnr"]["mean"])
+    assert best > 1.0
+    assert max(tried) > best  # the best is inside of the grid
+    used = [s["solver"].get("weight") for s in settings_of(folder / "extended").values()]
+    assert best in used
+    assert "extended by" in (folder / "extended" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "expected"),
+    [
+        ([1.0, 3.0, 10.0], 10.0, [1.0, 3.0, 10.0, 33.3]),
+        ([1.0, 3.0, 10.0], 1.0, [0.333, 1.0, 3.0, 10.0]),
+        ([1.0, 3.0, 10.0], 3.0, [1.0, 3.0, 10.0]),
+        ([2, 4], 4, [2, 4, 8]),
+        ([0.0, 1.0], 1.0, [0.0, 1.0]),
+        ([5.0], 5.0, [5.0]),
+    ],
+)
+def test_extension_of_values(values, best, expected):
+    assert tuning.extended(values, best) == expected
+
+
+def test_validation_has_noise_of_its_own():
+    data = LayerModels(image_size=16, num_train=64, num_val=9, num_test=8)
+    experiment = Experiment({}, "denoising", noise=Gaussian(0.2))
+    noises = []
+    for split in ("val", "test"):
+        source = SimulatedData(data, 2, split)
+        noises.append(source.observed(experiment, [0, 1], 0) - source.truth([0, 1]))
+    assert (noises[0] - noises[1]).abs().max() > 0.1
