@@ -70,8 +70,9 @@ class InversionEvaluation(Evaluation):
         images: number of test images, from the first; null for all.
         seeds: of the noise and of the start; every image is recovered once with each.
         iterations: maximum number, of methods that have none of their own.
-        start: "random", one draw of N(0, I) for all images; "constant", grey; "smoothed_truth", the
-            truth under a Gaussian of `start_deviation` pixels; "file", the start in `observations`.
+        start: "random", one draw of N(0, I) for all images; "constant", grey; "data", where these
+            are images; "smoothed_truth", the truth under a Gaussian of `start_deviation` pixels;
+            "file", the start in `observations`.
         start_deviation: in pixels.
         batch_size: number of images that a process inverts at once. It changes nothing else.
         tune_images: number of validation images that `--tune` chooses options on.
@@ -125,6 +126,7 @@ class InversionEvaluation(Evaluation):
         self.title = title
         self.choices: list[Choice] = []
         self.baselines = self.source.has_truth
+        self.pictured = True
         self._check_options()
 
     @property
@@ -193,11 +195,12 @@ class InversionEvaluation(Evaluation):
         self, table: Table, results: Sequence[Result]
     ) -> Mapping[str, tuple["Figure", str]]:
         """Similarity by iteration, recovered images beside the truth, latents."""
-        return inversion_figures(results, self.shown)
+        return inversion_figures(results, self.shown) if self.pictured else {}
 
     def write(self, results: Sequence[Result], output: Path) -> None:
         """TensorBoard curves of each row of the table; recovered images of measured data."""
-        write_boards(results, output / "tensorboard", self.shown)
+        if self.pictured:
+            write_boards(results, output / "tensorboard", self.shown)
         if isinstance(self.source, MeasuredData):
             write_recovered(results, output / "recovered")
 
@@ -293,10 +296,10 @@ class InversionEvaluation(Evaluation):
     def _problem(self, cell: InversionCell, images: list[int]) -> tuple[Problem, Tensor | None]:
         """Data of these images as a problem, and the truth if it is known."""
         prior, truth = self.priors.load(cell.prior), self.source.truth(images)
-        start = cell.settings["start"]
-        start = self.source.start(start, images, prior.image_shape, self.start_deviation)
-        truth, start = (None if t is None else t.to(prior.like) for t in (truth, start))
         y = self.source.observed(cell.experiment, images, cell.seed)
+        name, shape = cell.settings["start"], prior.image_shape
+        start = self.source.start(name, images, y, shape, self.start_deviation)
+        truth, start = (None if t is None else t.to(prior.like) for t in (truth, start))
         more = {"start": start, "seed": cell.seed, "indices": images}
         return _made(prior, cell.experiment, y, bool(cell.method.solver.needs), **more), truth
 
@@ -306,7 +309,9 @@ class InversionEvaluation(Evaluation):
         y = self.source.probe(experiment, prior.image_shape)
         problems = {needy: _made(prior, experiment, y, needy) for needy in (True, False)}
         for name in self.names(experiment):
-            solver = self.methods[name].solver
+            method, solver = self.methods[name], self.methods[name].solver
+            if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
+                raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
             unknown = experiment.noise is None and getattr(solver, "misfit", None) is None
             if unknown or not solver.needs:
                 with _named(f"methods.{name}"), _prior_is_needed(solver):

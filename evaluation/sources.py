@@ -67,11 +67,18 @@ class Source(ABC):
             raise ValueError("start=smoothed_truth needs the true images")
 
     def start(
-        self, name: StartName, images: Sequence[int], shape: ImageShape, deviation: float
+        self,
+        name: StartName,
+        images: Sequence[int],
+        y: Tensor,
+        shape: ImageShape,
+        deviation: float,
     ) -> Tensor | None:
         """Images (B, C, H, W) in [0, 1] to start from; None for latents at random."""
         if name == "random":
             return None
+        if name == "data":
+            return y.clamp(0, 1)
         if name == "constant":
             return torch.full((len(images), *shape), 0.5)
         if name == "file":

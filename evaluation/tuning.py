@@ -230,6 +230,7 @@ def on_validation_images(
     other.title = f"{evaluation.title}: options tried on validation images"
     other.source = SimulatedData(evaluation.data, evaluation.tune_images, "val")
     other.seeds, other.baselines, other.published = evaluation.seeds[:1], False, []
+    other.pictured = False  # grids are extended several times, and each time all is written anew
     other.methods, other.experiments = {}, []
     for trial in trials:
         experiment = evaluation.experiments[trial.number]

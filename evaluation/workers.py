@@ -51,6 +51,7 @@ def measure(
             is left to do after an error.
 
     Raises:
+        ValueError: the evaluation cannot be sent to other processes.
         ValueError, OSError, ...: what `Evaluation.evaluate` raises, in whichever process.
         OSError: a worker died.
     """
@@ -58,7 +59,13 @@ def measure(
         for batch in batches:
             yield Measured(batch, *measure_batch(evaluation, batch, arrays))
         return
-    pickled = pickle.dumps(evaluation)
+    try:
+        pickled = pickle.dumps(evaluation)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"a part of the evaluation cannot be sent to another process ({error}): use "
+            "--processes 1"
+        ) from error
     futures = {executor.submit(measure_pickled, pickled, batch, arrays): batch for batch in batches}
     try:
         for future in as_completed(futures):

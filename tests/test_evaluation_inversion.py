@@ -36,6 +36,7 @@ from tests.inversion_tables import (
     make_folder,
     noise,
     records,
+    refused,
     rows_of,
     run_here,
     solver,
@@ -468,3 +469,47 @@ def test_noise_of_an_experiment_is_what_it_says(folder, operator, added):
     (folder / "my_start.py").write_text(START)
     rows = table(folder, operator, settings, *options, imports=["my_start"])
     assert rows[-1]["metrics"]["residual"]["mean"] == pytest.approx(1, rel=0.05)
+
+
+def test_start_from_the_data(folder, capsys):
+    settings = {
+        "priors": {"glow": "weights"},
+        "data": DATA,
+        "methods": {"tv": SIMULATED["methods"]["tv"]},
+        "experiments": [{**BLUR, "noise": noise(0.1)}],
+        "images": 2,
+        "iterations": 1,
+        "start": "data",
+    }
+    data, method = table(folder, "from-data", settings)
+    # Total variation starts within [0.01, 0.99].
+    start, of_data = method["metrics"]["start_psnr"]["mean"], data["metrics"]["psnr"]["mean"]
+    assert start == pytest.approx(of_data, abs=0.2)
+    tomography = {"labels": {}, "operator": "crosshole_tomography", "noise": noise(0.001)}
+    wrong = {**settings, "experiments": [tomography]}
+    assert "start=data" in refused(folder, wrong, capsys)
+
+
+def test_prior_that_cannot_be_sent_to_another_process(folder, capsys):
+    (folder / "my_local.py").write_text(LOCAL)
+    settings = {**SIMULATED, "priors": {"local": {"class_path": "my_local.prior"}}, "images": 2}
+    settings |= {"methods": {"flow": SIMULATED["methods"]["tv"]}, "start": "constant"}
+    settings["experiments"] = [{**BLUR, "noise": noise(0.1)}]
+    write_config(folder / "local.yaml", settings, imports=["my_local"])
+    process = start(folder, "evaluate.py", "--config", "local.yaml", "--processes", "2")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "--processes 1" in output
+    assert "Traceback" not in output
+
+
+LOCAL = """
+from torch import nn
+from flowprior.priors import Module, Prior
+
+def prior() -> Prior:
+    class Local(nn.Module):
+        def forward(self, z):
+            return z
+    return Module(Local(), (1, 16, 16), [1, 16, 16]).eval().requires_grad_(False)
+"""
