@@ -426,12 +426,16 @@ def test_tables_of_the_paper_have_all_their_rows():
     evaluation = configured("tomography_layers")
     evaluation.check()
     labels = [dict(cell.labels) for cell in evaluation.cells()]
-    assert len(labels) == 3 * (1 + 2 * 3 + 2)  # total variation, fixed β, chosen β
+    assert len(labels) == 3 * (2 * 3 + 5)  # fixed β, chosen β
     for noise_level in (0.0025, 0.005, 0.01):
         for beta in (1e-5, 1e-3, 1e-1):
             row = {"noise": noise_level, "β": beta, "method": "flow + layers"}
             assert row in labels
             assert evaluation.paper(row, "best_ssim") is not None
+    for name in ("tomography_layers", "deblur_layers", "rivals_layers"):  # rivals tuned alike
+        tuned = [m for m in configured(name).methods.values() if m.tune]
+        assert len(tuned) == 5
+        assert len({len(grid(method)) for method in tuned}) == 1
     ablation = configured("ablation_layers")
     layers = ablation.methods["paper: without ICA"].solver.reparameterization
     assert (layers.whiten, layers.rotation) == (False, "none")
