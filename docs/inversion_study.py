@@ -49,7 +49,8 @@ def main(run: Path, method: str) -> None:
         print(f"{metric}, less {method}:")
         for labels, found in zip(pairs, compare(stats), strict=True):
             name = labels_text(dict(sorted(labels, key=lambda label: label[0] == "method")))
-            print(f"  {name}: {found.mean:+.3f} ± {found.ci95:.3f}, p {found.p_holm:.2g}")
+            interval = "?" if found.ci95 is None else f"{found.ci95:.3f}"
+            print(f"  {name}: {found.mean:+.3f} ± {interval}, p {found.p_holm:.2g}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,6 @@ from flowprior.physics import (
     Noise,
     Poisson,
     Relative,
-    gaussian_noise,
-    noise_for_snr,
-    relative_noise,
 )
 from flowprior.physics.noise import standard_normal
 
@@ -385,16 +382,6 @@ def test_buildable_from_a_config():
         given = {"class_path": f"flowprior.physics.{type(noise).__name__}", "init_args": options}
         parsed = parser.parse_object({"noise": given})
         assert parser.instantiate_classes(parsed).noise == noise
-
-
-def test_functions_are_short_for_the_classes():
-    y, keys = signals(2), {"seed": 1, "indices": [3, 4]}
-    assert torch.equal(
-        gaussian_noise(y, 50, scale="255", **keys), Gaussian(50, "255").add(y, **keys)
-    )
-    assert torch.equal(relative_noise(y, 0.1, **keys), Relative(0.1).add(y, **keys))
-    masked = {**keys, "observed": half_mask()}
-    assert torch.equal(noise_for_snr(y, 20, **masked), SNR(20).add(y, **masked))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, True, "0.1", None, [1]])

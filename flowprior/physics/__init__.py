@@ -10,9 +10,6 @@ from flowprior.physics.noise import (
     Noise,
     Poisson,
     Relative,
-    gaussian_noise,
-    noise_for_snr,
-    relative_noise,
 )
 
 # Operators stand on deepinv, which takes seconds to import: they are imported when first asked for.
@@ -41,9 +38,6 @@ __all__ = [
     "Noise",
     "Poisson",
     "Relative",
-    "gaussian_noise",
-    "noise_for_snr",
-    "relative_noise",
 ]
 
 
