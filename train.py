@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import json
 import logging
+import re
 import threading
 import warnings
 from functools import cached_property
@@ -56,6 +57,7 @@ from lightning_modules import FlowModule, Phase
 
 CONFIGS = ROOT / "configs" / "train"
 INPUTS = "inputs.json"
+_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)")
 # Options that may not change between a run and its resumption, but for those that may.
 FIXED_OPTIONS = ("model", "data", "phases", "seed_everything")
 FREE_OPTIONS = ("data.init_args.num_workers",)
@@ -202,6 +204,13 @@ def _run(cli: TrainCLI, start: Start) -> None:
         print(_summary(cli, how), flush=True)
     try:
         _fit_phases(cli, start)
+    except RuntimeError as error:
+        if cli.trainer.world_size > 1 and _LOST.search(str(error)):
+            raise TrainingStopped(
+                "another process of the run has died: the same command continues from the last "
+                "checkpoint"
+            ) from error
+        raise
     except OSError as error:  # TensorBoard's writer does not say what it could not write
         unnamed = error.errno and not error.filename
         raise named_error(error, cli.output) if unnamed else error from None

@@ -3,6 +3,7 @@
 import inspect
 import io
 import math
+import os
 import resource
 import shutil
 import signal
@@ -503,6 +504,22 @@ def test_other_images_or_code_are_not_continued_with(own: Path, capsys, changed:
     train_here(own, "--trainer.max_epochs", "2", status=2)
     assert "other images or code" in capsys.readouterr().err
     assert (own / "runs/tiny/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_a_killed_process_of_two_is_one_line(folder: Path) -> None:
+    process = start(folder, "train.py", "--config", "tiny.yaml", SLOWLY, "--trainer.devices", "2")
+    last = folder / "runs/tiny/checkpoints/last.ckpt"
+    while not last.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
+    rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
+    (child,) = [int(pid) for pid, parent, _ in rows if int(parent) == process.pid]
+    os.kill(child, signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    assert "has died" in output.splitlines()[-1]
 
 
 TINY_SETS = {
