@@ -93,6 +93,8 @@ def _nested_nulls(arguments: Sequence[str]) -> Iterator[str]:
     for place, (argument, value) in enumerate(zip(arguments, following, strict=True)):
         option = re.fullmatch(r"--evaluation\.([\w.]+)", argument)
         if option and value == "null":
+            if option[1].partition(".")[0] in ("methods", "priors", "experiments"):
+                raise UsageError(f"{argument} null: write the null into a config file instead")
             yield _with_null(option[1].replace("init_args.", ""))
         elif argument != "null" or not arguments[place - 1].startswith("--evaluation."):
             yield argument

@@ -252,6 +252,7 @@ def to_html(table: Table) -> str:
         for column in range(grid.labels, len(grid.header))
     ]
     caption = html.escape(f"{grid.caption}. " if grid.caption else "") + grid.footnote
+    caption = f'<span class="note">{caption}</span>'  # stays in view when the table is scrolled
     return styled.set_table_styles(right).set_caption(caption).to_html()
 
 

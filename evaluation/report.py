@@ -36,6 +36,7 @@ p { margin: .25rem 0; max-width: 74rem; }
 .scroll { overflow-x: auto; max-width: 100%; padding-bottom: .5rem; }
 .results { border-collapse: collapse; font-size: .92rem; border-top: 2px solid var(--text);
   border-bottom: 2px solid var(--text); font-variant-numeric: tabular-nums; }
+.note { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 4rem); }
 caption { text-align: left; caption-side: bottom; padding-top: .5rem; }
 .results th, .results td { padding: .3rem .55rem; text-align: left; vertical-align: top; }
 .results thead th { border-bottom: 1px solid var(--text); vertical-align: bottom;

@@ -198,6 +198,12 @@ def test_null_of_a_nested_option(folder: Path, option: str) -> None:
     assert '"n_bits": null' in (folder / "runs" / "density" / "records.jsonl").read_text()
 
 
+def test_null_within_named_parts_is_for_the_config(folder: Path, capsys) -> None:
+    option = "--evaluation.methods.flow.iterations"
+    assert run_here(folder, "--config", "density.yaml", option, "null") == 2
+    assert "config file" in capsys.readouterr().err
+
+
 OWN = """
 from datamodules import LayerModels
 
