@@ -34,14 +34,16 @@ class TorchvisionModule(ImageDataModule):
     max_bits = 8
     held_out: ClassVar[int] = 5000
 
-    def __init__(self, root: str = "data", download: bool = False, **options: Any) -> None:
-        super().__init__(32, **options)
+    def __init__(
+        self, root: str, download: bool, image_size: int, **options: Any
+    ) -> None:
+        super().__init__(image_size, **options)
         self.root = root
         self.download = download
 
     @abstractmethod
     def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, C, 32, 32), uint8.
+        """Training or test images (N, C, H, W), uint8.
 
         Raises:
             RuntimeError: files are missing, or not the original ones.
@@ -76,18 +78,33 @@ class TorchvisionModule(ImageDataModule):
 
 
 class MNIST(TorchvisionModule):
-    """Handwritten digits: 55000 / 5000 / 10000, one channel, 28x28 with two black pixels around.
+    """Handwritten digits: 55000 / 5000 / 10000, one channel.
 
     Args:
         root: folder that holds ``MNIST/raw/``.
         download: fetch files that are missing or damaged; one process does, the others wait.
+        image_size: 28 for the digits as they are, or a larger even number for black pixels around
+            them, such as 32.
         **options: of ``ImageDataModule``.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     channels = 1
 
+    def __init__(
+        self, root: str = "data", download: bool = False, *, image_size: int = 28, **options: Any
+    ) -> None:
+        if image_size < 28 or image_size % 2:
+            raise ValueError(
+                f"data.image_size={image_size}: expected 28, or a larger even number for black "
+                "pixels around the digits"
+            )
+        super().__init__(root, download, image_size=image_size, **options)
+
     def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, 1, 32, 32), uint8."""
+        """Training or test images (N, 1, H, W), uint8."""
         if self.download:
             self._fetch()
         name = f"{'train' if train else 't10k'}-images-idx3-ubyte"
@@ -95,7 +112,8 @@ class MNIST(TorchvisionModule):
         if not _is_original(name, content):
             raise RuntimeError(f"{name} is damaged")
         pixels = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-        return np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2)))
+        border = (self.image_size - 28) // 2
+        return np.pad(pixels, ((0, 0), (0, 0), (border, border), (border, border)))
 
     def _fetch(self) -> None:
         for path in map(self._path, MNIST_SUMS):
@@ -122,6 +140,9 @@ class CIFAR10(TorchvisionModule):
         download: fetch files that are missing or damaged; one process does, the others wait.
         **options: of ``ImageDataModule``.
     """
+
+    def __init__(self, root: str = "data", download: bool = False, **options: Any) -> None:
+        super().__init__(root, download, image_size=32, **options)
 
     def read(self, train: bool) -> np.ndarray:
         """Training or test images (N, 3, 32, 32), uint8."""

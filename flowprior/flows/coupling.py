@@ -22,9 +22,8 @@ class Coupling:
 
     net: nn.Module
     kind: CouplingKind
+    log_scale_limit: float
     inverted: bool = False
-
-    log_scale_limit = 2.0
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -36,6 +36,9 @@ class Glow(Flow):
         steps: flow steps per level.
         hidden_channels: width of the coupling networks.
         coupling: "additive" (as the G-layers paper) or "affine".
+        log_scale_limit: largest |log scale| of an affine coupling, above 0. Each coupling can
+            stretch by its exponential: at 2, a trained flow may answer an image that is unlike its
+            training images with values that single precision cannot carry back.
         memory_efficient: rebuild activations by inversion in the backward pass: memory flat in
             depth for about a third more time. Under autocast the exact flow state is kept every
             `anchor_steps` steps, because networks in bfloat16 are not rebuilt exactly.
@@ -66,11 +69,14 @@ class Glow(Flow):
         steps: int = 32,
         hidden_channels: int = 512,
         coupling: CouplingKind = "additive",
+        log_scale_limit: float = 0.5,
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-0.5, 0.5),
     ) -> None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         _check_arguments(in_channels, (height, width), levels, steps, hidden_channels, coupling)
+        if not log_scale_limit > 0:
+            raise ValueError(f"log_scale_limit must be above 0, got {log_scale_limit}")
         super().__init__(
             (in_channels, height, width),
             data_range,
@@ -81,13 +87,16 @@ class Glow(Flow):
                 "steps": steps,
                 "hidden_channels": hidden_channels,
                 "coupling": coupling,
+                "log_scale_limit": log_scale_limit,
                 "memory_efficient": memory_efficient,
                 "data_range": list(data_range),
             },
         )
         self.memory_efficient = memory_efficient
         self.levels = nn.ModuleList(
-            GlowLevel(4 * in_channels * 2**level, steps, hidden_channels, coupling)
+            GlowLevel(
+                4 * in_channels * 2**level, steps, hidden_channels, coupling, log_scale_limit
+            )
             for level in range(levels)
         )
         self.priors = nn.ModuleList(
@@ -153,7 +162,12 @@ class GlowLevel(nn.Module):
     """The flow steps of one level, on (B, channels, H, W) at a fixed resolution."""
 
     def __init__(
-        self, channels: int, steps: int, hidden_channels: int, coupling: CouplingKind
+        self,
+        channels: int,
+        steps: int,
+        hidden_channels: int,
+        coupling: CouplingKind,
+        log_scale_limit: float,
     ) -> None:
         super().__init__()
         half = channels // 2
@@ -163,6 +177,7 @@ class GlowLevel(nn.Module):
             CouplingNet(half, out_channels, hidden_channels) for _ in range(steps)
         )
         self.coupling = coupling
+        self.log_scale_limit = log_scale_limit
 
     def encode(self, x: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
         """Return (y, log_det) with the layers applied by `run`."""
@@ -178,18 +193,21 @@ class GlowLevel(nn.Module):
 
     def initialize(self, x: Tensor) -> Tensor:
         """Initialise the ActNorms one after another on x; returns the level's output."""
-        for step, net in enumerate(self.nets):
+        for step in range(len(self.nets)):
             x, _ = self.convolutions.initialize(step, x).forward(x)
-            x, _ = Coupling(net, self.coupling).forward(x)
+            x, _ = self._coupling(step).forward(x)
         return x
+
+    def _coupling(self, step: int) -> Coupling:
+        return Coupling(self.nets[step], self.coupling, self.log_scale_limit)
 
     def _layers(
         self, x: Tensor, run: Runner, inverted: bool = False
     ) -> tuple[list[ChainLayer], Tensor]:
         folded = self.convolutions.fold(inverted, recompute=run is not run_chain)
         layers: list[ChainLayer] = []
-        for affine, net in zip(self.convolutions.layers(folded), self.nets, strict=True):
-            layers += [affine, Coupling(net, self.coupling)]
+        for step, affine in enumerate(self.convolutions.layers(folded)):
+            layers += [affine, self._coupling(step)]
         return layers, folded.log_det * (x.shape[2] * x.shape[3])
 
 
