@@ -39,6 +39,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: number of loading processes per training process.
         seed: of order, noise and flips.
         horizontal_flips: mirror half of the training images, different ones in each epoch.
+        flat_noise: where a pixel has the level of all its neighbours, take normal noise of a sixth
+            of a level instead of uniform noise. A flow fits it with fewer bits: uniform noise costs
+            it up to 0.25 bits in each pixel of a flat area. It needs `n_bits`.
 
     Raises:
         ValueError: an option is out of its range.
@@ -56,6 +59,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         horizontal_flips: bool = False,
+        flat_noise: bool = False,
     ) -> None:
         super().__init__()
         _require(image_size >= 1, f"data.image_size={image_size}: expected at least 1")
@@ -70,6 +74,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         )
         _require(num_workers >= 0, f"data.num_workers={num_workers}: expected 0 or more")
         _require(0 <= seed < 2**64, f"data.seed={seed}: expected 0 to 2^64 - 1")
+        _require(
+            not flat_noise or n_bits is not None,
+            "data.flat_noise=true: expected a number of bits in data.n_bits, got null",
+        )
         self.image_size = image_size
         self.batch_size = batch_size
         self.n_bits = n_bits
@@ -77,6 +85,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.horizontal_flips = horizontal_flips
+        self.flat_noise = flat_noise
         self._train_loader: ResumableLoader | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -104,6 +113,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             "data_range": list(self.data_range),
             "seed": self.seed,
             "horizontal_flips": self.horizontal_flips and split == "train",
+            **({"flat_noise": True} if self.flat_noise else {}),
             "images": len(images),
             "digest": images.digest(),
         }
@@ -123,6 +133,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             self.data_range,
             self.seed,
             self.horizontal_flips and dequantized and split == "train",
+            self.flat_noise,
         )
 
     def check(self, world_size: int) -> None:

@@ -1,17 +1,22 @@
-"""Quantise images and fill each level with uniform noise that depends on its key alone."""
+"""Quantise images and fill each level with noise that depends on its key alone."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from hashlib import blake2b
 from math import prod
 from zlib import crc32
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.special import ndtri
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from datamodules.errors import ImageError
+from flowprior.metrics import FLAT_NOISE_STD
 
 Key = tuple[int, int]
 """(epoch, index): names one noisy version of one image."""
@@ -138,6 +143,22 @@ def dequantize(
     return np.minimum(out, top, out=out)
 
 
+def flat_areas(levels: np.ndarray) -> np.ndarray:
+    """Where a pixel of levels (C, H, W) equals all its neighbours, diagonal ones too."""
+    padded = np.pad(levels, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    around = sliding_window_view(padded, (3, 3), axis=(1, 2))
+    return (around == levels[..., None, None]).all((-2, -1))
+
+
+@cache
+def _normal_noise() -> np.ndarray:
+    """Uint16 by uniform uint16: quantiles of the normal noise that is cut off at the level."""
+    inside = math.erf(3 / math.sqrt(2))
+    uniform = (np.arange(2**_NOISE_BITS) + 0.5) / 2**_NOISE_BITS
+    u = 0.5 + FLAT_NOISE_STD * ndtri(0.5 + inside * (uniform - 0.5))
+    return (u * 2**_NOISE_BITS).astype(np.uint16)
+
+
 class DequantizedImages(Dataset):
     """Images of a source, dequantised; fetched by (epoch, index) and the same in every process.
 
@@ -148,6 +169,7 @@ class DequantizedImages(Dataset):
         data_range: (lower, upper) of the result.
         seed: of the noise and the flips.
         horizontal_flips: mirror half of the images, different ones in each epoch.
+        flat_noise: see `flowprior.metrics.flat_noise_log_density`.
     """
 
     def __init__(
@@ -158,6 +180,7 @@ class DequantizedImages(Dataset):
         data_range: tuple[float, float] = (-0.5, 0.5),
         seed: int = 0,
         horizontal_flips: bool = False,
+        flat_noise: bool = False,
     ) -> None:
         self.source = source
         self.name = name
@@ -165,6 +188,7 @@ class DequantizedImages(Dataset):
         self.data_range = data_range
         self.seed = seed
         self.horizontal_flips = horizontal_flips
+        self.flat_noise = flat_noise
 
     def __len__(self) -> int:
         return len(self.source)
@@ -185,7 +209,7 @@ class DequantizedImages(Dataset):
             self._check(image, key[1])
             if self._flips(key):
                 image = np.ascontiguousarray(image[..., ::-1])
-            noise = None if self.n_bits is None else self._noise(key, image.shape)
+            noise = None if self.n_bits is None else self._noise(key, image)
             dequantize(image, self.n_bits, noise, self.data_range, row)
         return result
 
@@ -204,11 +228,13 @@ class DequantizedImages(Dataset):
     def _flips(self, key: Key) -> bool:
         return self.horizontal_flips and self._stream("flip", key).random() < 0.5
 
-    def _noise(self, key: Key, shape: Sequence[int]) -> np.ndarray:
-        """Uniform uint16 of a shape."""
-        size = prod(shape)
-        words = self._stream("noise", key).bit_generator.random_raw(-(-size // 4))
-        return words.view(np.uint16)[:size].reshape(shape)
+    def _noise(self, key: Key, image: np.ndarray) -> np.ndarray:
+        """Uint16 of the image's shape, uniform or, in flat areas, normal."""
+        words = self._stream("noise", key).bit_generator.random_raw(-(-image.size // 4))
+        noise = words.view(np.uint16)[: image.size].reshape(image.shape)
+        if not self.flat_noise:
+            return noise
+        return np.where(flat_areas(quantize(image, self.n_bits)), _normal_noise()[noise], noise)
 
     def _stream(self, purpose: str, key: Key) -> np.random.Generator:
         return random_stream(self.seed, f"{purpose}/{self.name}", *key)

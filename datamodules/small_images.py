@@ -34,9 +34,7 @@ class TorchvisionModule(ImageDataModule):
     max_bits = 8
     held_out: ClassVar[int] = 5000
 
-    def __init__(
-        self, root: str, download: bool, image_size: int, **options: Any
-    ) -> None:
+    def __init__(self, root: str, download: bool, image_size: int, **options: Any) -> None:
         super().__init__(image_size, **options)
         self.root = root
         self.download = download

@@ -21,7 +21,12 @@ from flowprior.command_line import UsageError
 from flowprior.figures import histogram, image_grid, qq_plot
 from flowprior.flows import Flow, standard_normal_log_prob
 from flowprior.identity import code_digest, identity
-from flowprior.metrics import bits_per_dim, largest_patch_correlation, typicality
+from flowprior.metrics import (
+    bits_per_dim,
+    flat_noise_log_density,
+    largest_patch_correlation,
+    typicality,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,9 +110,7 @@ class DensityEvaluation(Evaluation):
             (back, _), decoding = self._timed(self.flow.decode, z)
         log_prob = standard_normal_log_prob(z) + log_det
         columns = {
-            "bits_per_dim": bits_per_dim(
-                log_prob, x[0].numel(), self.data.n_bits, self.data.data_range
-            ),
+            "bits_per_dim": self._bits_per_dim(x, log_prob.cpu()),
             "nll": -log_prob,
             "reconstruction_error": (back.cpu() - x).abs().flatten(1).amax(1),
             **typicality(z),
@@ -162,6 +165,12 @@ class DensityEvaluation(Evaluation):
         with torch.no_grad():
             flow.encode(torch.zeros(1, *flow.image_shape, device=self.device))
         return flow
+
+    def _bits_per_dim(self, x: Tensor, log_prob: Tensor) -> Tensor:
+        n_bits, data_range = self.data.n_bits, self.data.data_range
+        if self.data.flat_noise:
+            log_prob = log_prob - flat_noise_log_density(x, n_bits, data_range)
+        return bits_per_dim(log_prob, x[0].numel(), n_bits, data_range)
 
     def _settings(self) -> dict[str, Any]:
         code = code_digest(type(self.data))

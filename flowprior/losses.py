@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from flowprior.flows import Flow
-from flowprior.metrics import bits_per_dim
+from flowprior.metrics import bits_per_dim, flat_noise_log_density
 
 
 class Loss(ABC):
@@ -15,10 +15,12 @@ class Loss(ABC):
     Attributes:
         monitor: the value whose validation mean tells the best weights; lower is better.
         n_bits: bits per pixel of the data, None if it is not quantised; set before training.
+        flat_noise: whether the data have less noise in flat areas; set before training.
     """
 
     monitor: str
     n_bits: int | None = None
+    flat_noise: bool = False
 
     @abstractmethod
     def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
@@ -33,14 +35,21 @@ class Loss(ABC):
 
 
 class MaximumLikelihood(Loss):
-    """−log p(x) in bits per dimension, and in nats as `nll`."""
+    """−log p(x) in bits per dimension, and in nats as `nll`.
+
+    The density of the noise that filled the levels of quantised images is accounted for in bits per
+    dimension.
+    """
 
     monitor = "bits_per_dim"
 
     def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
         """See `Loss`."""
         log_prob = flow.log_prob(images)
-        bits = bits_per_dim(log_prob, images[0].numel(), self.n_bits, flow.data_range)
+        noise = 0
+        if self.flat_noise:
+            noise = flat_noise_log_density(images, self.n_bits, flow.data_range)
+        bits = bits_per_dim(log_prob - noise, images[0].numel(), self.n_bits, flow.data_range)
         return {"bits_per_dim": bits, "nll": -log_prob}
 
 

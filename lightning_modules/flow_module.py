@@ -61,6 +61,7 @@ class FlowModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Freeze what the loss does not train, and drop the gradients of an earlier phase."""
         self.loss.n_bits = getattr(self.trainer.datamodule, "n_bits", None)
+        self.loss.flat_noise = getattr(self.trainer.datamodule, "flat_noise", False)
         trained = {id(parameter) for parameter in self.trained_parameters()}
         for parameter in self.flow.parameters():
             parameter.requires_grad_(id(parameter) in trained)

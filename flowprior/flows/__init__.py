@@ -1,6 +1,7 @@
 """Normalizing flows: the `Flow` interface and its implementations."""
 
 from flowprior.flows.base import Flow, standard_normal_log_prob
+from flowprior.flows.coupling1x1 import Coupling1x1Flow
 from flowprior.flows.glow import Glow
 
-__all__ = ["Flow", "Glow", "standard_normal_log_prob"]
+__all__ = ["Coupling1x1Flow", "Flow", "Glow", "standard_normal_log_prob"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowprior.flows.numerics import bounded, sum_spatial
@@ -16,13 +17,16 @@ CouplingKind = Literal["additive", "affine"]
 class Coupling:
     """y_a = x_a, y_b = x_b·exp(s(x_a)) + t(x_a), or its inverse, as a layer of a chain.
 
-    The output channels of `net` are t (additive, s = 0) or (s, t), s bounded by ±`log_scale_limit`.
-    Under autocast only `net` runs in low precision, not the state and the log-determinant.
+    The output channels of `net` are t (additive, s = 0) or (r, t). The log-scale s of an affine
+    coupling is `log_scale_limit`·tanh(r / `log_scale_limit`), or log sigmoid(r + 2) where there is
+    no limit. a is the first half of the channels, or the second where `swapped`. Under autocast
+    only `net` runs in low precision, not the state and the log-determinant.
     """
 
     net: nn.Module
     kind: CouplingKind
-    log_scale_limit: float
+    log_scale_limit: float | None
+    swapped: bool = False
     inverted: bool = False
 
     @property
@@ -36,16 +40,16 @@ class Coupling:
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Apply the layer to x (B, C, H, W), C even."""
-        a, b = x.chunk(2, 1)
-        log_scale, shift = self._scale_and_shift(a)
-        return torch.cat([a, self._move(b, log_scale, shift)], 1), self._log_det(log_scale)
+        a, b = self.halves(x)
+        log_scale, shift = self._split(self.net(a).to(a.dtype))
+        return self._joined(a, self._move(b, log_scale, shift)), self._log_det(log_scale)
 
     def pull_back(
         self, y: Tensor, grad: Tensor, grad_log_det: Tensor, wanted: Sequence[bool]
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """See `ChainLayer.pull_back`; the net is evaluated once, for both directions."""
-        a, y_b = y.chunk(2, 1)
-        grad_a, grad_b = grad.chunk(2, 1)
+        a, y_b = self.halves(y)
+        grad_a, grad_b = self.halves(grad)
         with torch.enable_grad():
             a = a.detach().requires_grad_()
             out = self.net(a).to(a.dtype)
@@ -57,29 +61,41 @@ class Coupling:
             # The inverse y_b = (b − t)·exp(−s) has the signs of all these gradients turned.
             by_log_scale = y_b if self.inverted else y_b - shift
             grad_log_scale = grad_b * by_log_scale + grad_log_det.view(-1, 1, 1, 1)
-            slope = 1 - (log_scale / self.log_scale_limit).square()
             scaled = grad_b * torch.exp(-log_scale if self.inverted else log_scale)
             grad_shift = scaled if self.inverted else grad_b
-            grad_out = torch.cat([grad_log_scale * slope, grad_shift], 1)
+            grad_out = torch.cat([grad_log_scale * self._slope(log_scale), grad_shift], 1)
             grad_b = scaled
         grad_out = -grad_out if self.inverted else grad_out
         inputs = [a, *(t for t, want in zip(self.tensors, wanted, strict=True) if want)]
         from_net, *found = torch.autograd.grad(out, inputs, grad_out)
         grads = iter(found)
         return (
-            torch.cat([a.detach(), b], 1),
-            torch.cat([grad_a + from_net, grad_b], 1),
+            self._joined(a.detach(), b),
+            self._joined(grad_a + from_net, grad_b),
             [next(grads) if want else None for want in wanted],
         )
 
-    def _scale_and_shift(self, a: Tensor) -> tuple[Tensor | None, Tensor]:
-        return self._split(self.net(a).to(a.dtype))
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The half a that conditions, and the half b that moves."""
+        first, second = x.chunk(2, 1)
+        return (second, first) if self.swapped else (first, second)
+
+    def _joined(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([b, a] if self.swapped else [a, b], 1)
 
     def _split(self, out: Tensor) -> tuple[Tensor | None, Tensor]:
         if self.kind == "additive":
             return None, out
         raw, shift = out.chunk(2, 1)
+        if self.log_scale_limit is None:
+            return F.logsigmoid(raw + 2), shift
         return bounded(raw, self.log_scale_limit), shift
+
+    def _slope(self, log_scale: Tensor) -> Tensor:
+        """Derivative of the log-scale by what the net gave for it."""
+        if self.log_scale_limit is None:
+            return -torch.expm1(log_scale)
+        return 1 - (log_scale / self.log_scale_limit).square()
 
     def _move(self, b: Tensor, log_scale: Tensor | None, shift: Tensor) -> Tensor:
         if log_scale is None:

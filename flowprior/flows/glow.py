@@ -1,23 +1,22 @@
 """Multi-scale Glow (Kingma & Dhariwal, 2018)."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowprior.flows.base import Flow
 from flowprior.flows.coupling import Coupling, CouplingKind
 from flowprior.flows.coupling_net import CouplingNet
 from flowprior.flows.invertible_convolution import InvertibleConvolutions
-from flowprior.flows.memory_flat import ChainLayer, memory_flat, run_chain
+from flowprior.flows.memory_flat import ChainLayer, run_chain
+from flowprior.flows.multi_scale import (
+    MultiScaleFlow,
+    Runner,
+    check_counts,
+    check_log_scale_limit,
+    image_size_of,
+)
 from flowprior.flows.split_gaussian import ChannelPrior, ConditionalPrior
 
-Runner = Callable[[Sequence[ChainLayer], Tensor], tuple[Tensor, Tensor]]
 
-
-class Glow(Flow):
+class Glow(MultiScaleFlow):
     """Multi-scale Glow with a standardised, image-shaped latent.
 
     Each of `levels` levels squeezes 2×2 pixels into channels and runs `steps` steps of ActNorm →
@@ -38,7 +37,8 @@ class Glow(Flow):
         coupling: "additive" (as the G-layers paper) or "affine".
         log_scale_limit: largest |log scale| of an affine coupling, above 0. Each coupling can
             stretch by its exponential: at 2, a trained flow may answer an image that is unlike its
-            training images with values that single precision cannot carry back.
+            training images with values that single precision cannot carry back. None for the
+            published scale sigmoid(s + 2), which stretches without bound in decoding.
         memory_efficient: rebuild activations by inversion in the backward pass: memory flat in
             depth for about a third more time. Under autocast the exact flow state is kept every
             `anchor_steps` steps, because networks in bfloat16 are not rebuilt exactly.
@@ -59,8 +59,6 @@ class Glow(Flow):
     True
     """
 
-    anchor_steps = 4
-
     def __init__(
         self,
         in_channels: int,
@@ -69,14 +67,18 @@ class Glow(Flow):
         steps: int = 32,
         hidden_channels: int = 512,
         coupling: CouplingKind = "additive",
-        log_scale_limit: float = 0.5,
+        log_scale_limit: float | None = 0.5,
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-0.5, 0.5),
     ) -> None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        _check_arguments(in_channels, (height, width), levels, steps, hidden_channels, coupling)
-        if not log_scale_limit > 0:
-            raise ValueError(f"log_scale_limit must be above 0, got {log_scale_limit}")
+        check_counts(
+            in_channels=in_channels, levels=levels, steps=steps, hidden_channels=hidden_channels
+        )
+        check_log_scale_limit(log_scale_limit)
+        if coupling not in ("additive", "affine"):
+            raise ValueError(f'coupling must be "additive" or "affine", got {coupling!r}')
+        height, width = image_size_of(image_size, levels)
+        channels = [4 * in_channels * 2**level for level in range(levels)]
         super().__init__(
             (in_channels, height, width),
             data_range,
@@ -91,71 +93,10 @@ class Glow(Flow):
                 "memory_efficient": memory_efficient,
                 "data_range": list(data_range),
             },
+            [GlowLevel(c, steps, hidden_channels, coupling, log_scale_limit) for c in channels],
+            [*(ConditionalPrior(c // 2) for c in channels[:-1]), ChannelPrior(channels[-1])],
+            memory_efficient,
         )
-        self.memory_efficient = memory_efficient
-        self.levels = nn.ModuleList(
-            GlowLevel(
-                4 * in_channels * 2**level, steps, hidden_channels, coupling, log_scale_limit
-            )
-            for level in range(levels)
-        )
-        self.priors = nn.ModuleList(
-            ConditionalPrior(2 * in_channels * 2**level) for level in range(levels - 1)
-        )
-        self.priors.append(ChannelPrior(4 * in_channels * 2 ** (levels - 1)))
-        self.register_buffer("initialized", torch.tensor(False))
-        self._initialized: bool | None = None  # the buffer, read once: no device sync per step
-        self.register_load_state_dict_post_hook(_forget_initialized)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images x (B, C, H, W) to (z (B, C, H, W), log|det dz/dx| (B,))."""
-        self.check_shape(x, self.image_shape, "x")
-        if self.training and not self._is_initialized():
-            self.initialize(x)
-        log_det = x.new_zeros(len(x))
-        left: list[Tensor] = []
-        for level, prior in zip(self.levels, self.priors, strict=True):
-            x, level_log_det = level.encode(F.pixel_unshuffle(x, 2), self._runner(x))
-            z, x = (x, None) if level is self.levels[-1] else x.chunk(2, 1)
-            epsilon, prior_log_det = prior.standardize(z, x)
-            left.append(epsilon)
-            log_det = log_det + level_log_det + prior_log_det
-        return _to_canvas(left), log_det
-
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Map latents z (B, C, H, W) to (x (B, C, H, W), log|det dx/dz| (B,))."""
-        self.check_shape(z, self.latent.shape, "z")
-        log_det = z.new_zeros(len(z))
-        x: Tensor | None = None
-        left = _from_canvas(z, len(self.levels))
-        for level, prior, epsilon in zip(
-            reversed(self.levels), reversed(self.priors), reversed(left), strict=True
-        ):
-            out, prior_log_det = prior.restore(epsilon, x)
-            x = out if x is None else torch.cat([out, x], 1)
-            x, level_log_det = level.decode(x, self._runner(x))
-            x = F.pixel_shuffle(x, 2)
-            log_det = log_det + level_log_det + prior_log_det
-        return x, log_det
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Set every ActNorm from the batch x (B, C, H, W), over all processes at once."""
-        for level in self.levels:
-            x = level.initialize(F.pixel_unshuffle(x, 2)).chunk(2, 1)[1]
-        self.initialized.fill_(True)
-        self._initialized = True
-
-    def _is_initialized(self) -> bool:
-        if self._initialized is None:
-            self._initialized = bool(self.initialized)
-        return self._initialized
-
-    def _runner(self, x: Tensor) -> Runner:
-        if not self.memory_efficient or not torch.is_grad_enabled():
-            return run_chain
-        anchored = torch.is_autocast_enabled(x.device.type)
-        return partial(memory_flat, segment=2 * self.anchor_steps if anchored else None)
 
 
 class GlowLevel(nn.Module):
@@ -167,7 +108,7 @@ class GlowLevel(nn.Module):
         steps: int,
         hidden_channels: int,
         coupling: CouplingKind,
-        log_scale_limit: float,
+        log_scale_limit: float | None,
     ) -> None:
         super().__init__()
         half = channels // 2
@@ -209,49 +150,3 @@ class GlowLevel(nn.Module):
         for step, affine in enumerate(self.convolutions.layers(folded)):
             layers += [affine, self._coupling(step)]
         return layers, folded.log_det * (x.shape[2] * x.shape[3])
-
-
-def _to_canvas(left: list[Tensor]) -> Tensor:
-    """Join the latents of the levels, finest first, into one tensor of the image's shape."""
-    canvas = F.pixel_shuffle(left[-1], 2)
-    for epsilon in reversed(left[:-1]):
-        canvas = F.pixel_shuffle(torch.cat([epsilon, canvas], 1), 2)
-    return canvas
-
-
-def _from_canvas(canvas: Tensor, levels: int) -> list[Tensor]:
-    left = []
-    for _ in range(levels - 1):
-        epsilon, canvas = F.pixel_unshuffle(canvas, 2).chunk(2, 1)
-        left.append(epsilon)
-    return [*left, F.pixel_unshuffle(canvas, 2)]
-
-
-def _forget_initialized(module: Glow, _: object) -> None:
-    module._initialized = None
-
-
-def _check_arguments(
-    in_channels: int,
-    image_size: tuple[int, int],
-    levels: int,
-    steps: int,
-    hidden_channels: int,
-    coupling: str,
-) -> None:
-    counts = {
-        "in_channels": in_channels,
-        "levels": levels,
-        "steps": steps,
-        "hidden_channels": hidden_channels,
-    }
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    if coupling not in ("additive", "affine"):
-        raise ValueError(f'coupling must be "additive" or "affine", got {coupling!r}')
-    if any(side < 1 or side % 2**levels for side in image_size):
-        raise ValueError(
-            f"image_size must be divisible by 2**levels = {2**levels}, got "
-            f"{image_size[0]}x{image_size[1]}"
-        )

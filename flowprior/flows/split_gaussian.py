@@ -52,3 +52,15 @@ class ChannelPrior(SplitGaussian):
     def statistics(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SplitGaussian.statistics`."""
         return self.mean, bounded(self.log_std, LOG_STD_LIMIT)
+
+
+class StandardGaussian(SplitGaussian):
+    """N(0, I): what leaves is a latent as it is."""
+
+    def standardize(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (z, 0)."""
+        return z, z.new_zeros(len(z))
+
+    def restore(self, epsilon: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (ε, 0)."""
+        return epsilon, epsilon.new_zeros(len(epsilon))

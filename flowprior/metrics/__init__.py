@@ -1,11 +1,13 @@
 """Metric conventions in one place."""
 
-from flowprior.metrics.density import bits_per_dim
+from flowprior.metrics.density import FLAT_NOISE_STD, bits_per_dim, flat_noise_log_density
 from flowprior.metrics.images import lpips, psnr, ssim
 from flowprior.metrics.typicality import largest_patch_correlation, patches, typicality
 
 __all__ = [
+    "FLAT_NOISE_STD",
     "bits_per_dim",
+    "flat_noise_log_density",
     "largest_patch_correlation",
     "lpips",
     "patches",

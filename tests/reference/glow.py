@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 
-def log_prob(state, image_shape, levels, steps, coupling, images):
+def log_prob(state, image_shape, levels, steps, coupling, limit, images):
     """Return (latent canvas, log_det, log density) of `images` (B, C, H, W)."""
     state = {name: value.detach().double().numpy() for name, value in state.items()}
-    results = [_one(state, image_shape, levels, steps, coupling, image) for image in images]
+    results = [_one(state, image_shape, levels, steps, coupling, limit, image) for image in images]
     return tuple(np.stack(column) for column in zip(*results, strict=True))
 
 
@@ -26,7 +26,7 @@ def canvas_positions(image_shape, levels):
     return [*leaving, index]
 
 
-def _one(state, image_shape, levels, steps, coupling, image):
+def _one(state, image_shape, levels, steps, coupling, limit, image):
     h = np.asarray(image, dtype=np.float64)
     log_det = 0.0
     canvas = np.full(math.prod(image_shape), np.nan)
@@ -34,7 +34,7 @@ def _one(state, image_shape, levels, steps, coupling, image):
     for level in range(levels):
         h = _squeeze(h)
         for step in range(steps):
-            h, term = _step(state, level, step, coupling, h)
+            h, term = _step(state, level, step, coupling, limit, h)
             log_det += term
         if level < levels - 1:
             half = len(h) // 2
@@ -53,7 +53,7 @@ def _one(state, image_shape, levels, steps, coupling, image):
     return canvas.reshape(image_shape), log_det, log_density
 
 
-def _step(state, level, step, coupling, h):
+def _step(state, level, step, coupling, limit, h):
     channels, height, width = h.shape
     name = f"levels.{level}.convolutions"
     part = {
@@ -82,7 +82,9 @@ def _step(state, level, step, coupling, h):
     if coupling == "additive":
         moved = moved + out
     else:
-        log_scale = 2 * np.tanh(out[:half] / 2)
+        raw = out[:half]
+        one_sided = -np.log1p(np.exp(-raw - 2))
+        log_scale = one_sided if limit is None else limit * np.tanh(raw / limit)
         moved = np.exp(log_scale) * moved + out[half:]
         log_det += log_scale.sum()
     return np.concatenate([kept, moved]), log_det
