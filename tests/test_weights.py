@@ -84,6 +84,7 @@ def test_config_says_how_to_rebuild(exported):
         "steps": 2,
         "hidden_channels": 6,
         "coupling": "affine",
+        "log_scale_limit": 0.5,
         "memory_efficient": True,
         "data_range": [-1.0, 1.0],
     }

@@ -41,7 +41,7 @@ class ChannelAffine:
         self, y: Tensor, grad: Tensor, grad_log_det: Tensor, wanted: Sequence[bool]
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """See `ChainLayer.pull_back`."""
-        x, log_det = self.flipped().forward(y)
+        x, _ = self.flipped().forward(y)
         pixels = y.shape[2] * y.shape[3]
         sign = -1 if self.inverted else 1
         grad_x = grad * _wide((sign * self.log_scale).exp())

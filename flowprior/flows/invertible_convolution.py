@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowprior.flows.act_norm import LOG_SCALE_LIMIT, MIN_STD
 from flowprior.flows.numerics import bounded, channel_moments, unbounded
 
 
@@ -75,15 +76,12 @@ class InvertibleConvolutions(nn.Module):
     composed, inverted and their determinants taken in float64, for the whole stack at once.
     """
 
-    log_scale_limit = 12.0
-    min_std = 1e-3  # Below the dequantisation noise of 8 bits; a constant channel stays finite.
-
     def __init__(self, channels: int, steps: int) -> None:
         super().__init__()
         rotation = torch.linalg.qr(torch.randn(steps, channels, channels).double())[0]
         permutation, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal(dim1=1, dim2=2)
-        log_diagonal = unbounded(diagonal.abs().log(), self.log_scale_limit)
+        log_diagonal = unbounded(diagonal.abs().log(), LOG_SCALE_LIMIT)
         dtype = torch.get_default_dtype()
         self.log_scale = nn.Parameter(torch.zeros(steps, channels))
         self.bias = nn.Parameter(torch.zeros(steps, channels))
@@ -118,8 +116,8 @@ class InvertibleConvolutions(nn.Module):
         return self._cache[1]
 
     def _fold(self, inverted: bool = False) -> FoldedWeights:
-        log_scale = bounded(self.log_scale.double(), self.log_scale_limit)
-        log_diagonal = bounded(self.log_diagonal.double(), self.log_scale_limit)
+        log_scale = bounded(self.log_scale.double(), LOG_SCALE_LIMIT)
+        log_diagonal = bounded(self.log_diagonal.double(), LOG_SCALE_LIMIT)
         unit = torch.eye(log_scale.shape[1], dtype=torch.float64, device=log_scale.device)
         lower = self.lower.double().tril(-1) + unit
         upper = self.upper.double().triu(1) + torch.diag_embed(self.sign * log_diagonal.exp())
@@ -147,6 +145,6 @@ class InvertibleConvolutions(nn.Module):
         """
         mean, std = channel_moments(x)
         self.bias[step] = -mean.to(self.bias.dtype)
-        log_scale = -std.clamp_min(self.min_std).log()
-        self.log_scale[step] = unbounded(log_scale, self.log_scale_limit).to(self.bias.dtype)
+        log_scale = -std.clamp_min(MIN_STD).log()
+        self.log_scale[step] = unbounded(log_scale, LOG_SCALE_LIMIT).to(self.bias.dtype)
         return self.layers(self._fold())[step]

@@ -18,7 +18,7 @@ def canvas_positions(image_shape, levels):
     index = np.arange(math.prod(image_shape)).reshape(image_shape)
     leaving = []
     for level in range(levels):
-        index = _squeeze(index)
+        index = squeeze(index)
         if level < levels - 1:
             half = len(index) // 2
             leaving.append(index[:half])
@@ -32,7 +32,7 @@ def _one(state, image_shape, levels, steps, coupling, limit, image):
     canvas = np.full(math.prod(image_shape), np.nan)
     positions = canvas_positions(image_shape, levels)
     for level in range(levels):
-        h = _squeeze(h)
+        h = squeeze(h)
         for step in range(steps):
             h, term = _step(state, level, step, coupling, limit, h)
             log_det += term
@@ -40,7 +40,7 @@ def _one(state, image_shape, levels, steps, coupling, limit, image):
             half = len(h) // 2
             leaving, h = h[:half], h[half:]
             name = f"priors.{level}.convolution"
-            statistics = _convolve(h, state[f"{name}.weight"], state[f"{name}.bias"])
+            statistics = convolve(h, state[f"{name}.weight"], state[f"{name}.bias"])
             mean, log_std = statistics[:half], 6 * np.tanh(statistics[half:] / 6)
         else:
             leaving = h
@@ -76,7 +76,7 @@ def _step(state, level, step, coupling, limit, h):
     net = f"levels.{level}.nets.{step}"
     out = kept
     for layer in ("conv1", "conv2", "conv3"):
-        out = _convolve(out, state[f"{net}.{layer}.weight"], state[f"{net}.{layer}.bias"])
+        out = convolve(out, state[f"{net}.{layer}.weight"], state[f"{net}.{layer}.bias"])
         if layer != "conv3":
             out = np.maximum(out, 0)
     if coupling == "additive":
@@ -90,7 +90,7 @@ def _step(state, level, step, coupling, limit, h):
     return np.concatenate([kept, moved]), log_det
 
 
-def _squeeze(h):
+def squeeze(h):
     channels, height, width = h.shape
     out = np.empty((4 * channels, height // 2, width // 2), dtype=h.dtype)
     for channel in range(channels):
@@ -104,7 +104,7 @@ def _mix(matrix, h):
     return np.einsum("dc,chw->dhw", matrix, h)
 
 
-def _convolve(h, weight, bias):
+def convolve(h, weight, bias):
     """Cross-correlation with zero padding that keeps the size."""
     _, height, width = h.shape
     side = weight.shape[-1]
