@@ -7,18 +7,18 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
-from datamodules.batches import GlobalBatchSampler, ResumableLoader, already_stacked
+from datamodules.batches import GlobalBatchSampler, ResumableLoader
 from datamodules.dequantize import DequantizedImages, ImageSource
+from datamodules.errors import require
 
 SPLITS = ("train", "val", "test")
 
 
 def check_split(split: str) -> None:
     """Raise a ValueError unless ``split`` is "train", "val" or "test"."""
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+    require(split in SPLITS, f"split={split!r}: expected one of {', '.join(SPLITS)}")
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -62,19 +62,19 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         flat_noise: bool = False,
     ) -> None:
         super().__init__()
-        _require(image_size >= 1, f"data.image_size={image_size}: expected at least 1")
-        _require(batch_size >= 1, f"data.batch_size={batch_size}: expected at least 1")
-        _require(
+        require(image_size >= 1, f"data.image_size={image_size}: expected at least 1")
+        require(batch_size >= 1, f"data.batch_size={batch_size}: expected at least 1")
+        require(
             n_bits is None or 1 <= n_bits <= self.max_bits,
             f"data.n_bits={n_bits}: expected 1 to {self.max_bits}, or null for no quantisation",
         )
-        _require(
+        require(
             len(data_range) == 2 and data_range[0] < data_range[1],
             f"data.data_range={data_range}: expected (lower, upper) with lower < upper",
         )
-        _require(num_workers >= 0, f"data.num_workers={num_workers}: expected 0 or more")
-        _require(0 <= seed < 2**64, f"data.seed={seed}: expected 0 to 2^64 - 1")
-        _require(
+        require(num_workers >= 0, f"data.num_workers={num_workers}: expected 0 or more")
+        require(0 <= seed < 2**64, f"data.seed={seed}: expected 0 to 2^64 - 1")
+        require(
             not flat_noise or n_bits is not None,
             "data.flat_noise=true: expected a number of bits in data.n_bits, got null",
         )
@@ -139,11 +139,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def check(self, world_size: int) -> None:
         """Raise a ValueError unless there are images, and enough for a batch of all processes."""
         GlobalBatchSampler(len(self.images("train")), self.batch_size, world_size=world_size)
-        if not len(self.images("val")):
-            raise ValueError(
-                "data: there are no validation images, expected at least 1: raise "
-                "data.val_fraction or add images"
-            )
+        require(
+            len(self.images("val")) > 0,
+            "data: there are no validation images, expected at least 1: raise data.val_fraction or "
+            "add images",
+        )
 
     def batches(
         self,
@@ -162,7 +162,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             indices: of the images; all of the split by default.
             dequantized: False for the images as they are, as inversion uses them.
         """
-        _require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
+        require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
         dataset = self.dataset(split, dequantized)
         wanted = list(range(len(dataset)) if indices is None else indices)
         parts = (wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size))
@@ -172,10 +172,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Shuffled batches, new noise in each epoch; resumes in the middle of an epoch."""
         if self.trainer is not None and self.trainer.overfit_batches:
             # Its meaning is "the same few batches in each epoch".
-            return self._evaluation_loader("train")
-        dataset = self.dataset("train")
-        sampler = GlobalBatchSampler(len(dataset), self.batch_size, self.seed, *self._process())
-        self._train_loader = ResumableLoader(dataset, sampler, **self._loader_options())
+            return self._loader("train", training=False)
+        self._train_loader = self._loader("train", training=True)
         if self._restored is not None:
             self._train_loader.load_state_dict(self._restored)
         return self._train_loader
@@ -190,44 +188,25 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader:
         """Each validation image once, in order."""
-        return self._evaluation_loader("val")
+        return self._loader("val", training=False)
 
     def test_dataloader(self) -> DataLoader:
         """Each test image once, in order."""
-        return self._evaluation_loader("test")
+        return self._loader("test", training=False)
 
-    def _evaluation_loader(self, split: str) -> DataLoader:
-        dataset = self.dataset(split)
-        sampler = GlobalBatchSampler(
-            len(dataset),
-            self.batch_size,
-            self.seed,
-            *self._process(),
-            shuffle=False,
-            drop_last=False,
-        )
-        return DataLoader(
+    def _loader(self, split: str, training: bool) -> DataLoader:
+        dataset, process = self.dataset(split), (0, 1)
+        if self.trainer is not None:
+            process = (self.trainer.global_rank, self.trainer.world_size)
+        sampler = GlobalBatchSampler(len(dataset), self.batch_size, self.seed, *process, training)
+        return (ResumableLoader if training else DataLoader)(
             dataset,
             batch_sampler=sampler,
-            collate_fn=already_stacked,
+            collate_fn=default_convert,  # the data set gives whole batches
+            # A loader that drew its workers' seed from the global generator would change the
+            # model's random numbers at each (re)start.
             generator=torch.Generator(),
-            **self._loader_options(),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
-
-    def _process(self) -> tuple[int, int]:
-        """(rank, world_size)."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _loader_options(self) -> dict[str, bool | int]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -13,6 +13,12 @@ class ImageError(DataError):
     """An image cannot be used; the message names it and says what is wrong."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise a ValueError unless an option has a value that makes sense."""
+    if not condition:
+        raise ValueError(message)
+
+
 @rank_zero_only
 def notice(message: str) -> None:
     """Tell the user something about the data, as one line on stderr, from one process only."""

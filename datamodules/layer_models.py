@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ImageSource, random_stream
+from datamodules.errors import require
 
 MIN_SIZE = 8
 LAYER_VALUES = np.linspace(0.1, 0.9, 20)
@@ -19,17 +20,6 @@ MIN_SURFACES, MAX_SURFACES = 5, 12
 COMMON_DIP = 25.0
 OWN_DIP = 20.0
 """Degrees: the surfaces of one model dip together, each with a deviation of its own."""
-
-
-def _render(rngs: Sequence[np.random.Generator], positions: np.ndarray) -> np.ndarray:
-    """One model per generator, (B, 1, N, N), float32.
-
-    Args:
-        rngs: one per model; the same numbers give the same model, whatever the positions are.
-        positions: (N,), increasing, of rows and columns alike, in image widths.
-    """
-    uniform, value = (np.stack(rows) for rows in zip(*map(_draw, rngs), strict=True))
-    return _fill(_surfaces(uniform, positions), value, positions)[:, None]
 
 
 def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -114,21 +104,15 @@ class LayerModelImages(ImageSource):
         return self.finer(indices, 1)
 
     def finer(self, indices: Sequence[int], factor: int) -> np.ndarray:
-        """The same models at ``factor`` times as many points between the first and the last one.
-
-        Args:
-            indices: of the models.
-            factor: k, at least 1.
-
-        Returns:
-            (B, 1, N, N), float32, N = k (size - 1) + 1; every k-th point is one of ``pixels``.
-        """
+        """The same models with N = factor (size - 1) + 1 points a side, (B, 1, N, N), float32."""
         for index in indices:
             if not 0 <= index < self.num_images:
                 raise IndexError(f"{self.name}: index {index}, expected 0 to {self.num_images - 1}")
         rngs = [random_stream(self.seed, self.name, index=index) for index in indices]
+        uniform, value = (np.stack(rows) for rows in zip(*map(_draw, rngs), strict=True))
         steps = np.arange(factor * (self.size - 1) + 1) / factor
-        return _render(rngs, (steps + 0.5) / self.size)
+        positions = (steps + 0.5) / self.size  # of rows and columns alike, in image widths
+        return _fill(_surfaces(uniform, positions), value, positions)[:, None]
 
     def digest(self) -> str:
         """The settings, as nothing else decides."""
@@ -166,12 +150,12 @@ class LayerModels(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(image_size, **options)
-        if image_size < MIN_SIZE:
-            raise ValueError(f"data.image_size={image_size}: expected at least {MIN_SIZE}")
+        require(
+            image_size >= MIN_SIZE, f"data.image_size={image_size}: expected at least {MIN_SIZE}"
+        )
         self.num_images = {"train": num_train, "val": num_val, "test": num_test}
         for split, number in self.num_images.items():
-            if number < 1:
-                raise ValueError(f"data.num_{split}={number}: expected at least 1")
+            require(number >= 1, f"data.num_{split}={number}: expected at least 1")
 
     def images(self, split: str) -> LayerModelImages:
         """Models of "train", "val" or "test", unquantised."""
@@ -193,6 +177,5 @@ class LayerModels(ImageDataModule):
         Raises:
             ValueError: the factor is below 1.
         """
-        if factor < 1:
-            raise ValueError(f"factor={factor}: expected at least 1")
+        require(factor >= 1, f"factor={factor}: expected at least 1")
         return torch.from_numpy(self.images(split).finer(indices, factor))

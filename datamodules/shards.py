@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datamodules.base import SPLITS
 from datamodules.dequantize import ImageSource
 from datamodules.errors import DataError
 from flowprior.io import atomic_path, atomic_write
@@ -19,7 +21,7 @@ _SHARD_IMAGES = 4096
 
 def shard_length(image_shape: tuple[int, int, int]) -> int:
     """Images per Arrow file: about 32 MiB of them."""
-    return min(max(_SHARD_BYTES // int(np.prod(image_shape)), 1), _SHARD_IMAGES)
+    return min(max(_SHARD_BYTES // prod(image_shape), 1), _SHARD_IMAGES)
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
@@ -33,12 +35,11 @@ def write_shard(
     """Write names and pixels (N, C, H, W), uint8, and what was skipped; all of it or nothing."""
     import pyarrow as pa
 
-    length = int(np.prod(pixels.shape[1:]))
     columns = {
         "name": pa.array(names, pa.string()),
-        "pixels": pa.FixedSizeListArray.from_arrays(pixels.reshape(-1), length),
+        "pixels": pa.FixedSizeListArray.from_arrays(pixels.reshape(-1), prod(pixels.shape[1:])),
     }
-    table = pa.table(columns).replace_schema_metadata({"skipped": json.dumps(list(skipped))})
+    table = pa.table(columns).replace_schema_metadata({"skipped": json.dumps(skipped)})
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         writer.write_table(table, max_chunksize=max(len(names), 1))
@@ -102,8 +103,7 @@ class PreparedImages(ImageSource):
     def _shard(self, number: int) -> np.ndarray:
         path = shard_path(self.folder, self.split, number)
         pixels, _ = read_shard(path)
-        expected = (self._ends[number + 1] - self._ends[number], int(np.prod(self.image_shape)))
-        if pixels.shape != expected:
+        if pixels.shape != (self._ends[number + 1] - self._ends[number], prod(self.image_shape)):
             raise _damaged(path)
         return pixels
 
@@ -120,11 +120,9 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     try:
         info = json.loads(path.read_text())
         if info["finished"]:
-            sizes = (info["channels"], info["image_size"])
-            counts = [
-                count for split in ("train", "val", "test") for count in info["images"][split]
-            ]
-            valid = all(isinstance(value, int) and value >= 0 for value in (*sizes, *counts))
+            numbers = [info["channels"], info["image_size"]]
+            numbers += [count for split in SPLITS for count in info["images"][split]]
+            valid = all(isinstance(number, int) and number >= 0 for number in numbers)
             if not (valid and isinstance(info["skipped"], list)):
                 raise _damaged(path)
     except (ValueError, KeyError, TypeError) as error:

@@ -1,17 +1,17 @@
 """MNIST and CIFAR-10, in the files that torchvision downloads."""
 
 from abc import abstractmethod
-from hashlib import md5
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from filelock import FileLock
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
 
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ArrayImages
-from datamodules.errors import DataError
+from datamodules.errors import DataError, require
 
 MNIST_SUMS = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -19,7 +19,7 @@ MNIST_SUMS = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-"""MD5 of MNIST's files."""
+"""MD5 of MNIST's files, which torchvision checks only when it downloads them."""
 
 
 class TorchvisionModule(ImageDataModule):
@@ -54,16 +54,14 @@ class TorchvisionModule(ImageDataModule):
             DataError: files are missing, or not the original ones.
         """
         check_split(split)
-        if self.download:
-            Path(self.root).mkdir(parents=True, exist_ok=True)
-            with FileLock(Path(self.root) / f".{type(self).__name__}.lock"):
-                return self._images(split)
-        return self._images(split)
-
-    def _images(self, split: str) -> ArrayImages:
         name = type(self).__name__
         try:
-            pixels = self.read(split != "test")
+            if not self.download:
+                pixels = self.read(split != "test")
+            else:
+                Path(self.root).mkdir(parents=True, exist_ok=True)
+                with FileLock(Path(self.root) / f".{name}.lock"):
+                    pixels = self.read(split != "test")
         except (RuntimeError, OSError) as error:
             advice = "--data.download true fetches them (docs/data.md)"
             reason = " ".join(str(error).split()) if self.download else advice
@@ -84,9 +82,6 @@ class MNIST(TorchvisionModule):
         image_size: 28 for the digits as they are, or a larger even number for black pixels around
             them, such as 32.
         **options: of ``ImageDataModule``.
-
-    Raises:
-        ValueError: an option is out of its range.
     """
 
     channels = 1
@@ -94,38 +89,27 @@ class MNIST(TorchvisionModule):
     def __init__(
         self, root: str = "data", download: bool = False, *, image_size: int = 28, **options: Any
     ) -> None:
-        if image_size < 28 or image_size % 2:
-            raise ValueError(
-                f"data.image_size={image_size}: expected 28, or a larger even number for black "
-                "pixels around the digits"
-            )
-        super().__init__(root, download, image_size=image_size, **options)
+        require(
+            image_size >= 28 and image_size % 2 == 0,
+            f"data.image_size={image_size}: expected 28, or a larger even number for black pixels "
+            "around the digits",
+        )
+        super().__init__(root, download, image_size, **options)
 
     def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, 1, H, W), uint8."""
+        """Training or test images (N, 1, image_size, image_size), uint8."""
+        raw = Path(self.root) / "MNIST" / "raw"
         if self.download:
-            self._fetch()
+            for name, md5 in MNIST_SUMS.items():
+                if not check_integrity(raw / name, md5):
+                    (raw / name).unlink(missing_ok=True)  # torchvision keeps any file that is there
+            datasets.MNIST(self.root, download=True)
         name = f"{'train' if train else 't10k'}-images-idx3-ubyte"
-        content = self._path(name).read_bytes()
-        if not _is_original(name, content):
-            raise RuntimeError(f"{name} is damaged")
-        pixels = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        if not check_integrity(raw / name, MNIST_SUMS[name]):
+            raise RuntimeError(f"{name} is missing or damaged")
+        pixels = np.fromfile(raw / name, np.uint8, offset=16).reshape(-1, 1, 28, 28)
         border = (self.image_size - 28) // 2
         return np.pad(pixels, ((0, 0), (0, 0), (border, border), (border, border)))
-
-    def _fetch(self) -> None:
-        for path in map(self._path, MNIST_SUMS):
-            # Torchvision keeps any file that is there.
-            if path.is_file() and not _is_original(path.name, path.read_bytes()):
-                path.unlink()
-        datasets.MNIST(self.root, download=True)
-
-    def _path(self, name: str) -> Path:
-        return Path(self.root) / "MNIST" / "raw" / name
-
-
-def _is_original(name: str, content: bytes) -> bool:
-    return md5(content, usedforsecurity=False).hexdigest() == MNIST_SUMS[name]
 
 
 class CIFAR10(TorchvisionModule):
