@@ -1,5 +1,6 @@
 """Checkpoints that a kill, a full disk or a NaN cannot spoil, and weight export."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 import flowprior
 from flowprior.io import atomic_path
+from flowprior.metrics import unusual_round_trips
 from lightning_modules.flow_module import FlowModule
 
 
@@ -107,7 +109,8 @@ class WeightExport(Callback):
 
     Args:
         folder: where to write.
-        card: what to say of the weights in `config.json`; phase, step and scores are added.
+        card: what to say of the weights in `config.json`; phase, step and scores are added, and for
+            a bijective flow the worst round trips on unusual images.
     """
 
     def __init__(self, folder: Path, card: dict[str, Any]) -> None:
@@ -157,7 +160,10 @@ class WeightExport(Callback):
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
         }
-        flowprior.save(module.flow, self.folder, {**self.card, **progress, **scores})
+        flow = module.flow
+        bijective = flow.latent.size == math.prod(flow.image_shape)
+        trips = {"worst_round_trip": unusual_round_trips(flow)} if bijective else {}
+        flowprior.save(flow, self.folder, {**self.card, **progress, **scores, **trips})
 
 
 def _save(trainer: pl.Trainer, path: Path) -> None:

@@ -6,7 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowprior.metrics import bits_per_dim, largest_patch_correlation, patches, typicality
+from flowprior.metrics import (
+    bits_per_dim,
+    largest_patch_correlation,
+    patches,
+    typicality,
+    unusual_images,
+    unusual_round_trips,
+    worst_round_trip,
+)
+from tests.conftest import make_perturbed_glow
 
 
 def normal(*shape, seed=0):
@@ -163,3 +172,34 @@ class TestLargestPatchCorrelation:
         largest, expected = largest_patch_correlation(normal(1, 3, 1, 1), 4)
         assert largest.isnan()
         assert expected.isnan()
+
+
+class TestRoundTrip:
+    def test_unusual_images_are_images_and_differ(self):
+        kinds = unusual_images((2, 12, 16), 8)
+        for kind, images in kinds.items():
+            assert images.shape == (8, 2, 12, 16), kind
+            assert images.min() >= 0, kind
+            assert images.max() <= 1, kind
+            assert len(images.flatten(1).unique(dim=0)) == 8, kind
+        assert torch.equal(kinds["salt noise"], unusual_images((2, 12, 16), 8)["salt noise"])
+        board = kinds["checkerboards"][0, 0]
+        assert torch.equal(board[0, :4], torch.tensor([0.0, 1, 0, 1]))
+
+    @pytest.mark.parametrize("data_range", [(-0.5, 0.5), (-1.0, 3.0)])
+    def test_worst_round_trip_is_the_largest_difference(self, data_range):
+        flow = make_perturbed_glow(1, 8, levels=2, steps=2, data_range=data_range)
+        images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        assert worst_round_trip(flow, images) < 1e-9
+        low, high = data_range
+        decode = flow.decode
+        flow.decode = lambda z: (decode(z)[0] + 0.25 * (high - low), None)
+        assert worst_round_trip(flow, images) == pytest.approx(0.25)
+        flow.decode = lambda z: (decode(z)[0] / 0, None)
+        assert worst_round_trip(flow, images) == 1e30
+
+    def test_every_kind_is_tried(self):
+        flow = make_perturbed_glow(1, 8, levels=2, steps=2)
+        trips = unusual_round_trips(flow)
+        assert trips.keys() == unusual_images((1, 8, 8)).keys()
+        assert max(trips.values()) < 1e-9

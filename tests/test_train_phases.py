@@ -12,6 +12,7 @@ from torch import nn
 import flowprior
 from flowprior.flows import Flow
 from flowprior.losses import MaximumLikelihood
+from flowprior.metrics import unusual_images
 from tests.entry_points import SLOWLY, TINY, finish, scalars, start, train_here
 from tests.test_train import CURVE, assert_same, wait_for_step, weights
 
@@ -71,6 +72,7 @@ def test_phases_are_one_run(whole: Path) -> None:
     assert state(whole)["phase"] == "finest"
     card = flowprior.weights.read_config(whole / "weights")["card"]
     assert (card["phase"], card["step"]) == ("finest", 24)
+    assert card["worst_round_trip"].keys() == unusual_images((1, 8, 8)).keys()
 
 
 def assert_same_run(run: Path, whole: Path) -> None:

@@ -2,6 +2,11 @@
 
 from flowprior.metrics.density import FLAT_NOISE_STD, bits_per_dim, flat_noise_log_density
 from flowprior.metrics.images import lpips, psnr, ssim
+from flowprior.metrics.round_trip import (
+    unusual_images,
+    unusual_round_trips,
+    worst_round_trip,
+)
 from flowprior.metrics.typicality import largest_patch_correlation, patches, typicality
 
 __all__ = [
@@ -14,4 +19,7 @@ __all__ = [
     "psnr",
     "ssim",
     "typicality",
+    "unusual_images",
+    "unusual_round_trips",
+    "worst_round_trip",
 ]

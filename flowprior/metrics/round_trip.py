@@ -1,4 +1,4 @@
-"""Does a flow come back to images that it was not trained on?"""
+"""Whether a flow comes back to images that it was not trained on."""
 
 import math
 from typing import Protocol
