@@ -18,7 +18,8 @@ SPLITS = ("train", "val", "test")
 
 def check_split(split: str) -> None:
     """Raise a ValueError unless ``split`` is "train", "val" or "test"."""
-    require(split in SPLITS, f"split={split!r}: expected one of {', '.join(SPLITS)}")
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -62,22 +63,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         flat_noise: bool = False,
     ) -> None:
         super().__init__()
-        require(image_size >= 1, f"data.image_size={image_size}: expected at least 1")
-        require(batch_size >= 1, f"data.batch_size={batch_size}: expected at least 1")
-        require(
-            n_bits is None or 1 <= n_bits <= self.max_bits,
-            f"data.n_bits={n_bits}: expected 1 to {self.max_bits}, or null for no quantisation",
-        )
-        require(
-            len(data_range) == 2 and data_range[0] < data_range[1],
-            f"data.data_range={data_range}: expected (lower, upper) with lower < upper",
-        )
-        require(num_workers >= 0, f"data.num_workers={num_workers}: expected 0 or more")
-        require(0 <= seed < 2**64, f"data.seed={seed}: expected 0 to 2^64 - 1")
-        require(
-            not flat_noise or n_bits is not None,
-            "data.flat_noise=true: expected a number of bits in data.n_bits, got null",
-        )
+        bits = f"1 to {self.max_bits}, or null for no quantisation"
+        ordered = len(data_range) == 2 and data_range[0] < data_range[1]
+        flat = not flat_noise or n_bits is not None
+        require(image_size >= 1, "image_size", image_size, "at least 1")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        require(n_bits is None or 1 <= n_bits <= self.max_bits, "n_bits", n_bits, bits)
+        require(ordered, "data_range", data_range, "(lower, upper) with lower < upper")
+        require(num_workers >= 0, "num_workers", num_workers, "0 or more")
+        require(0 <= seed < 2**64, "seed", seed, "0 to 2^64 - 1")
+        require(flat, "flat_noise", "true", "a number of bits in data.n_bits, got null")
         self.image_size = image_size
         self.batch_size = batch_size
         self.n_bits = n_bits
@@ -139,11 +134,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def check(self, world_size: int) -> None:
         """Raise a ValueError unless there are images, and enough for a batch of all processes."""
         GlobalBatchSampler(len(self.images("train")), self.batch_size, world_size=world_size)
-        require(
-            len(self.images("val")) > 0,
-            "data: there are no validation images, expected at least 1: raise data.val_fraction or "
-            "add images",
-        )
+        if not len(self.images("val")):
+            raise ValueError(
+                "data: there are no validation images, expected at least 1: raise "
+                "data.val_fraction or add images"
+            )
 
     def batches(
         self,
@@ -162,7 +157,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             indices: of the images; all of the split by default.
             dequantized: False for the images as they are, as inversion uses them.
         """
-        require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         dataset = self.dataset(split, dequantized)
         wanted = list(range(len(dataset)) if indices is None else indices)
         parts = (wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size))

@@ -45,18 +45,10 @@ class GlobalBatchSampler(Sampler[list[Key]]):
         world_size: int = 1,
         training: bool = True,
     ) -> None:
-        require(
-            batch_size >= 1 and batch_size % world_size == 0,
-            f"data.batch_size={batch_size} is the number of images over all processes: "
-            f"expected a positive multiple of the {world_size} processes",
-        )
-        if training:
-            require(num_images > 0, "data: there are no training images, expected at least a batch")
-            require(
-                batch_size <= num_images,
-                f"data.batch_size={batch_size} is larger than the data set: "
-                f"expected at most {num_images}",
-            )
+        shared = f"a positive multiple of the {world_size} processes"
+        require(batch_size > 0 == batch_size % world_size, "batch_size", batch_size, shared)
+        enough = f"at most {num_images}, the number of training images"
+        require(batch_size <= num_images or not training, "batch_size", batch_size, enough)
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed

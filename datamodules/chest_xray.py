@@ -32,10 +32,8 @@ class ChestXray(PictureModule):
         self, source: str, image_size: int = 128, val_fraction: float = 0.05, **options: Any
     ) -> None:
         super().__init__(source, image_size, **options)
-        require(
-            0 < val_fraction < 1,
-            f"data.val_fraction={val_fraction}: expected more than 0, less than 1",
-        )
+        between = "more than 0, less than 1"
+        require(0 < val_fraction < 1, "val_fraction", val_fraction, between)
         self.val_fraction = val_fraction
 
     def find(self) -> dict[str, Files]:

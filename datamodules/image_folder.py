@@ -40,12 +40,12 @@ class ImageFolder(TableModule):
         **options: Any,
     ) -> None:
         super().__init__(source, image_size, **options)
-        require(channels in (1, 3), f"data.channels={channels}: expected 1 or 3")
-        require(
-            min(val_fraction, test_fraction) >= 0 and val_fraction + test_fraction < 1,
-            f"data.val_fraction={val_fraction}, data.test_fraction={test_fraction}: expected "
-            "0 or more each, less than 1 together",
-        )
+        require(channels in (1, 3), "channels", channels, "1 or 3")
+        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"data.val_fraction={val_fraction}, data.test_fraction={test_fraction}: expected "
+                "0 or more each, less than 1 together"
+            )
         self.channels = channels
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction

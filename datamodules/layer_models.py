@@ -38,12 +38,8 @@ def _surfaces(uniform: np.ndarray, columns: np.ndarray) -> np.ndarray:
     0.5 to 4; a is at most a tenth of it and at most 0.15. A surface that a model lacks lies
     infinitely high, where it covers nothing.
 
-    Args:
-        uniform: (B, 2 + 5 K), in [0, 1).
-        columns: (W,), in [0, 1].
-
-    Returns:
-        (B, K, W), K = ``MAX_SURFACES``.
+    From (B, 2 + 5 K) numbers in [0, 1), K = ``MAX_SURFACES``, and (W,) columns in [0, 1], to
+    (B, K, W).
     """
     number, common = np.moveaxis(uniform[:, :2, None, None], 1, 0)
     geometry = uniform[:, 2:].reshape(-1, 5, MAX_SURFACES, 1)
@@ -61,13 +57,8 @@ def _surfaces(uniform: np.ndarray, columns: np.ndarray) -> np.ndarray:
 def _fill(surfaces: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Give each point the value of the youngest layer whose surface is below it.
 
-    Args:
-        surfaces: (B, K, N), oldest first.
-        values: (B, K + 1), that of the basement first.
-        rows: (N,), depths of the points.
-
-    Returns:
-        (B, N, N), float32.
+    From surfaces (B, K, N), oldest first, values (B, K + 1), that of the basement first, and depths
+    of the points (N,), to (B, N, N), float32.
     """
     size = len(rows)
     uncut = np.maximum.accumulate(surfaces[:, ::-1], axis=1)
@@ -81,14 +72,7 @@ def _fill(surfaces: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndar
 
 
 class LayerModelImages(ImageSource):
-    """Layer models of one split; image ``index`` depends on (seed, split, index) alone.
-
-    Args:
-        size: H = W.
-        num_images: length.
-        split: "train", "val" or "test"; their models are independent.
-        seed: of the models.
-    """
+    """Layer models of one split, size x size; a model depends on (seed, split, index) alone."""
 
     def __init__(self, size: int, num_images: int, split: str, seed: int = 0) -> None:
         self.size = size
@@ -150,12 +134,10 @@ class LayerModels(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(image_size, **options)
-        require(
-            image_size >= MIN_SIZE, f"data.image_size={image_size}: expected at least {MIN_SIZE}"
-        )
+        require(image_size >= MIN_SIZE, "image_size", image_size, f"at least {MIN_SIZE}")
         self.num_images = {"train": num_train, "val": num_val, "test": num_test}
         for split, number in self.num_images.items():
-            require(number >= 1, f"data.num_{split}={number}: expected at least 1")
+            require(number >= 1, f"num_{split}", number, "at least 1")
 
     def images(self, split: str) -> LayerModelImages:
         """Models of "train", "val" or "test", unquantised."""
@@ -173,9 +155,7 @@ class LayerModels(ImageDataModule):
         Returns:
             (B, 1, N, N), float32, unquantised, N = k (image_size - 1) + 1; ``[..., ::k, ::k]`` are
             the models of ``images(split)``.
-
-        Raises:
-            ValueError: the factor is below 1.
         """
-        require(factor >= 1, f"factor={factor}: expected at least 1")
+        if factor < 1:
+            raise ValueError(f"factor={factor}: expected at least 1")
         return torch.from_numpy(self.images(split).finer(indices, factor))

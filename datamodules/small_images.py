@@ -89,11 +89,8 @@ class MNIST(TorchvisionModule):
     def __init__(
         self, root: str = "data", download: bool = False, *, image_size: int = 28, **options: Any
     ) -> None:
-        require(
-            image_size >= 28 and image_size % 2 == 0,
-            f"data.image_size={image_size}: expected 28, or a larger even number for black pixels "
-            "around the digits",
-        )
+        sizes = "28, or a larger even number for black pixels around the digits"
+        require(image_size >= 28 and image_size % 2 == 0, "image_size", image_size, sizes)
         super().__init__(root, download, image_size, **options)
 
     def read(self, train: bool) -> np.ndarray:

@@ -184,9 +184,9 @@ def test_evaluation_covers_each_image_once(num, world_size, per_process):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 6, "world_size": 4}, "data.batch_size=6 .*multiple of the 4 processes"),
-        ({"batch_size": 0}, "data.batch_size=0 .*positive multiple"),
-        ({"batch_size": 21}, "data.batch_size=21 is larger .*at most 20"),
+        ({"batch_size": 6, "world_size": 4}, "data.batch_size=6: .*multiple of the 4 processes"),
+        ({"batch_size": 0}, "data.batch_size=0: .*positive multiple"),
+        ({"batch_size": 21}, "data.batch_size=21: .*at most 20"),
     ],
 )
 def test_impossible_batch_size(arguments, message):
