@@ -94,11 +94,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return (self.channels, self.image_size, self.image_size)
 
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
-        """Everything that the images of a split and their noise depend on, JSON-like.
-
-        Args:
-            split: "train", "val" or "test".
-        """
+        """Everything that the images of a split and their noise depend on, JSON-like."""
         images = self.images(split)
         return {
             "class": type(self).__name__,
@@ -114,12 +110,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         }
 
     def dataset(self, split: str, dequantized: bool = True) -> DequantizedImages:
-        """Images of a split in ``data_range``, by (epoch, index).
-
-        Args:
-            split: "train", "val" or "test".
-            dequantized: False for the images as they are, only mapped to ``data_range``.
-        """
+        """Images of a split by (epoch, index), in ``data_range``; without noise unless dequantized."""
         check_split(split)
         return DequantizedImages(
             self.images(split),
@@ -155,7 +146,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             split: "train", "val" or "test".
             batch_size: images per batch; the last one may have fewer.
             indices: of the images; all of the split by default.
-            dequantized: False for the images as they are, as inversion uses them.
+            dequantized: False for the images as they are, only mapped to ``data_range``.
         """
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         dataset = self.dataset(split, dequantized)

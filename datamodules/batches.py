@@ -1,6 +1,7 @@
 """Divide global batches among processes, and resume in the middle of an epoch."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -10,6 +11,7 @@ from datamodules.dequantize import Key, random_stream
 from datamodules.errors import DataError, require
 
 
+@dataclass(eq=False)
 class GlobalBatchSampler(Sampler[list[Key]]):
     """Lists of (epoch, index) keys: this process's part of each global batch.
 
@@ -24,38 +26,31 @@ class GlobalBatchSampler(Sampler[list[Key]]):
 
     Iteration starts at batch number ``position``, counted over all epochs, and ends with the epoch.
 
-    Args:
+    Attributes:
         num_images: N.
-        batch_size: B, images per step over all processes.
+        batch_size: B, images per step over all processes; a multiple of W, in training at most N.
         seed: of the order.
         rank: this process, 0 to W - 1.
         world_size: W, the number of processes.
         training: whether it is training.
 
     Raises:
-        ValueError: B is not a multiple of W, or in training larger than N.
+        ValueError: the batch size is out of its range.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        training: bool = True,
-    ) -> None:
-        shared = f"a positive multiple of the {world_size} processes"
-        require(batch_size > 0 == batch_size % world_size, "batch_size", batch_size, shared)
-        enough = f"at most {num_images}, the number of training images"
-        require(batch_size <= num_images or not training, "batch_size", batch_size, enough)
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.training = training
-        self.position = 0
+    num_images: int
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    training: bool = True
+    position: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        size, shared = self.batch_size, f"a positive multiple of the {self.world_size} processes"
+        require(size > 0 == size % self.world_size, "batch_size", size, shared)
+        enough = f"at most {self.num_images}, the number of training images"
+        require(size <= self.num_images or not self.training, "batch_size", size, enough)
 
     def __len__(self) -> int:
         """Number of batches in one epoch that this process gets."""

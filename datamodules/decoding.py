@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -37,12 +38,12 @@ class Pictures(ABC):
         """Texts that change when the images do, found without reading the images."""
 
 
+@dataclass(eq=False)
 class Files(Pictures):
     """Image files of a folder; the names are paths relative to it."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder = folder
-        self.names = names
+    folder: Path
+    names: Sequence[str]
 
     def data(self, index: int) -> Path:
         """The file of a name."""
@@ -70,14 +71,14 @@ def _stamp(path: Path, name: str) -> str:
 def read_square(data: Path | bytes, image_size: int, channels: int) -> np.ndarray:
     """Read the central square of an image, (C, image_size, image_size), uint8.
 
-    The image is turned upright as its EXIF data say, converted to 8 bits and to grey or RGB, and
-    scaled with an antialiasing (Lanczos) filter. Of 16 bits the upper 8 are kept. Transparent
-    pixels become white.
+    The image is turned upright as its EXIF data say, converted to 8 bits and to grey (1 channel) or
+    RGB (3), and scaled with an antialiasing (Lanczos) filter. Of 16 bits the upper 8 are kept.
+    Transparent pixels become white.
 
     Args:
         data: a file, or the bytes of one.
         image_size: H = W of the result.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 or 3.
 
     Raises:
         ImageError: the image is damaged, animated, smaller than ``image_size``, or has more than
@@ -141,38 +142,24 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
 
 
+@dataclass(eq=False)
 class DecodedPictures(ImageSource):
-    """Pictures that are decoded each time they are asked for.
+    """Pictures that are decoded each time they are asked for."""
 
-    Args:
-        pictures: encoded images.
-        image_size: H = W.
-        channels: 1 or 3.
-    """
-
-    def __init__(self, pictures: Pictures, image_size: int, channels: int) -> None:
-        self.pictures = pictures
-        self.image_size = image_size
-        self.channels = channels
+    pictures: Pictures
+    image_size: int
+    channels: int
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def square(self, index: int) -> np.ndarray:
-        """One image, (C, image_size, image_size), uint8; an ImageError does not name it."""
-        return read_square(self.pictures.data(index), self.image_size, self.channels)
-
     def pixels(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Arrays (C, image_size, image_size), uint8.
+        """Arrays (C, image_size, image_size), uint8; an ImageError names a bad image."""
+        return [self._square(index) for index in indices]
 
-        Raises:
-            ImageError: an image cannot be used; the message says how to leave such images out.
-        """
-        return [self._named_square(index) for index in indices]
-
-    def _named_square(self, index: int) -> np.ndarray:
+    def _square(self, index: int) -> np.ndarray:
         try:
-            return self.square(index)
+            return read_square(self.pictures.data(index), self.image_size, self.channels)
         except ImageError as error:
             raise ImageError(
                 f"image {printable(self.pictures.names[index])} {error}; "

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from math import prod
@@ -51,11 +52,11 @@ class ImageSource(ABC):
         return hashed.hexdigest()
 
 
+@dataclass(eq=False)
 class ArrayImages(ImageSource):
     """Images in memory, (N, C, H, W), uint8, or float32 in [0, 1]."""
 
-    def __init__(self, arrays: np.ndarray) -> None:
-        self.arrays = arrays
+    arrays: np.ndarray
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -142,36 +143,21 @@ def _normal_noise() -> np.ndarray:
     return (u * 2**_NOISE_BITS).astype(np.uint16)
 
 
+@dataclass(eq=False)
 class DequantizedImages(Dataset):
     """Images of a source, dequantised; fetched by (epoch, index) and the same in every process.
 
-    Args:
-        source: the images.
-        name: of the split, such as ``"train"``; splits get different noise, and errors name it.
-        n_bits: 1 to 16, or None for the image itself.
-        data_range: (lower, upper) of the result.
-        seed: of the noise and the flips.
-        horizontal_flips: mirror half of the images, different ones in each epoch.
-        flat_noise: see `flowprior.metrics.flat_noise_log_density`.
+    The name is that of the split: splits get different noise, and errors name it. The options are
+    those of ``ImageDataModule``; for ``flat_noise`` see `flowprior.metrics.flat_noise_log_density`.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        name: str,
-        n_bits: int | None = 8,
-        data_range: tuple[float, float] = (-0.5, 0.5),
-        seed: int = 0,
-        horizontal_flips: bool = False,
-        flat_noise: bool = False,
-    ) -> None:
-        self.source = source
-        self.name = name
-        self.n_bits = n_bits
-        self.data_range = data_range
-        self.seed = seed
-        self.horizontal_flips = horizontal_flips
-        self.flat_noise = flat_noise
+    source: ImageSource
+    name: str
+    n_bits: int | None = 8
+    data_range: tuple[float, float] = (-0.5, 0.5)
+    seed: int = 0
+    horizontal_flips: bool = False
+    flat_noise: bool = False
 
     def __len__(self) -> int:
         return len(self.source)

@@ -63,11 +63,7 @@ class CelebAHQ(TableModule):
 
 
 def _files(module: TableModule, folder: str, splits: dict[str, str]) -> dict[str, Files]:
-    """Files of a folder by split; ``splits`` has the split of each name.
-
-    Raises:
-        DataError: some are not there.
-    """
+    """Files of a folder by split, given the split of each name; a DataError if some are missing."""
     path = module.listed(folder)
     found = set(os.listdir(path))
     missing = [name for name in splits if name not in found]
@@ -83,11 +79,7 @@ def _files(module: TableModule, folder: str, splits: dict[str, str]) -> dict[str
 
 
 def read_partition(path: Path) -> dict[str, str]:
-    """File name to split, in the order of CelebA's partition file.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """File name to split, in the order of CelebA's partition file; a DataError if damaged."""
     codes = dict(zip("012", SPLITS, strict=True))
     rows = list(_rows(path, columns=2))
     for name, code in rows:
@@ -97,11 +89,7 @@ def read_partition(path: Path) -> dict[str, str]:
 
 
 def _rows(path: Path, columns: int, header: bool = False) -> Iterator[list[str]]:
-    """Fields of each line.
-
-    Raises:
-        DataError: it is no text, or a line has another number of fields.
-    """
+    """Fields of each line; a DataError if it is no text, or a line has another number of them."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except UnicodeDecodeError as error:

@@ -66,11 +66,7 @@ class ImageFolder(TableModule):
 
 
 def _folder_splits(names: Sequence[str]) -> dict[str, list[str]] | None:
-    """Paths by the split whose folder they are in; None if no folder is named val or test.
-
-    Raises:
-        DataError: there are images outside of these folders, or none in ``train/``.
-    """
+    """Paths by the split whose folder they are in; None if no folder is named val or test."""
     found: dict[str | None, list[str]] = {}
     for name in names:
         top = name.partition("/")[0].lower() if "/" in name else ""

@@ -11,7 +11,6 @@ from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ImageSource, random_stream
 from datamodules.errors import require
 
-MIN_SIZE = 8
 LAYER_VALUES = np.linspace(0.1, 0.9, 20)
 """Means of the layer values, equally probable."""
 LAYER_STD = 0.01
@@ -134,7 +133,7 @@ class LayerModels(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(image_size, **options)
-        require(image_size >= MIN_SIZE, "image_size", image_size, f"at least {MIN_SIZE}")
+        require(image_size >= 8, "image_size", image_size, "at least 8")
         self.num_images = {"train": num_train, "val": num_val, "test": num_test}
         for split, number in self.num_images.items():
             require(number >= 1, f"num_{split}", number, "at least 1")

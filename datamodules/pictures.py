@@ -13,7 +13,7 @@ from datamodules.base import SPLITS, ImageDataModule, check_split
 from datamodules.decoding import DecodedPictures, Pictures
 from datamodules.dequantize import ImageSource
 from datamodules.errors import DataError, notice
-from datamodules.shards import PreparedImages, check_info, read_info
+from datamodules.shards import PreparedImages, read_info
 
 FORMAT = 2
 """Raised when the same source would give other pixels or splits than before."""
@@ -52,24 +52,25 @@ class PictureModule(ImageDataModule):
 
     @abstractmethod
     def find(self) -> Mapping[str, Pictures]:
-        """Encoded images of "train", "val" and "test" in the source.
-
-        Raises:
-            DataError: the source lacks something.
-        """
+        """Encoded images of "train", "val" and "test"; a DataError if the source lacks some."""
 
     def images(self, split: str) -> ImageSource:
-        """Images of "train", "val" or "test", unquantised.
-
-        Raises:
-            DataError: they are not there; the message says how to get them.
-        """
+        """Images of a split, unquantised; a DataError says how to get them if they are missing."""
         check_split(split)
         self.check_source()
         info = read_info(Path(self.source))
         if info is None:
             return DecodedPictures(self.pictures[split], self.image_size, self.channels)
-        check_info(Path(self.source), info, self.settings)
+        if not info["finished"]:
+            raise DataError(
+                f"data.source={self.source} is not finished: run the same prepare command again"
+            )
+        for name, value in self.settings.items():
+            if info.get(name) != value:
+                raise DataError(
+                    f"data.source={self.source} was prepared with {name}={info.get(name)}, "
+                    f"expected {value}: change the option, or prepare another folder"
+                )
         return PreparedImages(Path(self.source), split, info)
 
     @property
@@ -90,11 +91,7 @@ class PictureModule(ImageDataModule):
 
     @cached_property
     def pictures(self) -> Mapping[str, Pictures]:
-        """Encoded images of "train", "val" and "test"; tells the user if they are not official.
-
-        Raises:
-            DataError: the source lacks something.
-        """
+        """What ``find`` has found; tells the user if the splits are not the official ones."""
         self.check_source()
         found = self.find()
         counts = tuple(len(found[split]) for split in SPLITS)
@@ -107,27 +104,19 @@ class PictureModule(ImageDataModule):
         if official and len(official) == 2:
             splits, counts = "train and val / test", (counts[0] + counts[1], counts[2])
         if official not in (None, counts):
+            here, there = (" / ".join(map(str, numbers)) for numbers in (counts, official))
             notice(
-                f"{self.source} has {_listed(counts)} images for {splits}, which are not the "
-                f"official splits of {_listed(official)}: likelihoods cannot be compared with "
-                "published ones"
+                f"{self.source} has {here} images for {splits}, which are not the official splits "
+                f"of {there}: likelihoods cannot be compared with published ones"
             )
         return found
 
     def listed(self, name: str) -> Path:
-        """A file or folder that belongs to the set.
-
-        Raises:
-            DataError: it is not in the source.
-        """
+        """A file or folder that belongs to the set; a DataError if the source lacks it."""
         path = Path(self.source) / name
         if not path.exists():
             raise DataError(f"data.source={self.source}: {name} is missing there (docs/data.md)")
         return path
-
-
-def _listed(counts: tuple[int, ...]) -> str:
-    return " / ".join(map(str, counts))
 
 
 def split_of(name: str, val_fraction: float, test_fraction: float) -> str:
@@ -144,15 +133,10 @@ def digest(data: bytes) -> str:
 
 
 def image_names(folder: Path) -> tuple[list[str], Counter[str]]:
-    """Sorted paths of the image files of a folder and its subfolders, relative to it.
+    """Sorted relative paths of the image files below a folder, and how often other suffixes occur.
 
-    Hidden files and folders are passed over, links to folders elsewhere are followed.
-
-    Returns:
-        The paths, and how many other files there are with each suffix.
-
-    Raises:
-        DataError: a subfolder cannot be read.
+    Hidden files and folders are passed over, links to folders elsewhere are followed. A DataError
+    names a subfolder that cannot be read.
     """
     names, others = [], Counter()
     for path in _visible_files(folder, set()):

@@ -1,6 +1,7 @@
 """Decode, crop and scale a set of images once: python -m datamodules.prepare celeba-hq ..."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,25 +15,18 @@ from jsonargparse.typing import NonNegativeInt
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules import decoding
 from datamodules.base import SPLITS
 from datamodules.chest_xray import ChestXray
-from datamodules.decoding import DecodedPictures, Pictures, printable
+from datamodules.decoding import Pictures, printable
 from datamodules.errors import DataError, ImageError
 from datamodules.faces import CelebA, CelebAHQ
 from datamodules.image_folder import ImageFolder
 from datamodules.pictures import PictureModule, digest
-from datamodules.shards import (
-    INFO,
-    read_info,
-    read_shard,
-    shard_length,
-    shard_path,
-    write_info,
-    write_shard,
-)
+from datamodules.shards import INFO, read_info, read_shard, shard_length, shard_path, write_shard
 from datamodules.tables import HUB
 from flowprior.command_line import UsageError, run_command
-from flowprior.io import remove_temporaries, sole_writer
+from flowprior.io import atomic_write, remove_temporaries, sole_writer
 from flowprior.processes import end_with_parent, interrupts_held
 from flowprior.progress import SweepProgress
 
@@ -61,11 +55,8 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m datamodules.prepare",
-        description=__doc__,
-        argument_default=argparse.SUPPRESS,
-    )
+    prog, absent = "python -m datamodules.prepare", argparse.SUPPRESS
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, argument_default=absent)
     parser.add_argument("name", choices=MODULES)
     parser.add_argument("--source", required=True, help="folder of the images, or hub:owner/name")
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
@@ -74,12 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--val-fraction", type=float, help="for `folder` and `chest-xray`")
     parser.add_argument("--test-fraction", type=float, help="for `folder`")
     parser.add_argument("--column", help="of tables, with the images, if there are several")
-    parser.add_argument(
-        "--workers", type=NonNegativeInt, default=os.cpu_count(), help="number of processes"
-    )
-    parser.add_argument(
-        "--strict", action="store_true", default=False, help="stop at the first bad image"
-    )
+    cores = os.cpu_count()
+    parser.add_argument("--workers", type=NonNegativeInt, default=cores, help="number of processes")
+    stop = "stop at the first bad image"
+    parser.add_argument("--strict", action="store_true", default=False, help=stop)
     return parser
 
 
@@ -125,22 +114,18 @@ def prepare(
         return before
     with _alone(output):
         _begun(output, settings)
-        write_info(output, settings | {"finished": False})
+        atomic_write(output / INFO, json.dumps(settings | {"finished": False}, indent=1))
         shards = _shards(module)
         _write_missing(module, shards, output, workers, strict, console)
         info = settings | {"finished": True} | _collected(output, shards)
         _check_strict(strict, info)
         _report(output, info, console)
-        write_info(output, info)
+        atomic_write(output / INFO, json.dumps(info, indent=1))
     return info
 
 
 def _begun(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is in ``output`` already, or None if nothing is.
-
-    Raises:
-        DataError: it was begun with other settings, or is something else.
-    """
+    """What is in ``output``, None if nothing is; a DataError if it is not of these settings."""
     before = read_info(output)
     if before is None:
         if output.exists() and any(path.name != _LOCK for path in output.iterdir()):
@@ -231,14 +216,13 @@ class _Squares(Dataset):
     """Squares by (split, index); an error says why an image cannot be used."""
 
     def __init__(self, module: PictureModule) -> None:
-        options = (module.image_size, module.channels)
-        self.splits = {
-            split: DecodedPictures(its, *options) for split, its in module.pictures.items()
-        }
+        self.pictures = module.pictures
+        self.options = (module.image_size, module.channels)
 
     def __getitem__(self, key: tuple[str, int]) -> np.ndarray | ImageError:
+        split, index = key
         try:
-            return self.splits[key[0]].square(key[1])
+            return decoding.read_square(self.pictures[split].data(index), *self.options)
         except ImageError as error:
             return error
 
@@ -246,19 +230,9 @@ class _Squares(Dataset):
 def _decoded(
     module: PictureModule, wanted: list[tuple[str, int]], workers: int
 ) -> Iterator[np.ndarray | ImageError]:
-    """Decode pictures in parallel, in the order wanted, with few of them in memory.
-
-    Raises:
-        ImageError: a process died.
-    """
-    loader = DataLoader(
-        _Squares(module),
-        _CHUNK,
-        sampler=wanted,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=_begin,
-    )
+    """Decode pictures in parallel, in the order wanted, with few of them in memory."""
+    options = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _begin}
+    loader = DataLoader(_Squares(module), _CHUNK, sampler=wanted, **options)
     try:
         with interrupts_held():
             chunks = iter(loader)

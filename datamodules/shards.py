@@ -12,7 +12,7 @@ import numpy as np
 from datamodules.base import SPLITS
 from datamodules.dequantize import ImageSource
 from datamodules.errors import DataError
-from flowprior.io import atomic_path, atomic_write
+from flowprior.io import atomic_path
 
 INFO = "prepared.json"
 _SHARD_BYTES = 2**25
@@ -46,11 +46,7 @@ def write_shard(
 
 
 def read_shard(path: Path) -> tuple[np.ndarray, list[str]]:
-    """(pixels (N, C H W), what was skipped); the pixels are mapped, not loaded.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """(pixels (N, C H W), what was skipped), mapped, not loaded; a DataError if damaged."""
     import pyarrow as pa
 
     try:
@@ -67,13 +63,7 @@ def read_shard(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 class PreparedImages(ImageSource):
-    """Images of one split of a prepared set.
-
-    Args:
-        folder: of the set.
-        split: "train", "val" or "test".
-        info: the result of ``read_info``.
-    """
+    """Images of one split of the prepared set in a folder, described by ``read_info``."""
 
     def __init__(self, folder: Path, split: str, info: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -109,22 +99,17 @@ class PreparedImages(ImageSource):
 
 
 def read_info(folder: Path) -> dict[str, Any] | None:
-    """What was prepared in a folder, or None if it is no prepared set.
-
-    Raises:
-        DataError: ``prepared.json`` is damaged.
-    """
+    """What was prepared in a folder, or None if it is no prepared set; a DataError if damaged."""
     path = folder / INFO
     if not path.is_file():
         return None
     try:
         info = json.loads(path.read_text())
         if info["finished"]:
-            numbers = [info["channels"], info["image_size"]]
+            numbers = [info["channels"], info["image_size"], len(info["skipped"])]
             numbers += [count for split in SPLITS for count in info["images"][split]]
-            valid = all(isinstance(number, int) and number >= 0 for number in numbers)
-            if not (valid and isinstance(info["skipped"], list)):
-                raise _damaged(path)
+            if not all(isinstance(number, int) and number >= 0 for number in numbers):
+                raise ValueError(numbers)
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path) from error
     return info
@@ -132,20 +117,3 @@ def read_info(folder: Path) -> dict[str, Any] | None:
 
 def _damaged(path: Path) -> DataError:
     return DataError(f"{path} is damaged: remove the folder and prepare it again")
-
-
-def write_info(folder: Path, info: Mapping[str, Any]) -> None:
-    """Write what is, or is being, prepared in a folder."""
-    atomic_write(folder / INFO, json.dumps(info, indent=1))
-
-
-def check_info(folder: Path, info: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise a DataError unless a set is finished and was prepared with these settings."""
-    if not info["finished"]:
-        raise DataError(f"data.source={folder} is not finished: run the same prepare command again")
-    for name, value in settings.items():
-        if info.get(name) != value:
-            raise DataError(
-                f"data.source={folder} was prepared with {name}={info.get(name)}, "
-                f"expected {value}: change the option, or prepare another folder"
-            )

@@ -1,8 +1,9 @@
 """MNIST and CIFAR-10, in the files that torchvision downloads."""
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -23,16 +24,9 @@ MNIST_SUMS = {
 
 
 class TorchvisionModule(ImageDataModule):
-    """Small images in memory; the last ``held_out`` training images are for validation.
-
-    Args:
-        root: folder that holds torchvision's ``MNIST/raw`` or ``cifar-10-batches-py``.
-        download: fetch files that are missing or damaged; one process does, the others wait.
-        **options: of ``ImageDataModule``.
-    """
+    """Small images in memory; the last 5000 training images are for validation."""
 
     max_bits = 8
-    held_out: ClassVar[int] = 5000
 
     def __init__(self, root: str, download: bool, image_size: int, **options: Any) -> None:
         super().__init__(image_size, **options)
@@ -40,28 +34,17 @@ class TorchvisionModule(ImageDataModule):
         self.download = download
 
     @abstractmethod
-    def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, C, H, W), uint8.
-
-        Raises:
-            RuntimeError: files are missing, or not the original ones.
-        """
+    def _read(self, train: bool) -> np.ndarray:
+        """Training or test images (N, C, H, W), uint8; a RuntimeError if files are not original."""
 
     def images(self, split: str) -> ArrayImages:
-        """Images of "train", "val" or "test", unquantised.
-
-        Raises:
-            DataError: files are missing, or not the original ones.
-        """
+        """Images of a split, unquantised; a DataError if files are missing or not original."""
         check_split(split)
         name = type(self).__name__
+        lock = FileLock(Path(self.root) / f".{name}.lock") if self.download else nullcontext()
         try:
-            if not self.download:
-                pixels = self.read(split != "test")
-            else:
-                Path(self.root).mkdir(parents=True, exist_ok=True)
-                with FileLock(Path(self.root) / f".{name}.lock"):
-                    pixels = self.read(split != "test")
+            with lock:
+                pixels = self._read(split != "test")
         except (RuntimeError, OSError) as error:
             advice = "--data.download true fetches them (docs/data.md)"
             reason = " ".join(str(error).split()) if self.download else advice
@@ -69,8 +52,7 @@ class TorchvisionModule(ImageDataModule):
                 f"data.root={self.root}: the files of {name} are missing or not the original ones: "
                 f"{reason}"
             ) from error
-        cut = len(pixels) - self.held_out
-        return ArrayImages({"train": pixels[:cut], "val": pixels[cut:], "test": pixels}[split])
+        return ArrayImages({"train": pixels[:-5000], "val": pixels[-5000:], "test": pixels}[split])
 
 
 class MNIST(TorchvisionModule):
@@ -93,8 +75,7 @@ class MNIST(TorchvisionModule):
         require(image_size >= 28 and image_size % 2 == 0, "image_size", image_size, sizes)
         super().__init__(root, download, image_size, **options)
 
-    def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, 1, image_size, image_size), uint8."""
+    def _read(self, train: bool) -> np.ndarray:
         raw = Path(self.root) / "MNIST" / "raw"
         if self.download:
             for name, md5 in MNIST_SUMS.items():
@@ -123,7 +104,6 @@ class CIFAR10(TorchvisionModule):
     def __init__(self, root: str = "data", download: bool = False, **options: Any) -> None:
         super().__init__(root, download, image_size=32, **options)
 
-    def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, 3, 32, 32), uint8."""
+    def _read(self, train: bool) -> np.ndarray:
         pixels = datasets.CIFAR10(self.root, train, download=self.download).data
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))

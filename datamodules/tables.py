@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +34,7 @@ class TableModule(PictureModule):
 
     Args:
         source: as for ``PictureModule``, or a folder of tables, or ``hub:owner/name``.
-        image_size: H = W.
+        image_size: as for ``PictureModule``.
         column: of the tables, with the images; needed only if several columns have images.
         **options: of ``ImageDataModule``.
     """
@@ -72,19 +73,13 @@ class TableModule(PictureModule):
             super().check_source()
 
 
+@dataclass(eq=False)
 class Rows(Pictures):
-    """Image files in rows of a ``datasets.Dataset``.
+    """Image files in rows of a table with one column, of {"bytes", "path"}."""
 
-    Args:
-        table: with one column, of {"bytes", "path"}.
-        paths: of its rows, where they are known.
-        source: of the table.
-    """
-
-    def __init__(self, table: "Dataset", paths: Sequence[str | None], source: str) -> None:
-        self.table = table
-        self.paths = paths
-        self.source = source
+    table: "Dataset"
+    paths: Sequence[str | None]
+    source: str
 
     def __len__(self) -> int:
         return len(self.paths)
