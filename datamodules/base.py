@@ -110,7 +110,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         }
 
     def dataset(self, split: str, dequantized: bool = True) -> DequantizedImages:
-        """Images of a split by (epoch, index), in ``data_range``; without noise unless dequantized."""
+        """Images of a split by (epoch, index), in ``data_range``; with noise if ``dequantized``."""
         check_split(split)
         return DequantizedImages(
             self.images(split),
