@@ -30,7 +30,8 @@ class Cropped(Prior):
         channels, *whole = prior.image_shape
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         margins = [(large - small) // 2 for large, small in zip(whole, size, strict=True)]
-        if min(size) < 1 or [n + 2 * m for n, m in zip(size, margins, strict=True)] != whole:
+        fits = [n + 2 * m for n, m in zip(size, margins, strict=True)] == whole
+        if min(size) < 1 or min(margins) < 0 or not fits:
             raise ValueError(
                 f"image_size must be an even number of pixels less than {tuple(whole)}, got {size}"
             )
