@@ -13,9 +13,8 @@ from torch import Tensor
 import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
-from evaluation.base import Evaluation
-from evaluation.cells import Cell, Result
-from evaluation.priors import checked_device, found_weights, weights_fingerprint
+from evaluation.base import Cell, Evaluation, Result
+from evaluation.sources import checked_device, found_weights, weights_fingerprint
 from evaluation.table import Metric, Table
 from flowprior.command_line import UsageError
 from flowprior.figures import histogram, image_grid, qq_plot

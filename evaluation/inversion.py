@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule
-from evaluation.arrays import ArrayStore
-from evaluation.base import Evaluation
+from evaluation.arrays import ArrayStore, Cache, kept_of_row, write_recovered
+from evaluation.base import Cell, Evaluation, Labels, Result
 from evaluation.baselines import Data
-from evaluation.cells import Cell, Labels, Result
 from evaluation.experiment import Experiment, Method, Published, StartName, check_names, chosen
-from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, measured, residual_notes
-from evaluation.priors import PriorSource
-from evaluation.sources import MeasuredData, SimulatedData, Source
+from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
 from evaluation.table import SECONDS, Metric, Table
 from evaluation.tuning import Choice, variants, with_options
 from flowprior.identity import digest, identity

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from callbacks.inversion_curves import margins, progress_grid, write_margin
-from evaluation.arrays import file_names
-from evaluation.cells import Labels, Result, labels_text
+from evaluation.arrays import file_names, is_finite
+from evaluation.base import Labels, Result, labels_text
 from flowprior.figures import curve_panels, image_grid, qq_plot
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "misfit": "Da
 CURVES = ("loss", "misfit", "log_prior", "beta", "psnr", "ssim", "lpips")
 DIAGNOSTICS = ("radius", "skewness", "kurtosis", "patch_energy_spread")
 Rows = Mapping[str, list[Result]]
-
-
-def is_finite(result: Result) -> bool:
-    """Whether the solver's estimate of the image stayed finite."""
-    return bool(result.arrays["finite"])
 
 
 def inversion_figures(results: Sequence[Result], shown: int) -> Shown:
@@ -64,7 +59,7 @@ def write_boards(results: Sequence[Result], folder: Path, shown: int) -> None:
 
 
 def _write_board(kept: Sequence[Mapping[str, np.ndarray]], folder: Path, shown: int) -> None:
-    from evaluation.outputs import board
+    from evaluation.report import board
 
     names = [name for name in CURVES if name in kept[0]]
     pictured = [item for item in kept if "x_0" in item][:shown]

@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
-from evaluation.cells import Cell
+from evaluation.base import Cell
 from flowprior.identity import identity
 from flowprior.io import named_error, sync_folder
 from flowprior.settings import changes

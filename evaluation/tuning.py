@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from evaluation.cells import Labels, labels_key, labels_text
+from evaluation.base import Labels, labels_key, labels_text
 from evaluation.experiment import Method
 from evaluation.sources import SimulatedData
 from evaluation.table import Row, Table

@@ -17,8 +17,8 @@ import evaluate
 import flowprior
 from datamodules import LayerModels
 from evaluation.arrays import ArrayStore
+from evaluation.base import Result, labels_text
 from evaluation.baselines import Data
-from evaluation.cells import Result, labels_text
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionCell, InversionEvaluation
 from evaluation.table import Table

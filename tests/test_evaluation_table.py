@@ -12,10 +12,11 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
-from evaluation.cells import Cell, Result
-from evaluation.digits import format_interval, format_number
+from evaluation.base import Cell, Result
 from evaluation.formats import (
     arrange,
+    format_interval,
+    format_number,
     print_table,
     to_csv,
     to_html,
@@ -23,10 +24,8 @@ from evaluation.formats import (
     to_latex,
     to_markdown,
 )
-from evaluation.outputs import Picture
-from evaluation.report import Report, environment
-from evaluation.statistics import Stat, compare, holm, summarise
-from evaluation.table import Metric, Row, Table, aggregate
+from evaluation.report import Picture, environment, report_html
+from evaluation.table import Metric, Row, Stat, Table, aggregate, compare, holm, summarise
 from flowprior.figures import histogram, image_grid, png_bytes, qq_plot
 
 PSNR = Metric("psnr", "PSNR", "dB", higher_is_better=True)
@@ -427,7 +426,7 @@ def test_report_escapes_and_needs_no_network():
     figure = png_bytes(histogram({"a": [0, 1]}, 2, ""))
     facts = environment(1.0, 2.0) | {evil: evil}
     found = aggregate(results, [metric])
-    page = Report(evil, found, [Picture(evil, evil, figure)], evil, facts).html()
+    page = report_html(evil, found, [Picture(evil, evil, figure)], evil, facts)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 10
     assert "src=" in page
@@ -437,7 +436,7 @@ def test_report_escapes_and_needs_no_network():
 
 
 def test_html_marks_the_best_and_scrolls_in_its_box():
-    page = Report("t", table(), [], "", {}).html()
+    page = report_html("t", table(), [], "", {})
     (place,) = re.findall(r'id="(\w+)"[^>]*>31.0 ± 2.5', page)[:1]
     assert re.search(rf"#{place}[^{{]*{{\s*font-weight: bold", page)
     assert re.search(r'<div class="scroll"><style.*</table>\s*</div>', page, re.DOTALL)
