@@ -1,8 +1,7 @@
-"""A table as JSON, CSV, Markdown, LaTeX, HTML and on the console."""
+"""A table as JSON, CSV, Markdown and LaTeX, and on the console."""
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
@@ -15,7 +14,6 @@ from decimal import Decimal
 from typing import Any
 
 import pandas as pd
-from pandas.io.formats.style import Styler
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -190,8 +188,15 @@ def _markdown(text: str) -> str:
 def to_latex(table: Table) -> str:
     r"""A ``tabular`` for the package booktabs; the best of comparable values in bold."""
     grid = arrange(table)
+    lines = [[" ".join(text.split()) for text in line] for line in (grid.header, *grid.lines)]
+    frame = pd.DataFrame(lines[1:], columns=lines[0], dtype=object)
+    bold = pd.DataFrame("", frame.index, frame.columns)
+    for place in grid.best:
+        bold.iloc[place] = "font-weight: bold"
+    styler = frame.style.hide(axis="index").format(escape="latex")
+    styler = styler.format_index(escape="latex", axis=1).apply(lambda _: bold, axis=None)
     columns = "l" * grid.labels + "r" * (len(grid.header) - grid.labels)
-    tabular = _styled(grid, "latex").to_latex(hrules=True, convert_css=True, column_format=columns)
+    tabular = styler.to_latex(hrules=True, convert_css=True, column_format=columns)
     comments = [r"\usepackage{booktabs}", " ".join(grid.caption.split()), grid.footnote]
     heading = "".join(f"% {comment}\n" for comment in comments if comment)
     return heading + _latex_symbols(tabular)
@@ -214,33 +219,6 @@ def _greek(letter: str) -> str:
         return letter
     command = name[2].replace("LAMDA", "LAMBDA").lower()
     return rf"${chr(92)}{command if name[1] == 'SMALL' else command.capitalize()}$"
-
-
-def to_html(table: Table) -> str:
-    """A ``<table>`` with everything escaped; the best of comparable values in bold."""
-    grid = arrange(table)
-    styled = _styled(grid, "html").set_table_attributes('class="results"').set_uuid("results")
-    right = [
-        {"selector": f".col{column}", "props": "text-align: right"}
-        for column in range(grid.labels, len(grid.header))
-    ]
-    caption = html.escape(f"{grid.caption}. " if grid.caption else "") + grid.footnote
-    caption = f'<span class="note">{caption}</span>'  # stays in view when the table is scrolled
-    return styled.set_table_styles(right).set_caption(caption).to_html()
-
-
-def _styled(grid: Grid, escape: str) -> Styler:
-    def bold(frame: pd.DataFrame) -> pd.DataFrame:
-        styles = pd.DataFrame("", frame.index, frame.columns)
-        for place in grid.best:
-            styles.iloc[place] = "font-weight: bold"
-        return styles
-
-    lines = [[" ".join(text.split()) for text in line] for line in grid.lines]
-    header = [" ".join(text.split()) for text in grid.header]
-    styler = pd.DataFrame(lines, columns=header, dtype=object).style
-    styler = styler.hide(axis="index").format(escape=escape)
-    return styler.format_index(escape=escape, axis=1).apply(bold, axis=None)
 
 
 def print_table(table: Table, console: Console, title: str = "") -> None:

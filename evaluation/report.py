@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from evaluation.arrays import file_names
 from evaluation.base import Evaluation, Result
-from evaluation.formats import print_table, to_csv, to_html, to_json, to_latex, to_markdown
+from evaluation.formats import arrange, print_table, to_csv, to_json, to_latex, to_markdown
 from evaluation.table import SECONDS, Table
 from flowprior.figures import DPI, png_bytes
 from flowprior.io import atomic_write
@@ -113,23 +113,14 @@ def report_html(
     facts: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> str:
-    """The page, which needs no network and no script; every text from outside is escaped.
-
-    Args:
-        title: heading.
-        table: the results.
-        pictures: figures with their captions.
-        config_yaml: the settings.
-        facts: versions, hardware, times.
-        notes: sentences below the table.
-    """
+    """The page, which needs no network and no script; every text from outside is escaped."""
     return (
         Environment(autoescape=True)
         .from_string(_TEMPLATE.read_text())
         .render(
             title=title,
             summary=" · ".join(facts[name] for name in ("Date", "Hardware") if name in facts),
-            table=to_html(table),
+            grid=arrange(table),
             notes=notes,
             pictures=pictures,
             settings=config_yaml.strip(),
@@ -139,12 +130,7 @@ def report_html(
 
 
 def environment(seconds: float, measuring_seconds: float) -> dict[str, str]:
-    """Versions, hardware, date, command and times, as texts for a reader.
-
-    Args:
-        seconds: that this run took.
-        measuring_seconds: that all runs spent on measuring.
-    """
+    """Versions, hardware, date, command and times (of this run, of all runs) for a reader."""
     names = ["flowprior", "torch", "pytorch-lightning", "numpy", "matplotlib"]
     versions = [f"{name} {version}" for name in names if (version := _version(name))]
     argv = [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]

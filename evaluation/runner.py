@@ -87,11 +87,10 @@ def run(
 
 
 def _distinct(cells: Sequence[Cell]) -> Sequence[Cell]:
-    keys = set()
+    found: dict[str, Cell] = {}
     for cell in cells:
-        if cell.key in keys:
+        if found.setdefault(cell.key, cell) is not cell:
             raise ValueError(f"two cells have the labels {cell}: their rows need different labels")
-        keys.add(cell.key)
     return cells
 
 
