@@ -9,7 +9,7 @@ import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -150,11 +150,10 @@ def to_json(table: Table) -> str:
 
 
 def _numbers(stat: Stat) -> dict[str, Any]:
-    numbers = asdict(replace(stat, by_image={}))
-    del numbers["by_image"]
     return {
         key: str(value) if isinstance(value, float) and math.isinf(value) else value
-        for key, value in numbers.items()
+        for key, value in vars(stat).items()
+        if key != "by_image"
     }
 
 

@@ -36,8 +36,8 @@ from flowprior.priors import Prior
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BASELINES = {"data": Method(Data(), iterations=0)}
-"""Rows of experiments beside their methods."""
+DATA = Method(Data(), iterations=0)
+"""The row `data` of experiments, beside their methods."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class InversionEvaluation(Evaluation):
             for prior, name in self.rows(experiment):
                 with _named(f"methods.{name}"):
                     self.methods[name].solver.check(self.priors.load(prior))
-            for prior in chosen(experiment.priors, self.priors.given, "prior"):
+            for prior in self._priors(experiment):
                 with _named(f"experiments[{number}]"):
                     self._probe(experiment, prior)
 
@@ -221,12 +221,15 @@ class InversionEvaluation(Evaluation):
 
     def rows(self, experiment: Experiment) -> list[tuple[str, str]]:
         """Prior and method of each row; one that needs no prior has one row for all priors."""
-        priors = chosen(experiment.priors, self.priors.given, "prior")
+        priors = self._priors(experiment)
         return [
             (prior, name)
             for name in self.names(experiment)
             for prior in (priors if self.methods[name].solver.needs else priors[:1])
         ]
+
+    def _priors(self, experiment: Experiment) -> list[str]:
+        return chosen(experiment.priors, self.priors.given, "prior")
 
     def labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
         """Labels of the row of a prior and a method or baseline."""
@@ -239,14 +242,14 @@ class InversionEvaluation(Evaluation):
         """Prior and name of a row for the data, if they are images."""
         if not self.baselines:
             return []
-        prior = chosen(experiment.priors, self.priors.given, "prior")[0]
+        prior = self._priors(experiment)[0]
         shape = self.priors.load(prior).image_shape
         y = self.source.probe(experiment, shape)
         return [(prior, "data")] if y.shape[1:] == shape and not y.is_complex() else []
 
     def _method(self, name: str, labels: Labels | None = None) -> Method:
         """A method with the options that were chosen for a row, if any were."""
-        method = self.methods.get(name) or BASELINES[name]
+        method = self.methods.get(name, DATA)
         best = [choice.best for choice in self.choices if choice.labels == labels]
         return replace(method, solver=with_options(method.solver, best[0])) if best else method
 
@@ -311,8 +314,8 @@ class InversionEvaluation(Evaluation):
         known = {metric.name for metric in self.metrics}
         for published in self.published:
             check_names(published.metrics, sorted(known), "published: no metric")
-        for name in BASELINES.keys() & self.methods:
-            raise ValueError(f"methods.{name}: experiments have a row of this name already")
+        if "data" in self.methods:
+            raise ValueError("methods.data: experiments have a row of this name already")
 
 
 def _made(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import Environment
+from jinja2 import Template
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
@@ -89,9 +89,8 @@ def _write_figures(figures: Mapping[str, tuple[Figure, str]], folder: Path) -> l
     pictures = [Picture(name, text, png_bytes(figure)) for name, (figure, text) in figures.items()]
     if pictures:
         folder.mkdir(parents=True, exist_ok=True)
-    names = file_names(figures)
-    for picture in pictures:
-        atomic_write(folder / f"{names[picture.name]}.png", picture.png)
+    for picture, name in zip(pictures, file_names(figures).values(), strict=True):
+        atomic_write(folder / f"{name}.png", picture.png)
     return pictures
 
 
@@ -114,18 +113,14 @@ def report_html(
     notes: Sequence[str] = (),
 ) -> str:
     """The page, which needs no network and no script; every text from outside is escaped."""
-    return (
-        Environment(autoescape=True)
-        .from_string(_TEMPLATE.read_text())
-        .render(
-            title=title,
-            summary=" · ".join(facts[name] for name in ("Date", "Hardware") if name in facts),
-            grid=arrange(table),
-            notes=notes,
-            pictures=pictures,
-            settings=config_yaml.strip(),
-            facts=facts,
-        )
+    return Template(_TEMPLATE.read_text(), autoescape=True).render(
+        title=title,
+        summary=" · ".join(facts[name] for name in ("Date", "Hardware") if name in facts),
+        grid=arrange(table),
+        notes=notes,
+        pictures=pictures,
+        settings=config_yaml.strip(),
+        facts=facts,
     )
 
 

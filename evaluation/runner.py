@@ -32,11 +32,8 @@ class Batch(NamedTuple):
     images: Sequence[int]
 
 
-class Measured(NamedTuple):
-    """Metrics of each image of a batch, and how long they took."""
-
-    metrics: Sequence[Mapping[str, float]]
-    seconds: float
+Measured = dict[int, Mapping[str, float]]
+"""Metrics by image."""
 
 
 def run(
@@ -139,12 +136,11 @@ def _measure(
     with SweepProgress(total, done, console) as progress:
         progress.start(str(batches[0].cell))
         for batch, measured in _measured(evaluation, batches, arrays, executor):
-            cell, images = batch
-            kept = [image for image in images if arrays.has(cell.key, image)]
+            kept = [image for image in measured if arrays.has(batch.cell.key, image)]
             with interrupts_held():  # what is measured is kept
-                store.append(cell, _records(evaluation, images, measured), kept)
-            progress.start(str(cell))
-            progress.advance(len(images))
+                store.append(batch.cell, measured, kept)
+            progress.start(str(batch.cell))
+            progress.advance(len(measured))
             if interrupted():
                 raise KeyboardInterrupt
 
@@ -155,21 +151,6 @@ def missing_batches(cell: Cell, done: frozenset[int]) -> list[Batch]:
     batches = [cell.images[i : i + size] for i in range(0, len(cell.images), size)]
     missing = [[image for image in batch if image not in done] for batch in batches]
     return [Batch(cell, images) for images in missing if images]
-
-
-def _records(
-    evaluation: Evaluation, images: Sequence[int], measured: Measured
-) -> dict[int, Mapping[str, float]]:
-    """Metrics of a batch by image, with the time of each."""
-    metrics, where = measured.metrics, f"{type(evaluation).__name__}.evaluate"
-    if len(metrics) != len(images):
-        raise ValueError(f"{where} returned {len(metrics)} results for {len(images)} images")
-    known = {SECONDS.name, *(metric.name for metric in evaluation.metrics)}
-    unknown = sorted({name for values in metrics for name in values} - known)
-    if unknown:
-        raise ValueError(f"{where} returned {unknown}, which its `metrics` do not list")
-    seconds = {SECONDS.name: measured.seconds / len(images)}
-    return {image: {**seconds, **values} for image, values in zip(images, metrics, strict=True)}
 
 
 def _measured(
@@ -201,10 +182,18 @@ def _measured(
 
 
 def measure_batch(evaluation: Evaluation, batch: Batch, arrays: ArrayStore) -> Measured:
-    """Measure a batch in this process."""
+    """Metrics of a batch, with the time that each image took."""
     start = time.perf_counter()
     metrics = evaluation.evaluate(batch.cell, batch.images, arrays)
-    return Measured(metrics, time.perf_counter() - start)
+    seconds = {SECONDS.name: (time.perf_counter() - start) / len(batch.images)}
+    where = f"{type(evaluation).__name__}.evaluate"
+    if len(metrics) != len(batch.images):
+        raise ValueError(f"{where} returned {len(metrics)} results for {len(batch.images)} images")
+    known = {SECONDS.name, *(metric.name for metric in evaluation.metrics)}
+    unknown = sorted({name for values in metrics for name in values} - known)
+    if unknown:
+        raise ValueError(f"{where} returned {unknown}, which its `metrics` do not list")
+    return {i: {**seconds, **values} for i, values in zip(batch.images, metrics, strict=True)}
 
 
 def measure_pickled(evaluation: bytes, batch: Batch, arrays: ArrayStore) -> Measured:

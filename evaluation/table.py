@@ -143,11 +143,7 @@ def _by_image(values: Iterable[tuple[int, float]]) -> dict[int, float]:
 def compare(pairs: Sequence[tuple[Stat, Stat]]) -> list[Comparison]:
     """Paired differences of rows, with p-values corrected by Holm's method over all of them.
 
-    Args:
-        pairs: statistics of one metric in two rows each.
-
-    Raises:
-        ValueError: two rows have no image in common.
+    Each pair has the statistics of one metric in two rows; ValueError if these share no image.
     """
     found = [_paired(first.by_image, second.by_image) for first, second in pairs]
     corrected = holm([comparison.p for comparison in found])
@@ -160,13 +156,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
+    corrected, largest, count = {}, 0.0, len(p_values)
+    for rank, place in enumerate(sorted(range(count), key=p_values.__getitem__)):
+        corrected[place] = largest = max(largest, min(1.0, (count - rank) * p_values[place]))
+    return [corrected[place] for place in range(count)]
 
 
 def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> Comparison:

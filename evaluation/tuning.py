@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -123,11 +124,6 @@ class Choice:
         """The options with the largest mean."""
         return max(self.tried, key=itemgetter(1))[0]
 
-    @property
-    def score(self) -> float:
-        """The largest mean."""
-        return max(map(itemgetter(1), self.tried))
-
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {value:g}" for name, value in self.best.items())
         edge = ", at the edge of the grid" if self._at_edge() else ""
@@ -188,12 +184,8 @@ def tuned(
 class Trial:
     """A row whose method has values to try.
 
-    Args:
-        number: of its experiment.
-        prior: its name.
-        name: of its method.
-        labels: of the row.
-        method: its `tune` has all values to try, those that were added as well.
+    `number` is that of its experiment, `name` that of its method, whose `tune` has all values to
+    try, those that were added as well.
     """
 
     number: int
@@ -214,7 +206,7 @@ class Trial:
 
     def wider(self, choice: Choice) -> Trial:
         """The same with another value for each option that is best at an edge, if it takes it."""
-        if choice.score == float("-inf"):
+        if all(score == -math.inf for _, score in choice.tried):
             return self
         tune = {name: extended(v, choice.best[name]) for name, v in self.method.tune.items()}
         try:
@@ -247,4 +239,4 @@ def on_validation_images(
 def _score(row: Row, metric: str) -> float:
     """The mean; −∞ where an image failed."""
     stat = row.stats.get(metric)
-    return float("-inf") if stat is None or stat.mean is None or stat.n_excluded else stat.mean
+    return -math.inf if stat is None or stat.mean is None or stat.n_excluded else stat.mean
