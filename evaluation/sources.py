@@ -76,7 +76,8 @@ class SimulatedData(_Source):
     @property
     def count(self) -> int:
         """As many as there are, or as were asked for."""
-        return len(range(len(self.data.images(self.split)))[: self.images])
+        total = len(self.data.images(self.split))
+        return min(self.images or total, total)
 
     def fingerprint(self) -> Any:
         """All images of the split."""
