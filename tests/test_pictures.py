@@ -1,6 +1,5 @@
 """The data modules of real images, on tiny sets in the real formats."""
 
-import hashlib
 import json
 import os
 import re
@@ -29,7 +28,6 @@ from datamodules.errors import DataError, ImageError
 from datamodules.faces import MAPPING, PARTITION, read_partition
 from datamodules.pictures import image_names, split_of
 from datamodules.prepare import prepare
-from datamodules.small_images import MNIST_SUMS
 from tests import picture_files
 
 
@@ -512,11 +510,7 @@ def test_wrong_options(options, message):
 @pytest.fixture
 def mnist(tmp_path, monkeypatch):
     """A small set whose files are taken for the original ones."""
-    source = picture_files.mnist(tmp_path / "mnist")
-    for name in MNIST_SUMS:
-        content = (source / "MNIST/raw" / name).read_bytes()
-        monkeypatch.setitem(MNIST_SUMS, name, hashlib.md5(content).hexdigest())
-    return source
+    return picture_files.trusted_mnist(tmp_path / "mnist", monkeypatch)
 
 
 @pytest.fixture
