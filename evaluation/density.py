@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from torch import Tensor
 import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
-from evaluation.base import Cell, Evaluation, Result
+from evaluation.base import Cell, Evaluation, Labels, Result, labels_text
+from evaluation.experiment import Published, published_value
 from evaluation.sources import checked_device, found_weights, weights_fingerprint
 from evaluation.table import Metric, Table
 from flowprior.command_line import UsageError
@@ -33,12 +35,65 @@ if TYPE_CHECKING:
 SHOWN = 32
 
 
-class DensityEvaluation(Evaluation):
-    """Test likelihood, reconstruction error, typicality of latents, speed and samples of a flow.
+@dataclass(frozen=True)
+class Trained:
+    """A trained flow with the data to measure it on.
 
     Args:
         weights: folder that training exported.
         data: the data set; its test split is used, dequantised once with fixed noise.
+
+    Raises:
+        WeightsError: there are no weights.
+    """
+
+    weights: Path
+    data: ImageDataModule
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", found_weights(self.weights))
+
+    @property
+    def name(self) -> str:
+        """Of the weights' folder, or of the run that it is in."""
+        folder = self.weights.resolve()
+        return folder.parent.name if folder.name == "weights" else folder.name
+
+    def load(self, device: str) -> Flow:
+        """The flow, frozen.
+
+        Raises:
+            WeightsError: the weights are damaged.
+            UsageError: its images are not of the data's shape and range.
+        """
+        flow = flowprior.load(self.weights, device)
+        for name in ("image_shape", "data_range"):
+            given, expected = getattr(flow, name), getattr(self.data, name)
+            if tuple(given) != tuple(expected):
+                raise UsageError(
+                    f"evaluation.weights models images of {name} {given}, evaluation.data gives "
+                    f"{expected}: they must be equal"
+                )
+        return flow
+
+
+@dataclass(frozen=True)
+class TrainedCell(Cell):
+    """A row: one trained flow."""
+
+    trained: Trained | None = None
+
+
+class DensityEvaluation(Evaluation):
+    """Test likelihood, reconstruction error, typicality of latents, speed and samples of flows.
+
+    Args:
+        weights: folder that training exported.
+        data: the data set; its test split is used, dequantised once with fixed noise.
+        others: further flows, a row for each.
+        dimensions: number of pixels that bits per dimension count, where a border of known pixels
+            surrounds the images; by default all.
+        published: numbers of papers; those of no row stand below the table.
         images: number of test images, from the first; null for all.
         batch_size: images per batch.
         device: "auto" takes a GPU if there is one.
@@ -70,51 +125,64 @@ class DensityEvaluation(Evaluation):
         self,
         weights: Path,
         data: ImageDataModule,
+        others: list[Trained] | None = None,
+        dimensions: int | None = None,
+        published: list[Published] | None = None,
         images: int | None = None,
         batch_size: int = 64,
         device: str = "auto",
     ) -> None:
-        for name, value in (("images", images), ("batch_size", batch_size)):
+        counts = {"images": images, "batch_size": batch_size, "dimensions": dimensions}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.weights = found_weights(weights)
-        self.data = data
+        self.rows = [Trained(weights, data), *(others or [])]
+        names = [trained.name for trained in self.rows]
+        if len(set(names)) < len(names):
+            raise ValueError(f"others: folders of weights must have different names, got {names}")
+        self.dimensions = dimensions
+        self.published = published or []
         self.images = images
         self.batch_size = batch_size
         self.device = checked_device(device)
 
     def check(self) -> None:
-        """The flow must fit the data."""
-        _ = self.flow
+        """The flows must fit their data."""
+        _ = self.flows
 
     def cells(self) -> Sequence[Cell]:
-        """One row."""
-        folder = self.weights.resolve()
+        """A row for each flow."""
+        return [self._cell(trained) for trained in self.rows]
+
+    def _cell(self, trained: Trained) -> Cell:
+        flow, data = self.flows[trained.name], trained.data
         labels = {
-            "flow": type(self.flow).__name__,
-            "weights": folder.parent.name if folder.name == "weights" else folder.name,
-            "data": f"{type(self.data).__name__} {'×'.join(map(str, self.data.image_shape))}",
+            "flow": type(flow).__name__,
+            "weights": trained.name,
+            "data": f"{type(data).__name__} {'×'.join(map(str, data.image_shape))}",
         }
-        code = code_digest(type(self.data))
+        code = code_digest(type(data))
         settings = {
-            "weights": weights_fingerprint(self.weights, self.flow),
-            "data": identity(self.data.fingerprint()),
+            "weights": weights_fingerprint(trained.weights, flow),
+            "data": identity(data.fingerprint()),
             **({"data_code": code} if code else {}),
+            **({"dimensions": self.dimensions} if self.dimensions else {}),
         }
-        images = range(len(self.data.images("test")))[: self.images]
-        return [Cell(labels, images, settings, self.batch_size)]
+        images = range(len(data.images("test")))[: self.images]
+        return TrainedCell(labels, images, settings, self.batch_size, trained=trained)
 
     def evaluate(
-        self, cell: Cell, images: Sequence[int], arrays: ArrayStore
+        self, cell: TrainedCell, images: Sequence[int], arrays: ArrayStore
     ) -> Sequence[Mapping[str, float]]:
         """Encode and decode images of the test split."""
-        _, x = next(self.data.batches("test", len(images), images))
+        data, flow = cell.trained.data, self.flows[cell.trained.name]
+        _, x = next(data.batches("test", len(images), images))
         with torch.no_grad():
-            (z, log_det), encoding = self._timed(self.flow.encode, x.to(self.device))
-            (back, _), decoding = self._timed(self.flow.decode, z)
+            (z, log_det), encoding = self._timed(flow.encode, x.to(self.device))
+            (back, _), decoding = self._timed(flow.decode, z)
         log_prob = standard_normal_log_prob(z) + log_det
         columns = {
-            "bits_per_dim": self._bits_per_dim(x, log_prob.cpu()),
+            "bits_per_dim": self._bits_per_dim(data, x, log_prob.cpu()),
             "nll": -log_prob,
             "reconstruction_error": (back.cpu() - x).abs().flatten(1).amax(1),
             **typicality(z),
@@ -124,69 +192,65 @@ class DensityEvaluation(Evaluation):
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return [{**dict(zip(columns, row, strict=True)), **times} for row in rows]
 
+    def paper(self, labels: Labels, metric: str) -> float | None:
+        """From `published`."""
+        return published_value(self.published, labels, metric)
+
+    def notes(self, table: Table) -> Sequence[str]:
+        """What was published of flows that are no row here."""
+        return [
+            f"Published: {labels_text(one.labels)}: "
+            + ", ".join(f"{metric} {value:g}" for metric, value in one.metrics.items())
+            for one in self.published
+            if not any(one.matches(row.labels) for row in table.rows)
+        ]
+
     def figures(
         self, table: Table, results: Sequence[Result]
     ) -> Mapping[str, tuple["Figure", str]]:
         """Samples beside test images, latents against the normal distribution, likelihoods."""
-        shown = [result for result in results if "x" in result.arrays]
-        name, data = (table.rows[0].labels[label] for label in ("weights", "data"))
-        bits = [result.metrics["bits_per_dim"] for result in results]
-        titles = [f"{result.metrics['bits_per_dim']:.2f} bits/dim" for result in shown]
-        found = {
-            "samples": (
-                _grid([result.arrays["sample"] for result in shown]),
-                f"Samples of {name} at temperature 1, not selected.",
-            ),
-            "test_images": (
-                _grid([result.arrays["x"] for result in shown], titles),
-                f"The first test images of {data}, with their bits per dimension.",
-            ),
-        }
-        if np.isfinite(bits).any():
-            found["latent_qq"] = _latents(shown, name)
-            found["bits_per_dim"] = (
-                histogram({f"{len(bits)} test images": bits}, 40, "Bits per dimension"),
-                f"Likelihood of the test images of {data} under {name}.",
-            )
+        found: dict[str, tuple[Figure, str]] = {}
+        bits: dict[str, list[float]] = {}
+        for row in table.rows:
+            name = row.labels["weights"]
+            mine = [result for result in results if result.cell.labels == row.labels]
+            suffix = "" if len(table.rows) == 1 else f"_{name}"
+            figures = _figures_of(row.labels, [result for result in mine if "x" in result.arrays])
+            found |= {f"{figure}{suffix}": value for figure, value in figures.items()}
+            bits[f"{name}: {len(mine)} test images"] = [r.metrics["bits_per_dim"] for r in mine]
+        if any(np.isfinite(values).any() for values in bits.values()):
+            caption = "Likelihood of the test images."
+            found["bits_per_dim"] = (histogram(bits, 40, "Bits per dimension"), caption)
         return found
 
     @cached_property
-    def flow(self) -> Flow:
-        """The trained flow, frozen and warm.
-
-        Raises:
-            WeightsError: the weights are damaged.
-            UsageError: its images are not of the data's shape and range.
-        """
-        flow = flowprior.load(self.weights, self.device)
-        for name in ("image_shape", "data_range"):
-            given, expected = getattr(flow, name), getattr(self.data, name)
-            if tuple(given) != tuple(expected):
-                raise UsageError(
-                    f"evaluation.weights models images of {name} {given}, evaluation.data gives "
-                    f"{expected}: they must be equal"
-                )
+    def flows(self) -> dict[str, Flow]:
+        """The trained flows by name, frozen and warm; see `Trained.load`."""
+        flows = {trained.name: trained.load(self.device) for trained in self.rows}
         with torch.no_grad():
-            flow.encode(torch.zeros(1, *flow.image_shape, device=self.device))
-        return flow
+            for flow in flows.values():
+                flow.encode(torch.zeros(1, *flow.image_shape, device=self.device))
+        return flows
 
-    def _bits_per_dim(self, x: Tensor, log_prob: Tensor) -> Tensor:
-        n_bits, data_range = self.data.n_bits, self.data.data_range
-        if self.data.flat_noise:
-            log_prob = log_prob - flat_noise_log_density(x, n_bits, data_range)
-        return bits_per_dim(log_prob, x[0].numel(), n_bits, data_range)
+    def _bits_per_dim(self, data: ImageDataModule, x: Tensor, log_prob: Tensor) -> Tensor:
+        if data.flat_noise:
+            log_prob = log_prob - flat_noise_log_density(x, data.n_bits, data.data_range)
+        pixels = x[0].numel()
+        bits = bits_per_dim(log_prob, pixels, data.n_bits, data.data_range)
+        return bits * (pixels / (self.dimensions or pixels))
 
     def _keep(
-        self, cell: Cell, images: Sequence[int], x: Tensor, z: Tensor, arrays: ArrayStore
+        self, cell: TrainedCell, images: Sequence[int], x: Tensor, z: Tensor, arrays: ArrayStore
     ) -> None:
         """What figures show of the first images, and a sample of the flow for each of them."""
+        flow = self.flows[cell.trained.name]
         for image, pixels, latent in zip(images, x, z, strict=True):
             if image < SHOWN:
                 generator = torch.Generator().manual_seed(image)
                 with torch.no_grad():
-                    (sample,) = self.flow.sample(1, generator=generator)
+                    (sample,) = flow.sample(1, generator=generator)
                 kept = {"x": pixels, "sample": sample}
-                kept = {name: self.flow.to_unit_range(value) for name, value in kept.items()}
+                kept = {name: flow.to_unit_range(value) for name, value in kept.items()}
                 arrays.save(cell.key, image, {"z": latent, **kept})
 
     def _timed(self, call: Callable[[Tensor], Any], of: Tensor) -> tuple[Any, float]:
@@ -196,6 +260,25 @@ class DensityEvaluation(Evaluation):
         found = call(of)
         _wait(self.device)
         return found, 1e3 * (time.perf_counter() - start) / len(of)
+
+
+def _figures_of(labels: Labels, shown: Sequence[Result]) -> dict[str, tuple["Figure", str]]:
+    """Samples, test images and latents of one flow."""
+    name, data = labels["weights"], labels["data"]
+    titles = [f"{result.metrics['bits_per_dim']:.2f} bits/dim" for result in shown]
+    found = {
+        "samples": (
+            _grid([result.arrays["sample"] for result in shown]),
+            f"Samples of {name} at temperature 1, not selected.",
+        ),
+        "test_images": (
+            _grid([result.arrays["x"] for result in shown], titles),
+            f"The first test images of {data}, with their bits per dimension.",
+        ),
+    }
+    if np.isfinite([result.metrics["bits_per_dim"] for result in shown]).any():
+        found["latent_qq"] = _latents(shown, name)
+    return found
 
 
 def _grid(images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> "Figure":

@@ -110,6 +110,12 @@ class Published:
         return self.labels.items() <= dict(labels).items()
 
 
+def published_value(published: Iterable[Published], labels: Labels, metric: str) -> float | None:
+    """The published number for a row and the name of a metric."""
+    known = (one.metrics for one in published if one.matches(labels))
+    return next((values[metric] for values in known if metric in values), None)
+
+
 def chosen(names: list[str] | None, known: Mapping[str, Any], what: str) -> list[str]:
     """The names, or all known ones; ValueError names an unknown one."""
     check_names(names or (), known, f"experiments: no {what}")

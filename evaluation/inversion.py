@@ -15,7 +15,15 @@ from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore, Cache, kept_of_row, write_recovered
 from evaluation.base import Cell, Evaluation, Labels, Result
 from evaluation.baselines import Data
-from evaluation.experiment import Experiment, Method, Published, StartName, check_names, chosen
+from evaluation.experiment import (
+    Experiment,
+    Method,
+    Published,
+    StartName,
+    check_names,
+    chosen,
+    published_value,
+)
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, measured, residual_notes
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
@@ -206,8 +214,7 @@ class InversionEvaluation(Evaluation):
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """From `published`."""
-        known = (one.metrics for one in self.published if one.matches(labels))
-        return next((values[metric] for values in known if metric in values), None)
+        return published_value(self.published, labels, metric)
 
     def with_choices(self, choices: Sequence[Choice]) -> Self:
         """The same with the options that were found to be best."""

@@ -36,7 +36,7 @@ class Metric:
     unit: str = ""
     higher_is_better: bool | None = None
     missing: str = ""
-    statistic: Literal["mean", "median", "maximum"] = "mean"
+    statistic: Literal["mean", "median", "minimum", "maximum"] = "mean"
     interval: bool = True
     ranked: bool = True
 
@@ -61,6 +61,7 @@ class Stat:
         std: sample standard deviation over the images (n - 1 in the denominator).
         ci95: half the width of the 95 % t-interval of the mean over the images; None for n < 2.
         median: over the images, infinite values included.
+        minimum: over the images, infinite values included.
         maximum: over the images, infinite values included.
         n: number of images with a finite value.
         n_excluded: number of values that are NaN.
@@ -73,6 +74,7 @@ class Stat:
     std: float | None = None
     ci95: float | None = None
     median: float | None = None
+    minimum: float | None = None
     maximum: float | None = None
     n: int = 0
     n_excluded: int = 0
@@ -122,6 +124,7 @@ def summarise(measured: Iterable[tuple[int, float]], paper: float | None = None)
         std=std,
         ci95=_half_width(std, len(units)),
         median=statistics.median(known) if known else None,
+        minimum=min(known, default=None),
         maximum=max(known, default=None),
         n=len(units),
         n_excluded=sum(math.isnan(value) for _, value in values),

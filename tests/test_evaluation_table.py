@@ -90,11 +90,12 @@ def of_images(values):
 
 def test_summary_of_known_values():
     stat = of_images([1.0, 2.0, 4.5])
-    assert (stat.mean, stat.median, stat.maximum, stat.n) == (2.5, 2.0, 4.5, 3)
+    assert (stat.mean, stat.median, stat.n) == (2.5, 2.0, 3)
+    assert (stat.minimum, stat.maximum) == (1.0, 4.5)
     assert stat.std == pytest.approx(math.sqrt(3.25))
     low, high = scipy.stats.t.interval(0.95, 2, 2.5, scipy.stats.sem([1.0, 2.0, 4.5]))
     assert stat.ci95 == pytest.approx((high - low) / 2, rel=1e-12)
-    assert of_images([7]) == Stat(7, None, None, 7, 7, 1)
+    assert of_images([7]) == Stat(7, None, None, 7, 7, 7, 1)
     assert isinstance(of_images([1, 3]).mean, int)
     assert of_images([1e308, 1e308]).mean == 1e308
 
@@ -194,6 +195,7 @@ def test_json_has_exactly_the_promised_form():
         "std": None,
         "ci95": None,
         "median": 1.0,
+        "minimum": 1.0,
         "maximum": 1.0,
         "n": 1,
         "n_excluded": 1,
