@@ -8,39 +8,37 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
-from flowprior.inversion.checks import check_positive
+from flowprior.inversion.checks import check_positive, check_whole
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.proximal import ProximalRun
 from flowprior.inversion.solving import Solver
-from flowprior.physics.checks import check_number
 
 
 @dataclass(frozen=True)
 class PlugAndPlay(Solver):
-    r"""Alternate a gradient step of the misfit with a denoiser D in place of a proximal map.
+    r"""Half-quadratic splitting with a denoiser D in place of a prior, in `stages` iterations.
 
-    .. math:: x_{k+1} = D(x_k - \tau \nabla \mathrm{misfit}(x_k), \sigma_k), \qquad
-        \sigma_k = s \sqrt{\tau} + \max(\sigma_0 - s \sqrt{\tau}, 0)\, 0.9^k
+    .. math:: z_k = \arg\min_z \mathrm{misfit}(z) + \frac{s}{2\sigma_k^2} \|z - x_{k-1}\|^2,
+        \qquad x_k = D(z_k, \sigma_k)
 
-    τ is the inverse of the misfit's largest curvature, σ²/‖A‖² for Gaussian noise, so that s = 1 is
-    Bayes' rule if D were the most probable image given one with noise of σ_k. A denoiser that
-    ignores the noise level does the same in every iteration, whatever s is. It starts from the
-    given images, or from grey.
+    The noise level σ_k falls geometrically from σ₀ to that of the data, σ/‖A‖; the first step is
+    10 conjugate gradients. A denoiser that ignores the noise level is the same in every iteration.
+    It starts from the given images, or from grey, and ends after `stages` iterations: fewer stop
+    where the noise level is still high.
 
-    References: Venkatakrishnan, Bouman & Wohlberg, Plug-and-play priors for model based
-    reconstruction (2013); the falling noise level is that of Zhang et al., Plug-and-play image
-    restoration with deep denoiser prior (2021).
+    Reference: Zhang et al., Plug-and-play image restoration with deep denoiser prior (2021), eq. 6;
+    there s is called λ, and is between 0.19 and 0.55.
 
     Args:
         denoiser: called with images (k, C, H, W) in [0, 1] and noise levels (k,), as those of
             `deepinv.models`; it gives images of the same shape.
         weights: safetensors file of the denoiser's parameters; None for those that it has.
         strength: s > 0; choose it on validation images.
-        first_level: σ₀ ≥ 0, the noise level of the first iteration, on images in [0, 1]. 0 uses the
-            last one throughout.
+        first_level: σ₀ > 0, on images in [0, 1].
+        stages: number of iterations, at least 2.
 
     Raises:
         ValueError: names the option; later, if the denoiser does not take the images, the operator
@@ -49,14 +47,16 @@ class PlugAndPlay(Solver):
 
     denoiser: nn.Module
     weights: str | None = None
-    strength: float = 1.0
+    strength: float = 0.23
     first_level: float = 0.3
+    stages: int = 24
 
     def __post_init__(self) -> None:
         if not isinstance(self.denoiser, nn.Module):
             raise ValueError(f"denoiser must be a torch module, got {self.denoiser!r}")
         check_positive("strength", self.strength)
-        check_number("first_level", self.first_level, least=0)
+        check_positive("first_level", self.first_level)
+        check_whole("stages", self.stages, 2)
         if self.weights is not None:
             self.loaded()
 
@@ -84,9 +84,6 @@ class PlugAndPlay(Solver):
         return model
 
 
-DECAY = 0.9
-
-
 class PlugAndPlayRun(ProximalRun):
     """The batch of a `PlugAndPlay`."""
 
@@ -94,28 +91,37 @@ class PlugAndPlayRun(ProximalRun):
         self.model = solver.loaded().to(problem.like)
         _check_denoiser(self.model, problem)
         super().__init__(problem, "PlugAndPlay")
-        self.last = solver.strength * self.step_size.flatten().sqrt()
-        self.level = self.last.clamp(min=solver.first_level)
-        row = (self.x[:1], self.level[:1])
+        self.solver, self.done = solver, 0
         with torch.no_grad():
-            self.size = rows_per_call(self.model, *row)
+            self.size = rows_per_call(self.model, self.x[:1], self._levels()[:1])
 
-    @torch.no_grad()
+    @property
+    def active(self) -> Tensor:
+        """All finite rows, until the last stage."""
+        return self.finite & (self.done < self.solver.stages)
+
     def step(self) -> None:
-        """Descend, denoise, and lower the noise level."""
-        x = self.descended(self.x)
-        self.x = by_rows(self.model, x, self.level, size=self.size)
-        self.level = self.last + DECAY * (self.level - self.last)
+        """Fit the data near the images, and denoise."""
+        levels = self._levels()
+        z = self.fitted(self.x, self.solver.strength / levels.square().view(-1, 1, 1, 1))
+        with torch.no_grad():
+            self.x = by_rows(self.model, z, levels, size=self.size)
+        self.done += 1
         self.measure()
 
+    def _levels(self) -> Tensor:
+        """Noise levels (B,) of this stage."""
+        last, first = self.step_size.flatten().sqrt(), self.solver.first_level
+        return first * (last / first) ** (self.done / (self.solver.stages - 1))
+
     def state_dict(self) -> dict[str, Any]:
-        """Images, values and noise levels."""
-        return {**super().state_dict(), "level": self.level}
+        """Images, values and the number of stages done."""
+        return {**super().state_dict(), "done": self.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from such a state."""
         super().load_state_dict(state)
-        self.level = state["level"]
+        self.done = state["done"]
 
 
 @torch.no_grad()
