@@ -307,7 +307,7 @@ def test_wavelet_converges_to_the_minimiser_that_slow_descent_finds():
         x = inverse(coefficients - details(excess, 2), low_pass, 2)
     norm = details(transform(x, low_pass, 2), 2).abs().sum((1, 2, 3))
     loss = (blur(x) - data).square().sum((1, 2, 3)) / (2 * sigma**2) + weight * norm
-    solver = Wavelet(weight, family="db2")
+    solver = Wavelet(weight, family="db2", levels=2)
     found = invert(None, blur, data, sigma=sigma, solver=solver, image_shape=SHAPE, iterations=300)
     torch.testing.assert_close(found.history["loss"][-1], loss, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.x, x, rtol=0, atol=1e-3)
@@ -317,7 +317,7 @@ def test_small_weights_fit_the_noise_and_large_ones_smooth():
     truth, y = steps(count=4)
     options = {"sigma": 0.1, "image_shape": SHAPE, "iterations": 30}
     found = {
-        weight: invert(None, identity, y, solver=Wavelet(weight), **options).x
+        weight: invert(None, identity, y, solver=Wavelet(weight, levels=2), **options).x
         for weight in (0.0, 20.0, 1e4)
     }
     torch.testing.assert_close(found[0.0], y)
@@ -328,16 +328,16 @@ def test_small_weights_fit_the_noise_and_large_ones_smooth():
     assert error[1e4] > error[20.0] / 2
 
 
-def test_wavelet_levels_must_divide_the_sides():
+@pytest.mark.parametrize(("sides", "levels"), [((28, 28), 2), ((64, 48), 4), ((6, 12), 1)])
+def test_wavelet_takes_as_many_levels_as_there_can_be(sides, levels):
+    assert Wavelet(1.0).scales((1, *sides)) == levels
+
+
+@pytest.mark.parametrize(("levels", "sides"), [(3, (12, 8)), (None, (7, 8))])
+def test_wavelet_levels_must_divide_the_sides(levels, sides):
+    solver, y = Wavelet(1.0, levels=levels), torch.zeros(1, 1, *sides)
     with pytest.raises(ValueError, match=r"^levels"):
-        invert(
-            None,
-            identity,
-            torch.zeros(1, 1, 12, 8),
-            sigma=1.0,
-            solver=Wavelet(1.0, levels=3),
-            image_shape=(1, 12, 8),
-        )
+        invert(None, identity, y, sigma=1.0, solver=solver, image_shape=(1, *sides))
 
 
 def test_plug_and_play_of_no_denoiser_fits_the_data():

@@ -45,7 +45,8 @@ class Wavelet(Solver):
     Args:
         weight: λ ≥ 0, in nats per unit of a coefficient; choose it on validation images.
         family: "haar", "db2" or "db4", with 1, 2 or 4 vanishing moments.
-        levels: number of scales; the sides of the images must be multiples of 2^levels.
+        levels: number of scales; the sides of the images must be multiples of 2^levels. None takes
+            as many as there can be, up to 4.
 
     Raises:
         ValueError: names the option; later, if the operator is not linear or the noise is not
@@ -54,29 +55,36 @@ class Wavelet(Solver):
 
     weight: float
     family: Family = "haar"
-    levels: int = 2
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         check_number("weight", self.weight, least=0)
         check_choice("family", self.family, tuple(LOW_PASS))
-        check_whole("levels", self.levels, 1)
+        if self.levels is not None:
+            check_whole("levels", self.levels, 1)
 
     def begin(self, problem: Problem) -> "WaveletRun":
         """Start from the given images, or from grey ones."""
-        height, width = problem.image_shape[1:]
-        if height % 2**self.levels or width % 2**self.levels:
+        return WaveletRun(self, self.scales(problem.image_shape), problem)
+
+    def scales(self, image_shape: tuple[int, int, int]) -> int:
+        """Number of levels for images (C, H, W); a ValueError unless they allow it."""
+        common = math.gcd(*image_shape[1:])
+        levels = self.levels or next((n for n in (4, 3, 2, 1) if common % 2**n == 0), 1)
+        if common % 2**levels:
             raise ValueError(
-                f"levels={self.levels}: expected images whose sides are multiples of "
-                f"{2**self.levels}, got {height}×{width}"
+                f"levels={self.levels}: expected images whose sides are multiples of {2**levels}, "
+                f"got {image_shape[1]}×{image_shape[2]}"
             )
-        return WaveletRun(self, problem)
+        return levels
 
 
 class WaveletRun(ProximalRun):
     """The batch of a `Wavelet`; `values["log_prior"]` is −λ‖Ψx‖₁."""
 
-    def __init__(self, solver: Wavelet, problem: Problem) -> None:
-        self.solver = solver
+    def __init__(self, solver: Wavelet, levels: int, problem: Problem) -> None:
+        self.weight, self.levels = solver.weight, levels
+        self.low_pass = LOW_PASS[solver.family]
         super().__init__(problem, "Wavelet")
         self.ahead = self.x.clone()
         self.momentum = torch.ones_like(self.values["misfit"])
@@ -96,20 +104,20 @@ class WaveletRun(ProximalRun):
     def measure(self) -> None:
         """Update misfit, log prior and loss."""
         super().measure()
-        size = details(self._transformed(self.x), self.solver.levels).abs()
-        log_prior = -self.solver.weight * size.flatten(1).sum(1, dtype=torch.float64)
+        size = details(self._transformed(self.x), self.levels).abs()
+        log_prior = -self.weight * size.flatten(1).sum(1, dtype=torch.float64)
         loss = self.values["misfit"] - log_prior
         self.values = {"loss": loss, **self.values, "log_prior": log_prior}
 
     def _transformed(self, x: Tensor) -> Tensor:
-        return transform(x, LOW_PASS[self.solver.family], self.solver.levels)
+        return transform(x, self.low_pass, self.levels)
 
     def _shrunk(self, x: Tensor) -> Tensor:
         """Soft thresholding of the details by λ times the step size."""
         coefficients = self._transformed(x)
-        shrunk = torch.nn.functional.relu(coefficients.abs() - self.solver.weight * self.step_size)
-        shrunk = details(shrunk * coefficients.sign() - coefficients, self.solver.levels)
-        return inverse(coefficients + shrunk, LOW_PASS[self.solver.family], self.solver.levels)
+        shrunk = torch.nn.functional.relu(coefficients.abs() - self.weight * self.step_size)
+        shrunk = details(shrunk * coefficients.sign() - coefficients, self.levels)
+        return inverse(coefficients + shrunk, self.low_pass, self.levels)
 
     def state_dict(self) -> dict[str, Any]:
         """Images, values and momentum."""
