@@ -2,14 +2,14 @@
 
 The way of a pixel, and the module of each stop:
 
-1. image file or table row, assigned to a split: ``files``, ``tables``
-2. decoded, cropped and resized to a square of bytes: ``decoding``
-3. optionally prepared, that is stored as such squares: ``prepare`` writes, ``shards`` reads
-4. flipped, quantised and filled with noise: ``dequantize``
-5. in a global batch, in the order of the epoch: ``batches``
+1. found and assigned to a split: ``pictures`` (image files), ``tables`` (rows of tables)
+2. decoded, cropped and resized to a square of bytes: ``decoding``; or read from a set of squares
+   that ``prepare`` has made: ``shards``
+3. flipped, quantised and filled with noise: ``dequantize``
+4. in a global batch, in the order of the epoch: ``batches``
 
-``base`` connects stops 4 and 5 for every data set, ``pictures`` stops 1 to 3 for all that consist
-of image files. MNIST and CIFAR-10 (``small_images``) and ``layer_models`` enter at stop 4.
+``base`` connects stops 3 and 4 for every data set, ``pictures`` stops 1 and 2 for all that consist
+of image files. MNIST and CIFAR-10 (``small_images``) and ``layer_models`` enter at stop 3.
 """
 
 from datamodules.base import ImageDataModule

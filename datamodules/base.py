@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
-from datamodules.batches import GlobalBatchSampler, ResumableLoader, already_stacked
+from datamodules.batches import GlobalBatchSampler, ResumableLoader
 from datamodules.dequantize import DequantizedImages, ImageSource
+from datamodules.errors import require
 
 SPLITS = ("train", "val", "test")
 
@@ -62,22 +63,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         flat_noise: bool = False,
     ) -> None:
         super().__init__()
-        _require(image_size >= 1, f"data.image_size={image_size}: expected at least 1")
-        _require(batch_size >= 1, f"data.batch_size={batch_size}: expected at least 1")
-        _require(
-            n_bits is None or 1 <= n_bits <= self.max_bits,
-            f"data.n_bits={n_bits}: expected 1 to {self.max_bits}, or null for no quantisation",
-        )
-        _require(
-            len(data_range) == 2 and data_range[0] < data_range[1],
-            f"data.data_range={data_range}: expected (lower, upper) with lower < upper",
-        )
-        _require(num_workers >= 0, f"data.num_workers={num_workers}: expected 0 or more")
-        _require(0 <= seed < 2**64, f"data.seed={seed}: expected 0 to 2^64 - 1")
-        _require(
-            not flat_noise or n_bits is not None,
-            "data.flat_noise=true: expected a number of bits in data.n_bits, got null",
-        )
+        bits = f"1 to {self.max_bits}, or null for no quantisation"
+        ordered = len(data_range) == 2 and data_range[0] < data_range[1]
+        flat = not flat_noise or n_bits is not None
+        require(image_size >= 1, "image_size", image_size, "at least 1")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        require(n_bits is None or 1 <= n_bits <= self.max_bits, "n_bits", n_bits, bits)
+        require(ordered, "data_range", data_range, "(lower, upper) with lower < upper")
+        require(num_workers >= 0, "num_workers", num_workers, "0 or more")
+        require(0 <= seed < 2**64, "seed", seed, "0 to 2^64 - 1")
+        require(flat, "flat_noise", "true", "a number of bits in data.n_bits, got null")
         self.image_size = image_size
         self.batch_size = batch_size
         self.n_bits = n_bits
@@ -99,11 +94,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return (self.channels, self.image_size, self.image_size)
 
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
-        """Everything that the images of a split and their noise depend on, JSON-like.
-
-        Args:
-            split: "train", "val" or "test".
-        """
+        """Everything that the images of a split and their noise depend on, JSON-like."""
         images = self.images(split)
         return {
             "class": type(self).__name__,
@@ -119,12 +110,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         }
 
     def dataset(self, split: str, dequantized: bool = True) -> DequantizedImages:
-        """Images of a split in ``data_range``, by (epoch, index).
-
-        Args:
-            split: "train", "val" or "test".
-            dequantized: False for the images as they are, only mapped to ``data_range``.
-        """
+        """Images of a split by (epoch, index), in ``data_range``; with noise if ``dequantized``."""
         check_split(split)
         return DequantizedImages(
             self.images(split),
@@ -160,9 +146,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             split: "train", "val" or "test".
             batch_size: images per batch; the last one may have fewer.
             indices: of the images; all of the split by default.
-            dequantized: False for the images as they are, as inversion uses them.
+            dequantized: False for the images as they are, only mapped to ``data_range``.
         """
-        _require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         dataset = self.dataset(split, dequantized)
         wanted = list(range(len(dataset)) if indices is None else indices)
         parts = (wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size))
@@ -172,10 +158,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Shuffled batches, new noise in each epoch; resumes in the middle of an epoch."""
         if self.trainer is not None and self.trainer.overfit_batches:
             # Its meaning is "the same few batches in each epoch".
-            return self._evaluation_loader("train")
-        dataset = self.dataset("train")
-        sampler = GlobalBatchSampler(len(dataset), self.batch_size, self.seed, *self._process())
-        self._train_loader = ResumableLoader(dataset, sampler, **self._loader_options())
+            return self._loader("train", training=False)
+        self._train_loader = self._loader("train", training=True)
         if self._restored is not None:
             self._train_loader.load_state_dict(self._restored)
         return self._train_loader
@@ -190,44 +174,25 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader:
         """Each validation image once, in order."""
-        return self._evaluation_loader("val")
+        return self._loader("val", training=False)
 
     def test_dataloader(self) -> DataLoader:
         """Each test image once, in order."""
-        return self._evaluation_loader("test")
+        return self._loader("test", training=False)
 
-    def _evaluation_loader(self, split: str) -> DataLoader:
-        dataset = self.dataset(split)
-        sampler = GlobalBatchSampler(
-            len(dataset),
-            self.batch_size,
-            self.seed,
-            *self._process(),
-            shuffle=False,
-            drop_last=False,
-        )
-        return DataLoader(
+    def _loader(self, split: str, training: bool) -> DataLoader:
+        dataset, process = self.dataset(split), (0, 1)
+        if self.trainer is not None:
+            process = (self.trainer.global_rank, self.trainer.world_size)
+        sampler = GlobalBatchSampler(len(dataset), self.batch_size, self.seed, *process, training)
+        return (ResumableLoader if training else DataLoader)(
             dataset,
             batch_sampler=sampler,
-            collate_fn=already_stacked,
+            collate_fn=default_convert,  # the data set gives whole batches
+            # A loader that drew its workers' seed from the global generator would change the
+            # model's random numbers at each (re)start.
             generator=torch.Generator(),
-            **self._loader_options(),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
-
-    def _process(self) -> tuple[int, int]:
-        """(rank, world_size)."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _loader_options(self) -> dict[str, bool | int]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -1,78 +1,60 @@
 """Divide global batches among processes, and resume in the middle of an epoch."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from datamodules.dequantize import DequantizedImages, Key, random_stream
-from datamodules.errors import DataError
+from datamodules.dequantize import Key, random_stream
+from datamodules.errors import DataError, require
 
 
+@dataclass(eq=False)
 class GlobalBatchSampler(Sampler[list[Key]]):
     """Lists of (epoch, index) keys: this process's part of each global batch.
 
-    With ``drop_last`` (training), global batch b of an epoch is images b B to (b + 1) B of the
-    epoch's order, which depends on (seed, epoch) alone. Each process takes 1 / W of it, so together
-    they see the same images at any number of processes.
+    In training, global batch b of an epoch is images b B to (b + 1) B of an order that depends on
+    (seed, epoch) alone. Each process takes 1 / W of it, so together they see the same images at any
+    number of processes. Images that do not fill a global batch are left out.
 
-    Without it (evaluation), every image comes exactly once over all processes. The shares of the
+    In evaluation, every image comes exactly once over all processes, and the shares of the
     processes differ by at most one image. Each share is divided into ceil(N / B) batches of about
-    the same size, because processes with different numbers of batches can wait for each other for
-    ever. Only a share with fewer images than that gives fewer batches.
+    the same size, because processes with different numbers of batches can wait for each other
+    forever. Only a share with fewer images than that gives fewer batches.
 
     Iteration starts at batch number ``position``, counted over all epochs, and ends with the epoch.
 
-    Args:
+    Attributes:
         num_images: N.
-        batch_size: B, images per step over all processes.
+        batch_size: B, images per step over all processes; a multiple of W, in training at most N.
         seed: of the order.
         rank: this process, 0 to W - 1.
         world_size: W, the number of processes.
-        shuffle: a new order in each epoch; otherwise 0 to N - 1 in each.
-        drop_last: leave out the images that do not fill a global batch.
+        training: whether it is training.
 
     Raises:
-        ValueError: B is not a multiple of W, or is larger than N with ``drop_last``.
+        ValueError: the batch size is out of its range.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        drop_last: bool = True,
-    ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"data.batch_size={batch_size} is the number of images over all processes: "
-                f"expected a positive multiple of the {world_size} processes"
-            )
-        if drop_last and not num_images:
-            raise ValueError("data: there are no training images, expected at least a batch")
-        if drop_last and batch_size > num_images:
-            raise ValueError(
-                f"data.batch_size={batch_size} is larger than the data set: "
-                f"expected at most {num_images}"
-            )
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle = shuffle
-        self._drop_last = drop_last
-        self.position = 0
+    num_images: int
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    training: bool = True
+    position: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        size, shared = self.batch_size, f"a positive multiple of the {self.world_size} processes"
+        require(size > 0 == size % self.world_size, "batch_size", size, shared)
+        enough = f"at most {self.num_images}, the number of training images"
+        require(size <= self.num_images or not self.training, "batch_size", size, enough)
 
     def __len__(self) -> int:
         """Number of batches in one epoch that this process gets."""
-        if self._drop_last:
+        if self.training:
             return self.num_images // self.batch_size
         share = len(np.array_split(np.arange(self.num_images), self.world_size)[self.rank])
         return min(share, -(-self.num_images // self.batch_size))
@@ -84,9 +66,8 @@ class GlobalBatchSampler(Sampler[list[Key]]):
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         order = np.arange(self.num_images)
-        if self.shuffle:
+        if self.training:
             order = random_stream(self.seed, "order", epoch).permutation(order)
-        if self._drop_last:
             whole = order[: len(self) * self.batch_size]
             return list(whole.reshape(len(self), self.world_size, -1)[:, self.rank])
         share = np.array_split(order, self.world_size)[self.rank]
@@ -94,29 +75,16 @@ class GlobalBatchSampler(Sampler[list[Key]]):
 
 
 class ResumableLoader(DataLoader):
-    """Training batches that continue exactly where a checkpoint was written.
+    """Batches of a training ``GlobalBatchSampler`` that continue exactly at a checkpoint.
 
     The main process counts the batches that it has handed out, over all epochs, so batches that
     workers have fetched ahead do not matter. Lightning saves the count in the checkpoint. An
     iterator covers the rest of the current epoch, from the position at its first step: creating
     one consumes nothing, and the next continues one that was left early. Only one iterator may be
     in use at a time.
-
-    Args:
-        dataset: images by (epoch, index).
-        batch_sampler: the keys of each batch.
-        **options: of ``DataLoader``.
     """
 
-    def __init__(
-        self, dataset: DequantizedImages, batch_sampler: GlobalBatchSampler, **options: Any
-    ) -> None:
-        # A generator of its own: a loader that drew its workers' seed from the global one would
-        # change the model's random numbers at each (re)start.
-        options.setdefault("generator", torch.Generator())
-        options.setdefault("collate_fn", already_stacked)
-        super().__init__(dataset, batch_sampler=batch_sampler, **options)
-        self.consumed = 0
+    consumed = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         self.batch_sampler.position = self.consumed
@@ -126,7 +94,7 @@ class ResumableLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Number of batches handed out, and the settings that this number depends on."""
-        return {"consumed": self.consumed, **self._identity()}
+        return {"consumed": self.consumed, **self._settings()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a state; the number of processes may differ.
@@ -134,7 +102,7 @@ class ResumableLoader(DataLoader):
         Raises:
             DataError: the state has another batch size, number of images or seed.
         """
-        for name, value in self._identity().items():
+        for name, value in self._settings().items():
             if state[name] != value:
                 raise DataError(
                     f"cannot resume: the checkpoint was written with {name}={state[name]}, "
@@ -142,12 +110,6 @@ class ResumableLoader(DataLoader):
                 )
         self.consumed = state["consumed"]
 
-    def _identity(self) -> dict[str, int]:
-        return {
-            name: getattr(self.batch_sampler, name) for name in ("num_images", "batch_size", "seed")
-        }
-
-
-def already_stacked(batch: Tensor) -> Tensor:
-    """A collation for data sets that give whole batches."""
-    return batch
+    def _settings(self) -> dict[str, int]:
+        names = ("num_images", "batch_size", "seed")
+        return {name: getattr(self.batch_sampler, name) for name in names}

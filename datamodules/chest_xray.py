@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import DataError
-from datamodules.files import Files, split_of
-from datamodules.pictures import PictureModule
+from datamodules.decoding import Files
+from datamodules.errors import DataError, require
+from datamodules.pictures import PictureModule, split_of
 
 TRAIN_VAL, TEST = "train_val_list.txt", "test_list.txt"
 
@@ -19,7 +19,7 @@ class ChestXray(PictureModule):
         source: a prepared folder, or one with ``images_001/images/`` to ``images_012/images/``,
             ``train_val_list.txt`` and ``test_list.txt``.
         image_size: H = W, at most 1024.
-        val_fraction: part of the patients of ``train_val_list.txt`` that is for validation.
+        val_fraction: fraction of the patients of ``train_val_list.txt`` for validation.
         **options: of ``ImageDataModule``.
     """
 
@@ -32,8 +32,8 @@ class ChestXray(PictureModule):
         self, source: str, image_size: int = 128, val_fraction: float = 0.05, **options: Any
     ) -> None:
         super().__init__(source, image_size, **options)
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"data.val_fraction={val_fraction}: expected more than 0, less than 1")
+        between = "more than 0, less than 1"
+        require(0 < val_fraction < 1, "val_fraction", val_fraction, between)
         self.val_fraction = val_fraction
 
     def find(self) -> dict[str, Files]:

@@ -1,41 +1,84 @@
-"""Read image files of any kind as 8-bit squares of one size."""
+"""Encoded images, and how they become 8-bit squares of one size."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
 
 from datamodules.dequantize import ImageSource
 from datamodules.errors import ImageError
-from datamodules.files import Pictures, printable, stamp
-from flowprior.processes import end_with_parent, interrupts_held
 
 # Pillow's own reader mixes up the channels of 16-bit TIFFs that are stored in planes.
 TiffImagePlugin.READ_LIBTIFF = True
 
 _MODES = {1: "L", 3: "RGB"}
-_CHUNK = 16  # images that a process decodes at once
 _HASHED_WHOLE = 2**29
 _HASHED_HEAD = 2**16
 
-Outcome = np.ndarray | ImageError
+
+class Pictures(ABC):
+    """Encoded images of one split, in a fixed order."""
+
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def data(self, index: int) -> Path | bytes:
+        """A file, or the bytes of one."""
+
+    @abstractmethod
+    def stamps(self) -> Iterator[str]:
+        """Texts that change when the images do, found without reading the images."""
+
+
+@dataclass(eq=False)
+class Files(Pictures):
+    """Image files of a folder; the names are paths relative to it."""
+
+    folder: Path
+    names: Sequence[str]
+
+    def data(self, index: int) -> Path:
+        """The file of a name."""
+        return self.folder / self.names[index]
+
+    def stamps(self) -> Iterator[str]:
+        """Name, size and time of change of each file."""
+        return (_stamp(self.folder / name, name) for name in self.names)
+
+
+def printable(name: str) -> str:
+    """The name of a file, which need not be UTF-8, as text."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _stamp(path: Path, name: str) -> str:
+    """A name with the size and the time of change of its file, if it is there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return name
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
 
 
 def read_square(data: Path | bytes, image_size: int, channels: int) -> np.ndarray:
     """Read the central square of an image, (C, image_size, image_size), uint8.
 
-    The image is turned upright as its EXIF data say, converted to 8 bits and to grey or RGB, and
-    scaled with an antialiasing (Lanczos) filter. Of 16 bits the upper 8 are kept. Transparent
-    pixels become white.
+    The image is turned upright as its EXIF data say, converted to 8 bits and to grey (1 channel) or
+    RGB (3), and scaled with an antialiasing (Lanczos) filter. Of 16 bits the upper 8 are kept.
+    Transparent pixels become white.
 
     Args:
         data: a file, or the bytes of one.
         image_size: H = W of the result.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 or 3.
 
     Raises:
         ImageError: the image is damaged, animated, smaller than ``image_size``, or has more than
@@ -99,39 +142,28 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
 
 
+@dataclass(eq=False)
 class DecodedPictures(ImageSource):
-    """Pictures that are decoded each time they are asked for.
+    """Pictures that are decoded each time they are asked for."""
 
-    Args:
-        pictures: encoded images.
-        image_size: H = W.
-        channels: 1 or 3.
-    """
-
-    def __init__(self, pictures: Pictures, image_size: int, channels: int) -> None:
-        self.pictures = pictures
-        self.image_size = image_size
-        self.channels = channels
+    pictures: Pictures
+    image_size: int
+    channels: int
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def pixels(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Arrays (C, image_size, image_size), uint8.
+        """Arrays (C, image_size, image_size), uint8; an ImageError names a bad image."""
+        return [self._square(index) for index in indices]
 
-        Raises:
-            ImageError: an image cannot be used; the message says how to leave such images out.
-        """
-        return [self._pixels(index) for index in indices]
-
-    def _pixels(self, index: int) -> np.ndarray:
+    def _square(self, index: int) -> np.ndarray:
         try:
             return read_square(self.pictures.data(index), self.image_size, self.channels)
         except ImageError as error:
-            name = printable(self.pictures.names[index])
             raise ImageError(
-                f"image {name} {error}; python -m datamodules.prepare makes a set without such "
-                "images (docs/data.md)"
+                f"image {printable(self.pictures.names[index])} {error}; "
+                "python -m datamodules.prepare makes a set without such images (docs/data.md)"
             ) from error
 
     def digest(self) -> str:
@@ -139,12 +171,12 @@ class DecodedPictures(ImageSource):
         hashed, left = blake2b(digest_size=16), _HASHED_WHOLE
         for index, name in enumerate(self.pictures.names):
             data = self.pictures.data(index)
-            whole = data if isinstance(data, bytes) else _head(data, max(left, _HASHED_HEAD))
-            left -= len(whole)
-            hashed.update(f"{printable(name)} {len(whole)} ".encode())
-            hashed.update(whole)
-            if isinstance(data, Path) and data.is_file() and data.stat().st_size > len(whole):
-                hashed.update(stamp(data, "").encode())
+            read = data if isinstance(data, bytes) else _head(data, max(left, _HASHED_HEAD))
+            left -= len(read)
+            hashed.update(f"{printable(name)} {len(read)} ".encode())
+            hashed.update(read)
+            if isinstance(data, Path) and data.is_file() and data.stat().st_size > len(read):
+                hashed.update(_stamp(data, "").encode())
         return hashed.hexdigest()
 
 
@@ -154,58 +186,3 @@ def _head(path: Path, length: int) -> bytes:
         return b""
     with path.open("rb") as file:
         return file.read(length)
-
-
-class _Outcomes(Dataset):
-    def __init__(
-        self, pictures: Sequence[tuple[Pictures, int]], image_size: int, channels: int
-    ) -> None:
-        self.pictures = pictures
-        self.options = (image_size, channels)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, number: int) -> Outcome:
-        pictures, index = self.pictures[number]
-        try:
-            return read_square(pictures.data(index), *self.options)
-        except ImageError as error:
-            return error
-
-
-def decode_all(
-    pictures: Sequence[tuple[Pictures, int]], image_size: int, channels: int, workers: int
-) -> Iterator[Outcome]:
-    """Decode many pictures in parallel, in their order, with few of them in memory.
-
-    Args:
-        pictures: each as its split and the index in it.
-        image_size: H = W.
-        channels: 1 or 3.
-        workers: number of processes; 0 to decode in this one.
-
-    Yields:
-        (C, image_size, image_size), uint8, or the error that says why an image cannot be used.
-
-    Raises:
-        ImageError: a process died.
-    """
-    outcomes = _Outcomes(pictures, image_size, channels)
-    loader = DataLoader(
-        outcomes, _CHUNK, num_workers=workers, collate_fn=list, worker_init_fn=_begin
-    )
-    try:
-        with interrupts_held():
-            chunks = iter(loader)
-        for chunk in chunks:
-            yield from chunk
-    except RuntimeError as error:
-        raise ImageError(
-            "a decoding process died, perhaps because memory ran out: run the same command again "
-            "to continue, with fewer --workers"
-        ) from error
-
-
-def _begin(_: int) -> None:
-    end_with_parent()  # a process left over would keep the lock of the output folder

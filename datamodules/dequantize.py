@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from math import prod
@@ -30,8 +31,7 @@ class ImageSource(ABC):
     """Images of one split; the same index always gives the same image."""
 
     @abstractmethod
-    def __len__(self) -> int:
-        """Number of images."""
+    def __len__(self) -> int: ...
 
     @abstractmethod
     def pixels(self, indices: Sequence[int]) -> Sequence[np.ndarray]:
@@ -52,15 +52,11 @@ class ImageSource(ABC):
         return hashed.hexdigest()
 
 
+@dataclass(eq=False)
 class ArrayImages(ImageSource):
-    """Images in memory.
+    """Images in memory, (N, C, H, W), uint8, or float32 in [0, 1]."""
 
-    Args:
-        arrays: (N, C, H, W), uint8, or float32 in [0, 1].
-    """
-
-    def __init__(self, arrays: np.ndarray) -> None:
-        self.arrays = arrays
+    arrays: np.ndarray
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -73,14 +69,9 @@ class ArrayImages(ImageSource):
 def random_stream(seed: int, name: str, epoch: int = 0, index: int = 0) -> np.random.Generator:
     """Random numbers that are a pure function of (seed, name, epoch, index).
 
-    Philox is counter-based: seed and name are its key, epoch and index the upper words of its
-    counter, so two streams never overlap and any process can open any of them directly.
-
-    Args:
-        seed: 0 to 2^64 - 1.
-        name: what the numbers are for, such as ``"noise/train"``.
-        epoch: 0 or more.
-        index: 0 or more.
+    Philox is counter-based: seed (0 to 2^64 - 1) and name (such as ``"noise/train"``) are its key,
+    epoch and index (0 or more) the upper words of its counter. So two streams never overlap, and
+    any process can open any of them directly.
     """
     key = np.array([seed, crc32(name.encode())], dtype=np.uint64)
     counter = np.array([0, 0, epoch, index], dtype=np.uint64)
@@ -88,11 +79,7 @@ def random_stream(seed: int, name: str, epoch: int = 0, index: int = 0) -> np.ra
 
 
 def quantize(pixels: np.ndarray, n_bits: int) -> np.ndarray:
-    """Levels 0 to 2^n - 1: the upper n bits of a byte, or floor(x 2^n).
-
-    Args:
-        pixels: any shape; uint8, or floating point in [0, 1].
-        n_bits: 1 to 16, or to 8 for uint8.
+    """Levels 0 to 2^n - 1: the upper n bits of a byte (n <= 8), or floor(x 2^n) of x in [0, 1].
 
     >>> quantize(np.array([0, 200, 255], dtype=np.uint8), n_bits=5)
     array([ 0, 25, 31], dtype=uint8)
@@ -120,10 +107,7 @@ def dequantize(
             value then gives the upper end of the range.
         noise: uint16, of the same shape; None without ``n_bits``.
         data_range: (lower, upper).
-        out: float32, of the same shape, for the result; a new array by default.
-
-    Returns:
-        ``out``.
+        out: float32, of the same shape, for the result, which is returned.
     """
     low, high = np.float32(data_range[0]), np.float32(data_range[1])
     out = np.empty(pixels.shape, np.float32) if out is None else out
@@ -159,36 +143,21 @@ def _normal_noise() -> np.ndarray:
     return (u * 2**_NOISE_BITS).astype(np.uint16)
 
 
+@dataclass(eq=False)
 class DequantizedImages(Dataset):
     """Images of a source, dequantised; fetched by (epoch, index) and the same in every process.
 
-    Args:
-        source: the images.
-        name: of the split, such as ``"train"``; splits get different noise, and errors name it.
-        n_bits: 1 to 16, or None for the image itself.
-        data_range: (lower, upper) of the result.
-        seed: of the noise and the flips.
-        horizontal_flips: mirror half of the images, different ones in each epoch.
-        flat_noise: see `flowprior.metrics.flat_noise_log_density`.
+    The name is that of the split: splits get different noise, and errors name it. The options are
+    those of ``ImageDataModule``; for ``flat_noise`` see `flowprior.metrics.flat_noise_log_density`.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        name: str,
-        n_bits: int | None = 8,
-        data_range: tuple[float, float] = (-0.5, 0.5),
-        seed: int = 0,
-        horizontal_flips: bool = False,
-        flat_noise: bool = False,
-    ) -> None:
-        self.source = source
-        self.name = name
-        self.n_bits = n_bits
-        self.data_range = data_range
-        self.seed = seed
-        self.horizontal_flips = horizontal_flips
-        self.flat_noise = flat_noise
+    source: ImageSource
+    name: str
+    n_bits: int | None = 8
+    data_range: tuple[float, float] = (-0.5, 0.5)
+    seed: int = 0
+    horizontal_flips: bool = False
+    flat_noise: bool = False
 
     def __len__(self) -> int:
         return len(self.source)
@@ -218,12 +187,11 @@ class DequantizedImages(Dataset):
         if image.dtype == np.uint8:
             if (self.n_bits or 0) > 8:
                 raise ImageError(f"{name}: n_bits={self.n_bits}, expected at most 8 for 8 bits")
-            return
-        if image.dtype.kind != "f":
+        elif image.dtype.kind != "f":
             raise ImageError(f"{name}: expected uint8 or float32, got {image.dtype}")
-        low, high = image.min(), image.max()
-        if not (low >= 0 and high <= 1):  # true for NaN too
-            raise ImageError(f"{name}: expected finite values in [0, 1], got {low:g} to {high:g}")
+        elif not (image.min() >= 0 and image.max() <= 1):  # true for NaN too
+            found = f"{image.min():g} to {image.max():g}"
+            raise ImageError(f"{name}: expected finite values in [0, 1], got {found}")
 
     def _flips(self, key: Key) -> bool:
         return self.horizontal_flips and self._stream("flip", key).random() < 0.5

@@ -1,6 +1,7 @@
 """What can be wrong with a data set, said in one line."""
 
 import logging
+from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -11,6 +12,12 @@ class DataError(ValueError):
 
 class ImageError(DataError):
     """An image cannot be used; the message names it and says what is wrong."""
+
+
+def require(valid: bool, option: str, value: Any, expected: str) -> None:
+    """Raise a ValueError unless the value of an option is valid."""
+    if not valid:
+        raise ValueError(f"data.{option}={value}: expected {expected}")
 
 
 @rank_zero_only

@@ -1,13 +1,14 @@
 """Celebrity faces: CelebA and CelebA-HQ, in CelebA's official partition."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from datamodules.base import SPLITS
+from datamodules.decoding import Files
 from datamodules.errors import DataError
-from datamodules.files import Files
-from datamodules.pictures import TableModule
+from datamodules.tables import TableModule
 
 PARTITION = "list_eval_partition.txt"
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
@@ -31,9 +32,7 @@ class CelebA(TableModule):
 
     def files(self) -> dict[str, Files]:
         """Aligned images of each split, in the order of the partition file."""
-        partition = read_partition(self.listed(PARTITION))
-        found = self.present("img_align_celeba", list(partition))
-        return _divided(found.folder, partition)
+        return _files(self, "img_align_celeba", read_partition(self.listed(PARTITION)))
 
 
 class CelebAHQ(TableModule):
@@ -60,24 +59,27 @@ class CelebAHQ(TableModule):
         if unknown is not None:
             raise DataError(f"data.source={self.source}: {unknown} is not in {PARTITION}")
         splits = {f"{index}.jpg": partition[name] for index, _, name in rows}
-        found = self.present("CelebA-HQ-img", list(splits))
-        return _divided(found.folder, splits)
+        return _files(self, "CelebA-HQ-img", splits)
 
 
-def _divided(folder: Path, splits: dict[str, str]) -> dict[str, Files]:
-    """Files by split, where ``splits`` has that of each name."""
+def _files(module: TableModule, folder: str, splits: dict[str, str]) -> dict[str, Files]:
+    """Files of a folder by split, given the split of each name; a DataError if some are missing."""
+    path = module.listed(folder)
+    found = set(os.listdir(path))
+    missing = [name for name in splits if name not in found]
+    if missing:
+        raise DataError(
+            f"data.source={module.source}: {len(missing)} of {len(splits)} images are missing in "
+            f"{folder}/, {missing[0]} first"
+        )
     return {
-        split: Files(folder, [name for name, its in splits.items() if its == split])
+        split: Files(path, [name for name, its in splits.items() if its == split])
         for split in SPLITS
     }
 
 
 def read_partition(path: Path) -> dict[str, str]:
-    """File name to split, in the order of CelebA's partition file.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """File name to split, in the order of CelebA's partition file; a DataError if damaged."""
     codes = dict(zip("012", SPLITS, strict=True))
     rows = list(_rows(path, columns=2))
     for name, code in rows:
@@ -87,11 +89,7 @@ def read_partition(path: Path) -> dict[str, str]:
 
 
 def _rows(path: Path, columns: int, header: bool = False) -> Iterator[list[str]]:
-    """Fields of each line.
-
-    Raises:
-        DataError: it is no text, or a line has another number of fields.
-    """
+    """Fields of each line; a DataError if it is no text, or a line has another number of them."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except UnicodeDecodeError as error:

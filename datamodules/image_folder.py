@@ -1,12 +1,14 @@
 """Any folder of images, tables or hub set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datamodules.base import SPLITS
-from datamodules.errors import notice
-from datamodules.files import Files, folder_splits, image_names, split_of
-from datamodules.pictures import TableModule
+from datamodules.decoding import Files, printable
+from datamodules.errors import DataError, notice, require
+from datamodules.pictures import SPLIT_NAMES, image_names, split_of
+from datamodules.tables import TableModule
 
 
 class ImageFolder(TableModule):
@@ -20,8 +22,8 @@ class ImageFolder(TableModule):
         source: a prepared folder, a folder of images or tables, or ``hub:owner/name``.
         image_size: H = W; smaller images are refused.
         channels: 1 for grey, 3 for RGB.
-        val_fraction: about this part of the images is for validation.
-        test_fraction: about this part is for testing.
+        val_fraction: approximate fraction of the images for validation.
+        test_fraction: approximate fraction for testing.
         **options: of ``TableModule``.
     """
 
@@ -38,8 +40,7 @@ class ImageFolder(TableModule):
         **options: Any,
     ) -> None:
         super().__init__(source, image_size, **options)
-        if channels not in (1, 3):
-            raise ValueError(f"data.channels={channels}: expected 1 or 3")
+        require(channels in (1, 3), "channels", channels, "1 or 3")
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
             raise ValueError(
                 f"data.val_fraction={val_fraction}, data.test_fraction={test_fraction}: expected "
@@ -56,9 +57,27 @@ class ImageFolder(TableModule):
         if others:
             kinds = ", ".join(f"{kind or 'no suffix'}: {n}" for kind, n in others.most_common(5))
             notice(f"{folder}: passed over files that are not named like images ({kinds})")
-        own = folder_splits(names) or {"train": names}
+        own = _folder_splits(names) or {"train": names}
         val = 0 if "val" in own else self.val_fraction
         test = 0 if "test" in own else self.test_fraction
         for name in own.pop("train"):
             own.setdefault(split_of(name, val, test), []).append(name)
         return {split: Files(folder, own.get(split, [])) for split in SPLITS}
+
+
+def _folder_splits(names: Sequence[str]) -> dict[str, list[str]] | None:
+    """Paths by the split whose folder they are in; None if no folder is named val or test."""
+    found: dict[str | None, list[str]] = {}
+    for name in names:
+        top = name.partition("/")[0].lower() if "/" in name else ""
+        found.setdefault(SPLIT_NAMES.get(top), []).append(name)
+    if not found.keys() & {"val", "test"}:
+        return None
+    outside = found.pop(None, [])
+    if "train" not in found or outside:
+        raise DataError(
+            "data.source has subfolders named like splits, so it is expected to have images in "
+            "train/, val/ and test/ only, and some in train/; found "
+            f"{printable((outside or names)[0])}"
+        )
+    return found

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ImageSource, random_stream
+from datamodules.errors import require
 
-MIN_SIZE = 8
 LAYER_VALUES = np.linspace(0.1, 0.9, 20)
 """Means of the layer values, equally probable."""
 LAYER_STD = 0.01
@@ -19,17 +19,6 @@ MIN_SURFACES, MAX_SURFACES = 5, 12
 COMMON_DIP = 25.0
 OWN_DIP = 20.0
 """Degrees: the surfaces of one model dip together, each with a deviation of its own."""
-
-
-def _render(rngs: Sequence[np.random.Generator], positions: np.ndarray) -> np.ndarray:
-    """One model per generator, (B, 1, N, N), float32.
-
-    Args:
-        rngs: one per model; the same numbers give the same model, whatever the positions are.
-        positions: (N,), increasing, of rows and columns alike, in image widths.
-    """
-    uniform, value = (np.stack(rows) for rows in zip(*map(_draw, rngs), strict=True))
-    return _fill(_surfaces(uniform, positions), value, positions)[:, None]
 
 
 def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -48,12 +37,8 @@ def _surfaces(uniform: np.ndarray, columns: np.ndarray) -> np.ndarray:
     0.5 to 4; a is at most a tenth of it and at most 0.15. A surface that a model lacks lies
     infinitely high, where it covers nothing.
 
-    Args:
-        uniform: (B, 2 + 5 K), in [0, 1).
-        columns: (W,), in [0, 1].
-
-    Returns:
-        (B, K, W), K = ``MAX_SURFACES``.
+    From (B, 2 + 5 K) numbers in [0, 1), K = ``MAX_SURFACES``, and (W,) columns in [0, 1], to
+    (B, K, W).
     """
     number, common = np.moveaxis(uniform[:, :2, None, None], 1, 0)
     geometry = uniform[:, 2:].reshape(-1, 5, MAX_SURFACES, 1)
@@ -71,13 +56,8 @@ def _surfaces(uniform: np.ndarray, columns: np.ndarray) -> np.ndarray:
 def _fill(surfaces: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Give each point the value of the youngest layer whose surface is below it.
 
-    Args:
-        surfaces: (B, K, N), oldest first.
-        values: (B, K + 1), that of the basement first.
-        rows: (N,), depths of the points.
-
-    Returns:
-        (B, N, N), float32.
+    From surfaces (B, K, N), oldest first, values (B, K + 1), that of the basement first, and depths
+    of the points (N,), to (B, N, N), float32.
     """
     size = len(rows)
     uncut = np.maximum.accumulate(surfaces[:, ::-1], axis=1)
@@ -91,14 +71,7 @@ def _fill(surfaces: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndar
 
 
 class LayerModelImages(ImageSource):
-    """Layer models of one split; image ``index`` depends on (seed, split, index) alone.
-
-    Args:
-        size: H = W.
-        num_images: length.
-        split: "train", "val" or "test"; their models are independent.
-        seed: of the models.
-    """
+    """Layer models of one split, size x size; a model depends on (seed, split, index) alone."""
 
     def __init__(self, size: int, num_images: int, split: str, seed: int = 0) -> None:
         self.size = size
@@ -114,21 +87,15 @@ class LayerModelImages(ImageSource):
         return self.finer(indices, 1)
 
     def finer(self, indices: Sequence[int], factor: int) -> np.ndarray:
-        """The same models at ``factor`` times as many points between the first and the last one.
-
-        Args:
-            indices: of the models.
-            factor: k, at least 1.
-
-        Returns:
-            (B, 1, N, N), float32, N = k (size - 1) + 1; every k-th point is one of ``pixels``.
-        """
+        """The same models with N = factor (size - 1) + 1 points a side, (B, 1, N, N), float32."""
         for index in indices:
             if not 0 <= index < self.num_images:
                 raise IndexError(f"{self.name}: index {index}, expected 0 to {self.num_images - 1}")
         rngs = [random_stream(self.seed, self.name, index=index) for index in indices]
+        uniform, value = (np.stack(rows) for rows in zip(*map(_draw, rngs), strict=True))
         steps = np.arange(factor * (self.size - 1) + 1) / factor
-        return _render(rngs, (steps + 0.5) / self.size)
+        positions = (steps + 0.5) / self.size  # of rows and columns alike, in image widths
+        return _fill(_surfaces(uniform, positions), value, positions)[:, None]
 
     def digest(self) -> str:
         """The settings, as nothing else decides."""
@@ -166,12 +133,10 @@ class LayerModels(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(image_size, **options)
-        if image_size < MIN_SIZE:
-            raise ValueError(f"data.image_size={image_size}: expected at least {MIN_SIZE}")
+        require(image_size >= 8, "image_size", image_size, "at least 8")
         self.num_images = {"train": num_train, "val": num_val, "test": num_test}
         for split, number in self.num_images.items():
-            if number < 1:
-                raise ValueError(f"data.num_{split}={number}: expected at least 1")
+            require(number >= 1, f"num_{split}", number, "at least 1")
 
     def images(self, split: str) -> LayerModelImages:
         """Models of "train", "val" or "test", unquantised."""
@@ -189,9 +154,6 @@ class LayerModels(ImageDataModule):
         Returns:
             (B, 1, N, N), float32, unquantised, N = k (image_size - 1) + 1; ``[..., ::k, ::k]`` are
             the models of ``images(split)``.
-
-        Raises:
-            ValueError: the factor is below 1.
         """
         if factor < 1:
             raise ValueError(f"factor={factor}: expected at least 1")

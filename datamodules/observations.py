@@ -34,32 +34,28 @@ class Observations:
             DataError: there is no such file, or it holds something else.
         """
         arrays = _read(Path(path))
-        unknown = sorted(arrays.keys() - {"y", "truth", "start"})
-        if "y" not in arrays or unknown:
+        if "y" not in arrays or arrays.keys() - {"y", "truth", "start"}:
             raise DataError(
                 f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; expected y, and if known "
                 "truth and start"
             )
-        tensors = {name: _tensor(path, name, array) for name, array in arrays.items()}
-        found = cls(**tensors)
-        for name in ("truth", "start"):
-            images = tensors.get(name)
-            if images is not None and (images.ndim != 4 or len(images) != len(found.y)):
-                raise DataError(
-                    f"{path}: {name} must be ({len(found.y)}, C, H, W), one image for each row of "
-                    f"y, got {tuple(images.shape)}"
-                )
-            if images is not None and (images.is_complex() or not _in_range(images)):
-                raise DataError(
-                    f"{path}: {name} must be in [0, 1], got {images.real.min():.3g} to "
-                    f"{images.real.max():.3g}"
-                )
+        found = cls(**{name: _tensor(path, name, array) for name, array in arrays.items()})
+        for name, images in (("truth", found.truth), ("start", found.start)):
+            if images is not None:
+                _check_images(images, len(found.y), f"{path}: {name}")
         return found
 
 
-def _in_range(images: Tensor) -> bool:
-    """Whether images are in [0, 1], except for what an interpolation may overshoot."""
-    return float(images.min()) >= -0.5 and float(images.max()) <= 1.5
+def _check_images(images: Tensor, count: int, name: str) -> None:
+    """Raise a DataError unless images are about in [0, 1]: an interpolation may overshoot."""
+    if images.ndim != 4 or len(images) != count:
+        raise DataError(
+            f"{name} must be ({count}, C, H, W), one image for each row of y, got "
+            f"{tuple(images.shape)}"
+        )
+    low, high = images.real.min(), images.real.max()
+    if images.is_complex() or low < -0.5 or high > 1.5:
+        raise DataError(f"{name} must be in [0, 1], got {low:.3g} to {high:.3g}")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -1,30 +1,39 @@
-"""What the data modules of pictures share: the source, or a prepared set that stands for it."""
+"""Data modules of pictures: which there are, and which split each belongs to."""
 
 import os
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.base import SPLITS, ImageDataModule, check_split
-from datamodules.decoding import DecodedPictures
+from datamodules.decoding import DecodedPictures, Pictures
 from datamodules.dequantize import ImageSource
 from datamodules.errors import DataError, notice
-from datamodules.files import SUFFIXES, Files, Pictures
-from datamodules.shards import PreparedImages, check_info, read_info
-from datamodules.tables import HUB, is_table, table_splits
+from datamodules.shards import PreparedImages, read_info
 
 FORMAT = 2
 """Raised when the same source would give other pixels or splits than before."""
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"),
+    *(".tga", ".tif", ".tiff", ".webp"),
+)
+SPLIT_NAMES = {
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
+"""Names of folders and of table splits, in lower case, and the split that each means."""
 
 
 class PictureModule(ImageDataModule):
     """Pictures of a prepared set, or decoded each time they are asked for.
 
     Args:
-        source: folder that ``python -m datamodules.prepare`` has made, or the images' own; where
-            the subclass reads tables also ``hub:owner/name``.
+        source: folder that ``python -m datamodules.prepare`` has made, or the images' own.
         image_size: H = W; larger images are cropped to their central square and scaled down.
         **options: of ``ImageDataModule``.
     """
@@ -43,28 +52,25 @@ class PictureModule(ImageDataModule):
 
     @abstractmethod
     def find(self) -> Mapping[str, Pictures]:
-        """Encoded images of "train", "val" and "test" in the source."""
-
-    def pictures(self, split: str) -> Pictures:
-        """Encoded images of "train", "val" or "test" in the source.
-
-        Raises:
-            DataError: the source lacks something.
-        """
-        return self._found[split]
+        """Encoded images of "train", "val" and "test"; a DataError if the source lacks some."""
 
     def images(self, split: str) -> ImageSource:
-        """Images of "train", "val" or "test", unquantised.
-
-        Raises:
-            DataError: they are not there; the message says how to get them.
-        """
+        """Images of a split, unquantised; a DataError says how to get them if they are missing."""
         check_split(split)
         self.check_source()
         info = read_info(Path(self.source))
         if info is None:
-            return DecodedPictures(self.pictures(split), self.image_size, self.channels)
-        check_info(Path(self.source), info, self.settings)
+            return DecodedPictures(self.pictures[split], self.image_size, self.channels)
+        if not info["finished"]:
+            raise DataError(
+                f"data.source={self.source} is not finished: run the same prepare command again"
+            )
+        for name, value in self.settings.items():
+            if info.get(name) != value:
+                raise DataError(
+                    f"data.source={self.source} was prepared with {name}={info.get(name)}, "
+                    f"expected {value}: change the option, or prepare another folder"
+                )
         return PreparedImages(Path(self.source), split, info)
 
     @property
@@ -75,10 +81,8 @@ class PictureModule(ImageDataModule):
         return {"format": FORMAT, "set": self.command_name} | options
 
     def check_source(self) -> None:
-        """Raise a DataError if the source is a folder that does not exist, or no hub's name."""
-        if self.source == HUB:
-            raise DataError(f"data.source={self.source}: expected {HUB}owner/name")
-        if not self.source.startswith(HUB) and not Path(self.source).is_dir():
+        """Raise a DataError if there is no such source."""
+        if not Path(self.source).is_dir():
             raise DataError(
                 f"data.source={self.source}: no such folder; get the images as docs/data.md says, "
                 f"then python -m datamodules.prepare {self.command_name} --source <their folder> "
@@ -86,7 +90,8 @@ class PictureModule(ImageDataModule):
             )
 
     @cached_property
-    def _found(self) -> Mapping[str, Pictures]:
+    def pictures(self) -> Mapping[str, Pictures]:
+        """What ``find`` has found; tells the user if the splits are not the official ones."""
         self.check_source()
         found = self.find()
         counts = tuple(len(found[split]) for split in SPLITS)
@@ -95,79 +100,66 @@ class PictureModule(ImageDataModule):
                 f"data.source={self.source}: no images there, expected {', '.join(SUFFIXES)}, or "
                 "tables with a column of images"
             )
-        if self.official_counts is not None:
-            self._compare(counts, self.official_counts)
+        splits, official = "train / val / test", self.official_counts
+        if official and len(official) == 2:
+            splits, counts = "train and val / test", (counts[0] + counts[1], counts[2])
+        if official not in (None, counts):
+            here, there = (" / ".join(map(str, numbers)) for numbers in (counts, official))
+            notice(
+                f"{self.source} has {here} images for {splits}, which are not the official splits "
+                f"of {there}: likelihoods cannot be compared with published ones"
+            )
         return found
 
-    def _compare(self, counts: tuple[int, ...], official: tuple[int, ...]) -> None:
-        """Tell the user if the splits are not the official ones."""
-        splits = "train / val / test"
-        if len(official) == 2:
-            splits, counts = "train and val / test", (counts[0] + counts[1], counts[2])
-        if counts != official:
-            notice(
-                f"{self.source} has {_listed(counts)} images for {splits}, which are not the "
-                f"official splits of {_listed(official)}: likelihoods cannot be compared with "
-                "published ones"
-            )
-
     def listed(self, name: str) -> Path:
-        """A file or folder that belongs to the set.
-
-        Raises:
-            DataError: it is not in the source.
-        """
+        """A file or folder that belongs to the set; a DataError if the source lacks it."""
         path = Path(self.source) / name
         if not path.exists():
             raise DataError(f"data.source={self.source}: {name} is missing there (docs/data.md)")
         return path
 
-    def present(self, folder: str, names: Sequence[str]) -> Files:
-        """Files of a folder of the set.
 
-        Raises:
-            DataError: some are not there.
-        """
-        path = self.listed(folder)
-        found = set(os.listdir(path))
-        missing = [name for name in names if name not in found]
-        if missing:
-            raise DataError(
-                f"data.source={self.source}: {len(missing)} of {len(names)} images are missing in "
-                f"{folder}/, {missing[0]} first"
-            )
-        return Files(path, names)
+def split_of(name: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of a name, by its hash: names that are added or removed change no other's."""
+    position = int(digest(os.fsencode(name)), 16) / 2**64
+    if position < test_fraction:
+        return "test"
+    return "val" if position < test_fraction + val_fraction else "train"
 
 
-class TableModule(PictureModule):
-    """Pictures that may also come as tables: parquet files or a Hugging Face hub set.
+def digest(data: bytes) -> str:
+    """Hash, 16 hexadecimal digits."""
+    return blake2b(data, digest_size=8).hexdigest()
 
-    Args:
-        source: as for ``PictureModule``, or a folder of tables, or ``hub:owner/name``.
-        image_size: H = W.
-        column: of the tables, with the images; needed only if several columns have images.
-        **options: of ``ImageDataModule``.
+
+def image_names(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Sorted relative paths of the image files below a folder, and how often other suffixes occur.
+
+    Hidden files and folders are passed over, links to folders elsewhere are followed. A DataError
+    names a subfolder that cannot be read.
     """
-
-    val_fraction = 0.1
-    test_fraction = 0.1
-
-    def __init__(
-        self, source: str, image_size: int, column: str | None = None, **options: Any
-    ) -> None:
-        super().__init__(source, image_size, **options)
-        self.column = column
-
-    @abstractmethod
-    def files(self) -> Mapping[str, Pictures]:
-        """Image files of "train", "val" and "test" in a folder without tables."""
-
-    def find(self) -> Mapping[str, Pictures]:
-        """Encoded images of "train", "val" and "test" in the source."""
-        if not is_table(self.source):
-            return self.files()
-        return table_splits(self.source, self.column, self.val_fraction, self.test_fraction)
+    names, others = [], Counter()
+    for path in _visible_files(folder, set()):
+        if path.suffix.lower() in SUFFIXES:
+            names.append(path.relative_to(folder).as_posix())
+        else:
+            others[path.suffix] += 1
+    return sorted(names), others
 
 
-def _listed(counts: tuple[int, ...]) -> str:
-    return " / ".join(map(str, counts))
+def _visible_files(folder: Path, walked: set[Path]) -> Iterator[Path]:
+    """Files below a folder; ``walked`` are the folders that links have led to before."""
+    walked.add(folder.resolve())
+    links = []
+    for path, folders, files in os.walk(folder, onerror=_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links += [Path(path, name) for name in folders if Path(path, name).is_symlink()]
+        yield from (Path(path, name) for name in files if not name.startswith("."))
+    for link in sorted(links):
+        target = link.resolve()
+        if not any(a.is_relative_to(b) for w in walked for a, b in ((target, w), (w, target))):
+            yield from _visible_files(link, walked)
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"data.source: {error.filename} cannot be read ({error.strerror})") from error

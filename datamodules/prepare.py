@@ -1,6 +1,7 @@
 """Decode, crop and scale a set of images once: python -m datamodules.prepare celeba-hq ..."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,54 +11,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from jsonargparse.typing import NonNegativeInt
 from rich.console import Console
+from torch.utils.data import DataLoader, Dataset
 
+from datamodules import decoding
 from datamodules.base import SPLITS
 from datamodules.chest_xray import ChestXray
-from datamodules.decoding import decode_all
+from datamodules.decoding import Pictures, printable
 from datamodules.errors import DataError, ImageError
 from datamodules.faces import CelebA, CelebAHQ
-from datamodules.files import Pictures, digest, printable
 from datamodules.image_folder import ImageFolder
-from datamodules.pictures import PictureModule
-from datamodules.shards import (
-    INFO,
-    read_info,
-    read_shard,
-    shard_length,
-    shard_path,
-    write_info,
-    write_shard,
-)
+from datamodules.pictures import PictureModule, digest
+from datamodules.shards import INFO, read_info, read_shard, shard_length, shard_path, write_shard
 from datamodules.tables import HUB
 from flowprior.command_line import UsageError, run_command
+from flowprior.io import atomic_write, remove_temporaries, sole_writer
+from flowprior.processes import end_with_parent, interrupts_held
 from flowprior.progress import SweepProgress
 
 MODULES = {module.command_name: module for module in (CelebAHQ, CelebA, ChestXray, ImageFolder)}
 _LOCK = ".lock"
 _SHOWN = 20
+_CHUNK = 16  # images that a process decodes at once
 _Shard = tuple[str, int, range]
 """Split, number of the shard in it, and the indices of its pictures."""
 
 
 def main() -> None:
     """Parse the command line and prepare."""
-    arguments = _parser().parse_args()
-    chosen = {
-        name: getattr(arguments, name)
-        for name in ("image_size", "channels", "val_fraction", "test_fraction", "column")
-        if getattr(arguments, name) is not None
-    }
+    options = vars(_parser().parse_args())
+    name, output, workers, strict = map(options.pop, ("name", "output", "workers", "strict"))
     try:
-        module = MODULES[arguments.name](arguments.source, **chosen)
-    except TypeError as error:
-        raise UsageError(f"{arguments.name}: {error}") from error
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+        module = MODULES[name](**options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name}: {error}") from error
     try:
-        prepare(module, arguments.output, arguments.workers, arguments.strict, Console())
+        prepare(module, output, workers, strict, Console())
     except ImageError:
         raise
     except DataError as error:
@@ -65,7 +55,8 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m datamodules.prepare", description=__doc__)
+    prog, absent = "python -m datamodules.prepare", argparse.SUPPRESS
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, argument_default=absent)
     parser.add_argument("name", choices=MODULES)
     parser.add_argument("--source", required=True, help="folder of the images, or hub:owner/name")
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
@@ -74,10 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--val-fraction", type=float, help="for `folder` and `chest-xray`")
     parser.add_argument("--test-fraction", type=float, help="for `folder`")
     parser.add_argument("--column", help="of tables, with the images, if there are several")
-    parser.add_argument(
-        "--workers", type=NonNegativeInt, default=os.cpu_count(), help="number of processes"
-    )
-    parser.add_argument("--strict", action="store_true", help="stop at the first bad image")
+    cores = os.cpu_count()
+    parser.add_argument("--workers", type=NonNegativeInt, default=cores, help="number of processes")
+    stop = "stop at the first bad image"
+    parser.add_argument("--strict", action="store_true", default=False, help=stop)
     return parser
 
 
@@ -107,14 +98,15 @@ def prepare(
         ImageError: with ``strict``; or a decoding process died.
     """
     console = console or Console(quiet=True)
+    hub = module.source.startswith(HUB)
     settings = module.settings | {
-        "source": _absolute(module.source),
+        "source": module.source if hub else str(Path(module.source).resolve()),
         "column": getattr(module, "column", None),
     }
     before = _begun(output, settings)
     if not (before and before["finished"]) or Path(module.source).is_dir():
-        pictures = _pictures(module)
-        settings["listing"] = _listing(pictures)
+        _check_source(module.source)
+        settings["listing"] = _listing(module.pictures)
         before = _begun(output, settings)
     if before and before["finished"]:
         _check_strict(strict, before)
@@ -122,22 +114,18 @@ def prepare(
         return before
     with _alone(output):
         _begun(output, settings)
-        write_info(output, settings | {"finished": False})
-        shards = _shards(pictures, shard_length(module.image_shape))
-        _write_missing(module, pictures, shards, output, workers, strict, console)
+        atomic_write(output / INFO, json.dumps(settings | {"finished": False}, indent=1))
+        shards = _shards(module)
+        _write_missing(module, shards, output, workers, strict, console)
         info = settings | {"finished": True} | _collected(output, shards)
         _check_strict(strict, info)
         _report(output, info, console)
-        write_info(output, info)
+        atomic_write(output / INFO, json.dumps(info, indent=1))
     return info
 
 
 def _begun(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is in ``output`` already, or None if nothing is.
-
-    Raises:
-        DataError: it was begun with other settings, or is something else.
-    """
+    """What is in ``output``, None if nothing is; a DataError if it is not of these settings."""
     before = read_info(output)
     if before is None:
         if output.exists() and any(path.name != _LOCK for path in output.iterdir()):
@@ -155,37 +143,26 @@ def _begun(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     return before
 
 
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Make a folder, and keep other processes from writing it.
-
-    Raises:
-        DataError: another process is writing it.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DataError(
-            f"--output {output} is being written by another process: wait for it, or give "
-            "another --output"
-        ) from error
-    try:
-        yield
-    finally:
-        (output / _LOCK).unlink(missing_ok=True)
-        lock.release()
-
-
-def _pictures(module: PictureModule) -> dict[str, Pictures]:
-    """The pictures of all splits."""
-    source = module.source
+def _check_source(source: str) -> None:
     if not source.startswith(HUB) and not Path(source).is_dir():
         raise DataError(f"--source {source}: no such folder (docs/data.md: where to get it)")
     if read_info(Path(source)) is not None:
         raise DataError(f"--source {source} is a prepared set: expected the original images")
-    return {split: module.pictures(split) for split in SPLITS}
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes from writing it."""
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with sole_writer(output):
+            remove_temporaries(output)
+            yield
+    except BlockingIOError as error:
+        raise DataError(
+            f"--output {output} is being written by another process: wait for it, or give "
+            "another --output"
+        ) from error
 
 
 def _listing(pictures: Mapping[str, Pictures]) -> str:
@@ -194,17 +171,17 @@ def _listing(pictures: Mapping[str, Pictures]) -> str:
     return digest(os.fsencode("\n".join(lines)))
 
 
-def _shards(pictures: Mapping[str, Pictures], length: int) -> list[_Shard]:
+def _shards(module: PictureModule) -> list[_Shard]:
+    length = shard_length(module.image_shape)
     return [
-        (split, number, range(start, min(start + length, len(pictures[split]))))
+        (split, number, range(start, min(start + length, len(module.pictures[split]))))
         for split in SPLITS
-        for number, start in enumerate(range(0, len(pictures[split]), length))
+        for number, start in enumerate(range(0, len(module.pictures[split]), length))
     ]
 
 
 def _write_missing(
     module: PictureModule,
-    pictures: Mapping[str, Pictures],
     shards: list[_Shard],
     output: Path,
     workers: int,
@@ -213,28 +190,63 @@ def _write_missing(
 ) -> None:
     missing = [shard for shard in shards if not shard_path(output, *shard[:2]).exists()]
     total, left = (sum(len(rows) for _, _, rows in part) for part in (shards, missing))
-    wanted = [(pictures[split], row) for split, _, rows in missing for row in rows]
-    outcomes = decode_all(wanted, module.image_size, module.channels, workers)
+    wanted = [(split, row) for split, _, rows in missing for row in rows]
+    squares = _decoded(module, wanted, workers)
     # The first one waits for the processes to start, which the rate should not count.
-    outcomes = chain(list(islice(outcomes, 1)), outcomes)
+    squares = chain(list(islice(squares, 1)), squares)
     with SweepProgress(total, total - left, console) as progress:
         for split, number, rows in missing:
             progress.start(split)
-            names, squares, skipped = [], [], []
-            for row, outcome in zip(rows, outcomes, strict=False):
-                name = printable(pictures[split].names[row])
-                if not isinstance(outcome, ImageError):
+            names, pixels, skipped = [], [], []
+            for row, square in zip(rows, squares, strict=False):
+                name = printable(module.pictures[split].names[row])
+                if not isinstance(square, ImageError):
                     names.append(name)
-                    squares.append(outcome)
+                    pixels.append(square)
                 elif strict:
-                    raise ImageError(f"image {name} {outcome}") from outcome
+                    raise ImageError(f"image {name} {square}") from square
                 else:
-                    skipped.append(f"{name} {outcome}")
+                    skipped.append(f"{name} {square}")
                 progress.advance(1)
-            pixels = np.stack(squares) if squares else np.empty((0, *module.image_shape), np.uint8)
-            write_shard(shard_path(output, split, number), names, pixels, skipped)
-    for leftover in output.glob("*/.*.arrow"):  # of a killed call
-        leftover.unlink()
+            stacked = np.array(pixels, np.uint8).reshape(-1, *module.image_shape)
+            write_shard(shard_path(output, split, number), names, stacked, skipped)
+
+
+class _Squares(Dataset):
+    """Squares by (split, index); an error says why an image cannot be used."""
+
+    def __init__(self, module: PictureModule) -> None:
+        self.pictures = module.pictures
+        self.options = (module.image_size, module.channels)
+
+    def __getitem__(self, key: tuple[str, int]) -> np.ndarray | ImageError:
+        split, index = key
+        try:
+            return decoding.read_square(self.pictures[split].data(index), *self.options)
+        except ImageError as error:
+            return error
+
+
+def _decoded(
+    module: PictureModule, wanted: list[tuple[str, int]], workers: int
+) -> Iterator[np.ndarray | ImageError]:
+    """Decode pictures in parallel, in the order wanted, with few of them in memory."""
+    options = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _begin}
+    loader = DataLoader(_Squares(module), _CHUNK, sampler=wanted, **options)
+    try:
+        with interrupts_held():
+            chunks = iter(loader)
+        for chunk in chunks:
+            yield from chunk
+    except RuntimeError as error:
+        raise ImageError(
+            "a decoding process died, perhaps because memory ran out: run the same command again "
+            "to continue, with fewer --workers"
+        ) from error
+
+
+def _begin(_: int) -> None:
+    end_with_parent()
 
 
 def _collected(output: Path, shards: list[_Shard]) -> dict[str, Any]:
@@ -274,10 +286,6 @@ def _report(output: Path, info: Mapping[str, Any], console: Console) -> None:
 def _summary(info: Mapping[str, Any]) -> str:
     counts = " / ".join(str(sum(info["images"][split])) for split in SPLITS)
     return f"{counts} images for train / val / test, {len(info['skipped'])} skipped"
-
-
-def _absolute(source: str) -> str:
-    return source if source.startswith(HUB) else str(Path(source).resolve())
 
 
 if __name__ == "__main__":

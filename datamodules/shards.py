@@ -3,14 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datamodules.base import SPLITS
 from datamodules.dequantize import ImageSource
 from datamodules.errors import DataError
-from flowprior.io import atomic_path, atomic_write
+from flowprior.io import atomic_path
 
 INFO = "prepared.json"
 _SHARD_BYTES = 2**25
@@ -19,7 +21,7 @@ _SHARD_IMAGES = 4096
 
 def shard_length(image_shape: tuple[int, int, int]) -> int:
     """Images per Arrow file: about 32 MiB of them."""
-    return min(max(_SHARD_BYTES // int(np.prod(image_shape)), 1), _SHARD_IMAGES)
+    return min(max(_SHARD_BYTES // prod(image_shape), 1), _SHARD_IMAGES)
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
@@ -33,23 +35,18 @@ def write_shard(
     """Write names and pixels (N, C, H, W), uint8, and what was skipped; all of it or nothing."""
     import pyarrow as pa
 
-    length = int(np.prod(pixels.shape[1:]))
     columns = {
         "name": pa.array(names, pa.string()),
-        "pixels": pa.FixedSizeListArray.from_arrays(pixels.reshape(-1), length),
+        "pixels": pa.FixedSizeListArray.from_arrays(pixels.reshape(-1), prod(pixels.shape[1:])),
     }
-    table = pa.table(columns).replace_schema_metadata({"skipped": json.dumps(list(skipped))})
+    table = pa.table(columns).replace_schema_metadata({"skipped": json.dumps(skipped)})
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         writer.write_table(table, max_chunksize=max(len(names), 1))
 
 
 def read_shard(path: Path) -> tuple[np.ndarray, list[str]]:
-    """(pixels (N, C H W), what was skipped); the pixels are mapped, not loaded.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """(pixels (N, C H W), what was skipped), mapped, not loaded; a DataError if damaged."""
     import pyarrow as pa
 
     try:
@@ -66,13 +63,7 @@ def read_shard(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 class PreparedImages(ImageSource):
-    """Images of one split of a prepared set.
-
-    Args:
-        folder: of the set.
-        split: "train", "val" or "test".
-        info: the result of ``read_info``.
-    """
+    """Images of one split of the prepared set in a folder, described by ``read_info``."""
 
     def __init__(self, folder: Path, split: str, info: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -102,31 +93,23 @@ class PreparedImages(ImageSource):
     def _shard(self, number: int) -> np.ndarray:
         path = shard_path(self.folder, self.split, number)
         pixels, _ = read_shard(path)
-        expected = (self._ends[number + 1] - self._ends[number], int(np.prod(self.image_shape)))
-        if pixels.shape != expected:
+        if pixels.shape != (self._ends[number + 1] - self._ends[number], prod(self.image_shape)):
             raise _damaged(path)
         return pixels
 
 
 def read_info(folder: Path) -> dict[str, Any] | None:
-    """What was prepared in a folder, or None if it is no prepared set.
-
-    Raises:
-        DataError: ``prepared.json`` is damaged.
-    """
+    """What was prepared in a folder, or None if it is no prepared set; a DataError if damaged."""
     path = folder / INFO
     if not path.is_file():
         return None
     try:
         info = json.loads(path.read_text())
         if info["finished"]:
-            sizes = (info["channels"], info["image_size"])
-            counts = [
-                count for split in ("train", "val", "test") for count in info["images"][split]
-            ]
-            valid = all(isinstance(value, int) and value >= 0 for value in (*sizes, *counts))
-            if not (valid and isinstance(info["skipped"], list)):
-                raise _damaged(path)
+            numbers = [info["channels"], info["image_size"], len(info["skipped"])]
+            numbers += [count for split in SPLITS for count in info["images"][split]]
+            if not all(isinstance(number, int) and number >= 0 for number in numbers):
+                raise ValueError(numbers)
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path) from error
     return info
@@ -134,20 +117,3 @@ def read_info(folder: Path) -> dict[str, Any] | None:
 
 def _damaged(path: Path) -> DataError:
     return DataError(f"{path} is damaged: remove the folder and prepare it again")
-
-
-def write_info(folder: Path, info: Mapping[str, Any]) -> None:
-    """Write what is, or is being, prepared in a folder."""
-    atomic_write(folder / INFO, json.dumps(info, indent=1))
-
-
-def check_info(folder: Path, info: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise a DataError unless a set is finished and was prepared with these settings."""
-    if not info["finished"]:
-        raise DataError(f"data.source={folder} is not finished: run the same prepare command again")
-    for name, value in settings.items():
-        if info.get(name) != value:
-            raise DataError(
-                f"data.source={folder} was prepared with {name}={info.get(name)}, "
-                f"expected {value}: change the option, or prepare another folder"
-            )

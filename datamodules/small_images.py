@@ -1,17 +1,18 @@
 """MNIST and CIFAR-10, in the files that torchvision downloads."""
 
 from abc import abstractmethod
-from hashlib import md5
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
 
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ArrayImages
-from datamodules.errors import DataError
+from datamodules.errors import DataError, require
 
 MNIST_SUMS = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -19,20 +20,13 @@ MNIST_SUMS = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-"""MD5 of MNIST's files."""
+"""MD5 of MNIST's files, which torchvision checks only when it downloads them."""
 
 
 class TorchvisionModule(ImageDataModule):
-    """Small images in memory; the last ``held_out`` training images are for validation.
-
-    Args:
-        root: folder that holds torchvision's ``MNIST/raw`` or ``cifar-10-batches-py``.
-        download: fetch files that are missing or damaged; one process does, the others wait.
-        **options: of ``ImageDataModule``.
-    """
+    """Small images in memory; the last 5000 training images are for validation."""
 
     max_bits = 8
-    held_out: ClassVar[int] = 5000
 
     def __init__(self, root: str, download: bool, image_size: int, **options: Any) -> None:
         super().__init__(image_size, **options)
@@ -40,30 +34,17 @@ class TorchvisionModule(ImageDataModule):
         self.download = download
 
     @abstractmethod
-    def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, C, H, W), uint8.
-
-        Raises:
-            RuntimeError: files are missing, or not the original ones.
-        """
+    def _read(self, train: bool) -> np.ndarray:
+        """Training or test images (N, C, H, W), uint8; a RuntimeError if files are not original."""
 
     def images(self, split: str) -> ArrayImages:
-        """Images of "train", "val" or "test", unquantised.
-
-        Raises:
-            DataError: files are missing, or not the original ones.
-        """
+        """Images of a split, unquantised; a DataError if files are missing or not original."""
         check_split(split)
-        if self.download:
-            Path(self.root).mkdir(parents=True, exist_ok=True)
-            with FileLock(Path(self.root) / f".{type(self).__name__}.lock"):
-                return self._images(split)
-        return self._images(split)
-
-    def _images(self, split: str) -> ArrayImages:
         name = type(self).__name__
+        lock = FileLock(Path(self.root) / f".{name}.lock") if self.download else nullcontext()
         try:
-            pixels = self.read(split != "test")
+            with lock:
+                pixels = self._read(split != "test")
         except (RuntimeError, OSError) as error:
             advice = "--data.download true fetches them (docs/data.md)"
             reason = " ".join(str(error).split()) if self.download else advice
@@ -71,8 +52,7 @@ class TorchvisionModule(ImageDataModule):
                 f"data.root={self.root}: the files of {name} are missing or not the original ones: "
                 f"{reason}"
             ) from error
-        cut = len(pixels) - self.held_out
-        return ArrayImages({"train": pixels[:cut], "val": pixels[cut:], "test": pixels}[split])
+        return ArrayImages({"train": pixels[:-5000], "val": pixels[-5000:], "test": pixels}[split])
 
 
 class MNIST(TorchvisionModule):
@@ -84,9 +64,6 @@ class MNIST(TorchvisionModule):
         image_size: 28 for the digits as they are, or a larger even number for black pixels around
             them, such as 32.
         **options: of ``ImageDataModule``.
-
-    Raises:
-        ValueError: an option is out of its range.
     """
 
     channels = 1
@@ -94,38 +71,23 @@ class MNIST(TorchvisionModule):
     def __init__(
         self, root: str = "data", download: bool = False, *, image_size: int = 28, **options: Any
     ) -> None:
-        if image_size < 28 or image_size % 2:
-            raise ValueError(
-                f"data.image_size={image_size}: expected 28, or a larger even number for black "
-                "pixels around the digits"
-            )
-        super().__init__(root, download, image_size=image_size, **options)
+        sizes = "28, or a larger even number for black pixels around the digits"
+        require(image_size >= 28 and image_size % 2 == 0, "image_size", image_size, sizes)
+        super().__init__(root, download, image_size, **options)
 
-    def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, 1, H, W), uint8."""
+    def _read(self, train: bool) -> np.ndarray:
+        raw = Path(self.root) / "MNIST" / "raw"
         if self.download:
-            self._fetch()
+            for name, md5 in MNIST_SUMS.items():
+                if not check_integrity(raw / name, md5):
+                    (raw / name).unlink(missing_ok=True)  # torchvision keeps any file that is there
+            datasets.MNIST(self.root, download=True)
         name = f"{'train' if train else 't10k'}-images-idx3-ubyte"
-        content = self._path(name).read_bytes()
-        if not _is_original(name, content):
-            raise RuntimeError(f"{name} is damaged")
-        pixels = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        if not check_integrity(raw / name, MNIST_SUMS[name]):
+            raise RuntimeError(f"{name} is missing or damaged")
+        pixels = np.fromfile(raw / name, np.uint8, offset=16).reshape(-1, 1, 28, 28)
         border = (self.image_size - 28) // 2
         return np.pad(pixels, ((0, 0), (0, 0), (border, border), (border, border)))
-
-    def _fetch(self) -> None:
-        for path in map(self._path, MNIST_SUMS):
-            # Torchvision keeps any file that is there.
-            if path.is_file() and not _is_original(path.name, path.read_bytes()):
-                path.unlink()
-        datasets.MNIST(self.root, download=True)
-
-    def _path(self, name: str) -> Path:
-        return Path(self.root) / "MNIST" / "raw" / name
-
-
-def _is_original(name: str, content: bytes) -> bool:
-    return md5(content, usedforsecurity=False).hexdigest() == MNIST_SUMS[name]
 
 
 class CIFAR10(TorchvisionModule):
@@ -142,7 +104,6 @@ class CIFAR10(TorchvisionModule):
     def __init__(self, root: str = "data", download: bool = False, **options: Any) -> None:
         super().__init__(root, download, image_size=32, **options)
 
-    def read(self, train: bool) -> np.ndarray:
-        """Training or test images (N, 3, 32, 32), uint8."""
+    def _read(self, train: bool) -> np.ndarray:
         pixels = datasets.CIFAR10(self.root, train, download=self.download).data
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))

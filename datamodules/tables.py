@@ -1,18 +1,22 @@
 """Pictures in rows of tables: parquet files, ``save_to_disk`` folders, Hugging Face hub sets."""
 
 import os
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from datamodules.base import SPLITS
+from datamodules.decoding import Files, Pictures
 from datamodules.errors import DataError, notice
-from datamodules.files import SPLIT_NAMES, Files, Pictures, digest, image_names, split_of
+from datamodules.pictures import SPLIT_NAMES, PictureModule, digest, image_names, split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,19 +27,59 @@ _SAVED = (["dataset_dict.json"], ["dataset_info.json", "state.json"])
 """Files that ``save_to_disk`` writes for several splits, and for one."""
 
 
-class Rows(Pictures):
-    """Image files in rows of a ``datasets.Dataset``.
+class TableModule(PictureModule):
+    """Pictures that may also come as tables: parquet files or a Hugging Face hub set.
+
+    A split that the tables lack is taken from their training rows, by the hash of the name.
 
     Args:
-        table: with one column, of {"bytes", "path"}.
-        paths: of its rows, where they are known.
-        source: of the table.
+        source: as for ``PictureModule``, or a folder of tables, or ``hub:owner/name``.
+        image_size: as for ``PictureModule``.
+        column: of the tables, with the images; needed only if several columns have images.
+        **options: of ``ImageDataModule``.
     """
 
-    def __init__(self, table: "Dataset", paths: Sequence[str | None], source: str) -> None:
-        self.table = table
-        self.paths = paths
-        self.source = source
+    val_fraction = 0.1
+    test_fraction = 0.1
+
+    def __init__(
+        self, source: str, image_size: int, column: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(source, image_size, **options)
+        self.column = column
+
+    @abstractmethod
+    def files(self) -> Mapping[str, Pictures]:
+        """Image files of "train", "val" and "test" in a folder without tables."""
+
+    def find(self) -> Mapping[str, Pictures]:
+        """Encoded images of "train", "val" and "test" in the source."""
+        if not _is_table(self.source):
+            return self.files()
+        tables = _load(self.source).items()
+        found = {split: _rows(table, self.source, self.column) for split, table in tables}
+        val = 0 if "val" in found else self.val_fraction
+        test = 0 if "test" in found else self.test_fraction
+        splits = [split_of(name, val, test) for name in found["train"].names]
+        lacking = {"train", *SPLITS} - (found.keys() - {"train"})
+        rows = {split: [row for row, its in enumerate(splits) if its == split] for split in lacking}
+        return found | {split: found["train"].select(its) for split, its in rows.items()}
+
+    def check_source(self) -> None:
+        """Raise a DataError if the source is a folder that does not exist, or no hub's name."""
+        if self.source == HUB:
+            raise DataError(f"data.source={self.source}: expected {HUB}owner/name")
+        if not self.source.startswith(HUB):
+            super().check_source()
+
+
+@dataclass(eq=False)
+class Rows(Pictures):
+    """Image files in rows of a table with one column, of {"bytes", "path"}."""
+
+    table: "Dataset"
+    paths: Sequence[str | None]
+    source: str
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -44,10 +88,9 @@ class Rows(Pictures):
     def names(self) -> list[str]:
         """Paths; with the digest of the content where rows share one, or have none."""
         count = Counter(self.paths)
-        unique = [path and count[path] == 1 for path in self.paths]
         return [
-            path if own else (path or "") + self._digest(row)
-            for row, (path, own) in enumerate(zip(self.paths, unique, strict=True))
+            path if path and count[path] == 1 else (path or "") + self._digest(row)
+            for row, path in enumerate(self.paths)
         ]
 
     def data(self, index: int) -> bytes | Path:
@@ -73,37 +116,12 @@ class Rows(Pictures):
         return Rows(self.table.select(rows), [self.names[row] for row in rows], self.source)
 
 
-def is_table(source: str) -> bool:
+def _is_table(source: str) -> bool:
     """Whether a source is a hub set, or a folder with more files of tables than of images."""
     if source.startswith(HUB) or _is_saved(Path(source)):
         return True
     tables = sum(1 for _ in Path(source).rglob("*.parquet"))
     return tables > 0 and tables > len(image_names(Path(source))[0])
-
-
-def table_splits(
-    source: str, column: str | None, val_fraction: float, test_fraction: float
-) -> dict[str, Pictures]:
-    """Rows of "train", "val" and "test".
-
-    A split that the tables lack is taken from their training rows, by the hash of the name.
-
-    Args:
-        source: a folder, or ``hub:owner/name``.
-        column: with the images; None if there is only one such column.
-        val_fraction: part of the training rows that is for validation, if a split is missing.
-        test_fraction: part that is for testing.
-
-    Raises:
-        DataError: there are no such tables, or they have no training images.
-    """
-    found = {split: _rows(table, source, column) for split, table in _load(source).items()}
-    val = 0 if "val" in found else val_fraction
-    test = 0 if "test" in found else test_fraction
-    splits = [split_of(name, val, test) for name in found["train"].names]
-    lacking = {"train", "val", "test"} - (found.keys() - {"train"})
-    rows = {split: [row for row, its in enumerate(splits) if its == split] for split in lacking}
-    return found | {split: found["train"].select(its) for split, its in rows.items()}
 
 
 def _is_saved(folder: Path) -> bool:
@@ -146,20 +164,19 @@ def _image_column(table: "Dataset", source: str, column: str | None) -> str:
     found = [name for name in table.column_names if _is_image(table, name)]
     if column in found:
         return column
+    if len(found) == 1 and column is None:
+        return found[0]
+    images = ", ".join(found) or "none"
     if column is not None:
         raise DataError(
-            f"data.column={column}: expected a column of images, which in {source} are "
-            f"{', '.join(found) or 'none'}"
+            f"data.column={column}: expected a column of images, which in {source} are {images}"
         )
     if not found:
         columns = ", ".join(table.column_names)
         raise DataError(f"data.source={source}: no column of images among {columns}")
-    if len(found) > 1:
-        raise DataError(
-            f"data.column: {source} has images in several columns, expected one of "
-            f"{', '.join(found)}"
-        )
-    return found[0]
+    raise DataError(
+        f"data.column: {source} has images in several columns, expected one of {images}"
+    )
 
 
 def _is_image(table: "Dataset", name: str) -> bool:
@@ -188,8 +205,6 @@ def _named(source: str) -> Iterator[None]:
 
     try:
         yield
-    except DataError:
-        raise
     except (OSError, ValueError, DatasetsError) as error:
         reason = str(error.__cause__ or error) or type(error).__name__
         raise DataError(f"data.source={source}: {reason.splitlines()[0]}") from error

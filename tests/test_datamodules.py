@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_lightning.callbacks import Callback
+from torch.utils.data import default_convert
 
 from datamodules import ImageDataModule, LayerModels
 from datamodules.batches import GlobalBatchSampler, ResumableLoader
@@ -167,7 +168,7 @@ def test_training_order_is_a_new_permutation_in_each_epoch():
 @given(num=st.integers(1, 80), world_size=st.integers(1, 8), per_process=st.integers(1, 9))
 def test_evaluation_covers_each_image_once(num, world_size, per_process):
     samplers = [
-        GlobalBatchSampler(num, per_process * world_size, 0, rank, world_size, False, False)
+        GlobalBatchSampler(num, per_process * world_size, 0, rank, world_size, False)
         for rank in range(world_size)
     ]
     shares = [list(sampler) for sampler in samplers]
@@ -183,9 +184,9 @@ def test_evaluation_covers_each_image_once(num, world_size, per_process):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 6, "world_size": 4}, "data.batch_size=6 .*multiple of the 4 processes"),
-        ({"batch_size": 0}, "data.batch_size=0 .*positive multiple"),
-        ({"batch_size": 21}, "data.batch_size=21 is larger .*at most 20"),
+        ({"batch_size": 6, "world_size": 4}, "data.batch_size=6: .*multiple of the 4 processes"),
+        ({"batch_size": 0}, "data.batch_size=0: .*positive multiple"),
+        ({"batch_size": 21}, "data.batch_size=21: .*at most 20"),
     ],
 )
 def test_impossible_batch_size(arguments, message):
@@ -257,7 +258,9 @@ def test_iterator_that_is_not_advanced_consumes_nothing(uninterrupted):
 def test_resume_at_another_number_of_processes():
     def loader(rank, world_size):
         sampler = GlobalBatchSampler(20, 4, rank=rank, world_size=world_size)
-        return ResumableLoader(small().dataset("train"), sampler)
+        return ResumableLoader(
+            small().dataset("train"), batch_sampler=sampler, collate_fn=default_convert
+        )
 
     one = loader(0, 1)
     before = next(iter(one))

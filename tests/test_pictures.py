@@ -1,6 +1,5 @@
 """The data modules of real images, on tiny sets in the real formats."""
 
-import hashlib
 import json
 import os
 import re
@@ -27,9 +26,8 @@ from datamodules.chest_xray import patient
 from datamodules.dequantize import ArrayImages, DequantizedImages
 from datamodules.errors import DataError, ImageError
 from datamodules.faces import MAPPING, PARTITION, read_partition
-from datamodules.files import image_names, split_of
+from datamodules.pictures import image_names, split_of
 from datamodules.prepare import prepare
-from datamodules.small_images import MNIST_SUMS
 from tests import picture_files
 
 
@@ -39,7 +37,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def names(module):
-    return {split: list(module.pictures(split).names) for split in SPLITS}
+    return {split: list(module.pictures[split].names) for split in SPLITS}
 
 
 def paths(folder):
@@ -211,7 +209,7 @@ def test_folder_in_grey(tmp_path):
 def test_bad_image_is_named_with_what_to_do(tmp_path):
     source = picture_files.folder(tmp_path)
     data = ImageFolder(str(source), 16, batch_size=8)
-    name = data.pictures("train").names[3]
+    name = data.pictures["train"].names[3]
     (source / name).write_bytes(b"")
     with pytest.raises(ImageError, match=f"image {name} cannot be decoded.*datamodules.prepare"):
         [*data.batches("train", 8)]
@@ -483,7 +481,7 @@ def test_empty_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"expected hub:owner/name"):
         ImageFolder("hub:", 16).check(1)
     source = picture_files.folder(tmp_path)
-    with pytest.raises(ValueError, match="batch_size=64 is larger than the data set"):
+    with pytest.raises(ValueError, match=r"data\.batch_size=64: expected at most \d+"):
         ImageFolder(str(source), 16).check(1)
     with pytest.raises(ValueError, match=r"no validation images.*data\.val_fraction"):
         ImageFolder(str(source), 16, val_fraction=0, batch_size=2).check(1)
@@ -512,11 +510,7 @@ def test_wrong_options(options, message):
 @pytest.fixture
 def mnist(tmp_path, monkeypatch):
     """A small set whose files are taken for the original ones."""
-    source = picture_files.mnist(tmp_path / "mnist")
-    for name in MNIST_SUMS:
-        content = (source / "MNIST/raw" / name).read_bytes()
-        monkeypatch.setitem(MNIST_SUMS, name, hashlib.md5(content).hexdigest())
-    return source
+    return picture_files.trusted_mnist(tmp_path / "mnist", monkeypatch)
 
 
 @pytest.fixture
@@ -531,17 +525,34 @@ def cifar(tmp_path, monkeypatch):
     return source
 
 
-def test_mnist_is_padded(mnist):
-    data = MNIST(str(mnist))
+@pytest.mark.parametrize("size", [28, 32])
+def test_mnist_is_whole_or_padded(mnist, size):
+    data = MNIST(str(mnist), image_size=size)
     assert counts(data) == (40, 5000, 7)
     image = data.images("test")[1]
-    assert image.shape == data.image_shape == (1, 32, 32)
+    assert image.shape == data.image_shape == (1, size, size)
     expected = (torch.arange(784, 1568) % 256).float().view(28, 28) / 255
-    assert image[0, 2:30, 2:30].equal(expected)
+    border = (size - 28) // 2
+    assert image[0, border : border + 28, border : border + 28].equal(expected)
     assert image.sum() == pytest.approx(expected.sum().item(), rel=1e-6)
     assert not data.images("train")[39].equal(data.images("val")[0])
-    with pytest.raises(ValueError, match=r"data\.n_bits=9"):
-        MNIST(str(mnist), n_bits=9)
+
+
+def test_mnist_is_not_padded_by_default(mnist):
+    assert MNIST(str(mnist)).image_shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"image_size": 26}, "image_size=26"),
+        ({"image_size": 31}, "image_size=31"),
+        ({"n_bits": 9}, "n_bits=9"),
+    ],
+)
+def test_wrong_options_of_mnist(mnist, options, name):
+    with pytest.raises(ValueError, match=rf"data\.{name}: expected [^\n]*$"):
+        MNIST(str(mnist), **options)
 
 
 @pytest.mark.parametrize(
@@ -659,7 +670,7 @@ def test_fingerprint_of_much_data_reads_the_beginnings(tmp_path, monkeypatch):
     before = data.fingerprint("train")
     assert read[0] == 2000
     assert read[-1] == 100
-    files = [tmp_path / name for name in data.pictures("train").names]
+    files = [tmp_path / name for name in data.pictures["train"].names]
     whole = np.cumsum([file.stat().st_size for file in files]) <= 2000
     for index in (0, whole.sum() - 1, whole.sum(), 50):  # the last that is read whole, and the next
         os.utime(files[index], ns=(0, 0))

@@ -16,7 +16,6 @@ import datasets
 import pytest
 import skimage.data
 import torch
-from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
@@ -79,7 +78,7 @@ def test_prepared_images_are_the_decoded_ones(tmp_path, module, shards_of_eight)
 def test_prepared_from_parquet_with_equal_names(tmp_path):
     source = picture_files.parquet(tmp_path / "source", {"train": [9], "test": [4], "val": [3]})
     data = ImageFolder(str(source), 16)
-    data.pictures("train").names[:] = ["same.png"] * 9
+    data.pictures["train"].names[:] = ["same.png"] * 9
     info = prepare(data, tmp_path / "made")
     assert info["images"] == {"train": [9], "val": [3], "test": [4]}
     assert everything(ImageFolder(str(tmp_path / "made"), 16)).equal(everything(data))
@@ -312,8 +311,9 @@ def test_killed_command_continues(tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with FileLock(made / ".lock").acquire(timeout=3):
-        pass  # its own processes have ended too
+    deadline = time.monotonic() + 3
+    while str(made) in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout:
+        assert time.monotonic() < deadline  # its own processes end too
     before = {path: path.stat().st_mtime_ns for path in made.glob("*/0*.arrow")}
     assert 3 <= len(before) < 20
     assert not read_info(made)["finished"]
@@ -325,7 +325,7 @@ def test_killed_command_continues(tmp_path):
     )
     assert again.returncode == 0, again.stderr
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())
-    assert not list(made.glob("*/.*"))
+    assert {path.name for path in made.rglob(".*")} == {".lock"}
     prepared = everything(ImageFolder(str(made), 16))
     assert prepared.equal(everything(ImageFolder(str(source), 16)))
 
@@ -390,20 +390,29 @@ def test_finished_set_needs_no_source(tmp_path):
     assert prepare(ImageFolder(str(source), 16), made) == info
 
 
-def test_second_process_is_refused(tmp_path, monkeypatch):
+HOLD = """
+import sys
+from flowprior.io import sole_writer
+
+with sole_writer(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_second_process_is_refused(tmp_path):
     data = ImageFolder(str(picture_files.folder(tmp_path / "source")), 16)
-    made, refusals = tmp_path / "made", []
-
-    def meanwhile(*_):
-        if not refusals:
-            with pytest.raises(DataError, match=r"--output .* another process") as error:
-                prepare(data, made)
-            refusals.append(error)
-
-    monkeypatch.setattr("datamodules.prepare.SweepProgress.advance", meanwhile)
+    made = tmp_path / "made"
+    made.mkdir()
+    arguments = [sys.executable, "-c", HOLD, str(made)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(arguments, cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(DataError, match=r"--output .* another process"):
+            prepare(data, made)
+    assert read_info(made) is None
     prepare(data, made)
-    assert len(refusals) == 1
-    assert not list(made.glob(".*"))
+    assert read_info(made)["finished"]
 
 
 def test_column_of_a_table_is_kept(tmp_path):

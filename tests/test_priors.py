@@ -8,8 +8,9 @@ import torch
 import zuko
 from torch import nn
 
-from flowprior.priors import Module, from_normflows, from_zuko, require
+from flowprior.priors import Cropped, Module, from_normflows, from_zuko, require
 from flowprior.priors.base import Prior
+from tests.conftest import make_perturbed_glow
 from tests.inversion_problems import LinearGaussian, small_decoder, two_part_decoder
 
 SHAPE = (1, 2, 3)
@@ -166,3 +167,48 @@ def test_what_is_missing_is_told_with_the_remedy():
 def test_a_prior_needs_a_generator():
     with pytest.raises(TypeError, match="generate"):
         type("Empty", (Prior,), {})((1, 2, 2), small_decoder().latent)
+
+
+class TestCropped:
+    @pytest.fixture
+    def flow(self):
+        return make_perturbed_glow(2, (8, 16), levels=2, steps=2, coupling="affine")
+
+    def test_the_middle_of_what_the_flow_decodes(self, flow):
+        prior = Cropped(flow, (6, 12))
+        assert prior.image_shape == (2, 6, 12)
+        assert prior.latent == flow.latent
+        z = torch.randn(3, 2, 8, 16, dtype=torch.float64)
+        whole, log_det = flow.decode(z)
+        x, found = prior.decode(z)
+        assert torch.equal(x, whole[:, :, 1:7, 2:14])
+        assert torch.equal(found, log_det)
+        assert torch.equal(prior.generate(z), x)
+
+    def test_encoded_images_come_back_and_have_a_constant_border(self, flow):
+        prior = Cropped(flow, (6, 12), border=0.25)
+        x = torch.rand(3, 2, 6, 12, dtype=torch.float64) - 0.5
+        z, log_det = prior.encode(x)
+        whole, back_log_det = flow.decode(z)
+        torch.testing.assert_close(prior.generate(z), x)
+        torch.testing.assert_close(whole[..., 0], torch.full_like(whole[..., 0], -0.25))
+        torch.testing.assert_close(log_det, -back_log_det)
+        torch.testing.assert_close(prior.log_prob(x), flow.log_prob(whole))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"image_size": 10}, "image_size"),
+            ({"image_size": (7, 12)}, "image_size"),
+            ({"image_size": (6, 18)}, "image_size"),
+            ({"image_size": (6, 12), "border": 2.0}, "border"),
+        ],
+    )
+    def test_wrong_options(self, flow, options, message):
+        with pytest.raises(ValueError, match=message):
+            Cropped(flow, **options)
+
+    def test_needs_a_flow(self):
+        decoder = Module(nn.Identity(), (1, 2, 2), [1, 2, 2])
+        with pytest.raises(ValueError, match="Cropped needs a log-determinant"):
+            Cropped(decoder, 2)

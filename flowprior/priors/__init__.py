@@ -1,7 +1,16 @@
 """Priors: generators x = G(z), z ~ N(0, I), and their other capabilities."""
 
 from flowprior.priors.base import CAPABILITIES, Prior, require
+from flowprior.priors.cropped import Cropped
 from flowprior.priors.foreign import from_normflows, from_zuko
 from flowprior.priors.module import Module
 
-__all__ = ["CAPABILITIES", "Module", "Prior", "from_normflows", "from_zuko", "require"]
+__all__ = [
+    "CAPABILITIES",
+    "Cropped",
+    "Module",
+    "Prior",
+    "from_normflows",
+    "from_zuko",
+    "require",
+]
