@@ -87,7 +87,7 @@ def export(model: torch.nn.Module, out: Path, training: dict[str, float], root: 
         "training": {"data": "MNIST, 55000 training digits, [0, 1]", "sigma": [0, 0.5], **training},
         "psnr_of_noisy_and_denoised_by_sigma": scores(model, digits(root, "val")[:1000]),
     }
-    (out / "config.json").write_text(json.dumps(card, indent=2) + "\n")
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     print(json.dumps(card["psnr_of_noisy_and_denoised_by_sigma"]))
 
 

@@ -1,14 +1,17 @@
 """Rivals of the flows: the L1 preset, BM3D, wavelets, plug-and-play, deep image prior."""
 
+import importlib.util
+import json
 import sys
 import types
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import deepinv
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flowprior.inversion import (
@@ -28,6 +31,7 @@ from flowprior.inversion import (
 )
 from flowprior.inversion.proximal import MARGIN, curvature
 from flowprior.inversion.wavelet import LOW_PASS, details, inverse, transform
+from flowprior.metrics import psnr
 from flowprior.physics import SNR, Gaussian, Laplace, crosshole, denoising, random_gaussian
 from flowprior.priors import Module
 from tests.inversion_problems import (
@@ -40,6 +44,7 @@ from tests.inversion_problems import (
     small_glow,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (1, 8, 8)
 
 
@@ -144,7 +149,8 @@ def test_every_solver_with_every_operator(glow, bm3d, name, operator):
 def test_rows_are_the_same_in_every_batch(bm3d, name):
     _, y = steps()
     physics = denoising(SHAPE) if name == "BM3D" else blur
-    options = {"solver": SOLVERS[name], "iterations": 3, "image_shape": SHAPE, "sigma": 0.1}
+    options = {"solver": SOLVERS[name], "iterations": 4, "image_shape": SHAPE}
+    options["noise"] = SNR(20.0)  # another level for each image
     alone = torch.cat(
         [invert(None, physics, y[i : i + 1], indices=[i], **options).x for i in range(len(y))]
     )
@@ -461,3 +467,48 @@ def test_solvers_that_need_no_prior_take_one():
     prior = Module(nn.Sequential(nn.Unflatten(1, SHAPE)), SHAPE, [64]).eval()
     found = invert(prior, blur, y, sigma=0.1, solver=Wavelet(1.0), iterations=2)
     assert found.z is None
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """The script that trains a denoiser, on a few random images."""
+    path = ROOT / "docs" / "train_denoiser.py"
+    spec = importlib.util.spec_from_file_location("train_denoiser", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(module, "digits", lambda root, split: images)
+    monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
+    return module
+
+
+def test_training_of_a_denoiser_resumes(training, tmp_path, monkeypatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    training.train("", whole, 3)
+    noisy = training.noisy
+
+    def stops(step, images):
+        if step == 2:
+            raise Interrupted
+        return noisy(step, images)
+
+    monkeypatch.setattr(training, "noisy", stops)
+    with pytest.raises(Interrupted):
+        training.train("", killed, 3)
+    monkeypatch.setattr(training, "noisy", noisy)
+    training.train("", killed, 3)
+    expected, found = (load_file(f / "model.safetensors") for f in (whole, killed))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_shipped_denoiser_removes_noise():
+    folder = ROOT / "weights" / "denoiser_mnist"
+    network = deepinv.models.DRUNet(**json.loads((folder / "card.json").read_text())["init_args"])
+    truth = torch.zeros(1, 1, 28, 28)
+    truth[..., 6:22, 12:16] = 1  # a digit
+    y = Gaussian(0.2).add(truth, seed=0, indices=[0])
+    solver = PlugAndPlay(network, str(folder / "model.safetensors"))
+    found = invert(None, denoising((1, 28, 28)), y, sigma=0.2, solver=solver, start=y)
+    assert psnr(found.x.clamp(0, 1), truth) > psnr(y.clamp(0, 1), truth) + 7

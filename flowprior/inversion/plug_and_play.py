@@ -37,7 +37,8 @@ class PlugAndPlay(Solver):
             `deepinv.models`; it gives images of the same shape.
         weights: safetensors file of the denoiser's parameters; None for those that it has.
         strength: s > 0; choose it on validation images.
-        first_level: σ₀ > 0, on images in [0, 1].
+        first_level: σ₀ > 0, on images in [0, 1], as far as the denoiser has seen such noise; holes
+            in the data need a high one.
         stages: number of iterations, at least 2.
 
     Raises:
@@ -48,7 +49,7 @@ class PlugAndPlay(Solver):
     denoiser: nn.Module
     weights: str | None = None
     strength: float = 0.23
-    first_level: float = 0.3
+    first_level: float = 0.5
     stages: int = 24
 
     def __post_init__(self) -> None:
@@ -111,8 +112,10 @@ class PlugAndPlayRun(ProximalRun):
 
     def _levels(self) -> Tensor:
         """Noise levels (B,) of this stage."""
-        last, first = self.step_size.flatten().sqrt(), self.solver.first_level
-        return first * (last / first) ** (self.done / (self.solver.stages - 1))
+        first, share = self.solver.first_level, self.done / (self.solver.stages - 1)
+        # In Python, because powers of a tensor are rounded differently at different places.
+        last = self.step_size.flatten().sqrt().tolist()
+        return self.x.new_tensor([first * (level / first) ** share for level in last])
 
     def state_dict(self) -> dict[str, Any]:
         """Images, values and the number of stages done."""
