@@ -19,7 +19,7 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from evaluation import Evaluation, run
-from evaluation.workers import ProcessPool, default_processes
+from evaluation.runner import ProcessPool, default_processes
 from flowprior.command_line import (
     ROOT,
     UsageError,

@@ -10,8 +10,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from evaluation.cells import labels_text
-from evaluation.statistics import Stat, compare, summarise
+from evaluation.base import labels_text
+from evaluation.table import Stat, compare, summarise
 
 METRICS = ("psnr", "ssim")
 Labels = frozenset[tuple[str, object]]

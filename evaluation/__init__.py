@@ -1,7 +1,6 @@
 """Sweeps that keep one record per (cell, image), and their tables, figures and reports."""
 
-from evaluation.base import Evaluation
-from evaluation.cells import Cell, Result
+from evaluation.base import Cell, Evaluation, Result
 from evaluation.runner import run
 from evaluation.table import Metric
 

@@ -1,19 +1,105 @@
-"""What an evaluation has to say about itself; `evaluation.runner.run` does the rest."""
+"""What an evaluation has to say about itself, cell by cell; `evaluation.runner` does the rest."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.arrays import ArrayStore
-from evaluation.cells import Cell, Labels, Result
-from evaluation.table import Metric, Table
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from evaluation.arrays import ArrayStore
+    from evaluation.table import Metric, Table
+
+Label = str | int | float | bool | None
+Labels = Mapping[str, Label]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of a sweep, measured on some images. An evaluation may add fields of its own.
+
+    Args:
+        labels: what tells it from other cells; becomes the row of the table.
+        images: indices of the images.
+        settings: everything its results depend on, JSON-like: the parsed config with its
+            defaults, digests of data, weights and code. Not its images, batch size or device.
+        batch_size: number of images in one call of `Evaluation.evaluate`.
+        repeat: tells cells with equal labels apart, which share a row: another seed.
+
+    Raises:
+        ValueError: batch_size is below 1, or an image occurs twice.
+    """
+
+    labels: Labels
+    images: Sequence[int]
+    settings: Mapping[str, Any]
+    batch_size: int = 1
+    repeat: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if len(set(self.images)) < len(self.images):
+            raise ValueError(f"an image occurs twice in the cell {labels_text(self.labels)}")
+
+    @cached_property
+    def key(self) -> str:
+        """Twelve hexadecimal digits that stand for labels and repeat, in any order and run."""
+        named = f"{labels_key(self.labels)} {self.repeat}"
+        return hashlib.sha256(named.encode()).hexdigest()[:12]
+
+    def __str__(self) -> str:
+        repeat = f", repeat {self.repeat}" if self.repeat else ""
+        return (labels_text(self.labels) or "the only row") + repeat
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one image of one cell.
+
+    Args:
+        cell: as `Evaluation.cells` gave it.
+        image: index of the image.
+        metrics: numbers, finite or not.
+        arrays: what `Evaluation.evaluate` saved for this image; empty if it saved nothing.
+    """
+
+    cell: Cell
+    image: int
+    metrics: Mapping[str, float]
+    arrays: Mapping[str, np.ndarray]
+
+
+def labels_key(labels: Labels) -> str:
+    """Labels as one string, whatever the order they were written in."""
+    return json.dumps(dict(labels), sort_keys=True)
+
+
+def label_text(value: Label) -> str:
+    """A label as a reader sees it.
+
+    >>> label_text(0.1), label_text(True), label_text(None)
+    ('0.1', 'yes', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def labels_text(labels: Labels) -> str:
+    """Labels in one line: ``method glow, noise 0.1``."""
+    return ", ".join(f"{name} {label_text(value)}" for name, value in labels.items())
 
 
 class Evaluation(ABC):

@@ -13,9 +13,8 @@ from torch import Tensor
 import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
-from evaluation.base import Evaluation
-from evaluation.cells import Cell, Result
-from evaluation.priors import checked_device, found_weights, weights_fingerprint
+from evaluation.base import Cell, Evaluation, Result
+from evaluation.sources import checked_device, found_weights, weights_fingerprint
 from evaluation.table import Metric, Table
 from flowprior.command_line import UsageError
 from flowprior.figures import histogram, image_grid, qq_plot
@@ -96,9 +95,14 @@ class DensityEvaluation(Evaluation):
             "weights": folder.parent.name if folder.name == "weights" else folder.name,
             "data": f"{type(self.data).__name__} {'×'.join(map(str, self.data.image_shape))}",
         }
-        total = len(self.data.images("test"))
-        count = min(self.images or total, total)
-        return [Cell(labels, range(count), self._settings(), self.batch_size)]
+        code = code_digest(type(self.data))
+        settings = {
+            "weights": weights_fingerprint(self.weights, self.flow),
+            "data": identity(self.data.fingerprint()),
+            **({"data_code": code} if code else {}),
+        }
+        images = range(len(self.data.images("test")))[: self.images]
+        return [Cell(labels, images, settings, self.batch_size)]
 
     def evaluate(
         self, cell: Cell, images: Sequence[int], arrays: ArrayStore
@@ -171,14 +175,6 @@ class DensityEvaluation(Evaluation):
         if self.data.flat_noise:
             log_prob = log_prob - flat_noise_log_density(x, n_bits, data_range)
         return bits_per_dim(log_prob, x[0].numel(), n_bits, data_range)
-
-    def _settings(self) -> dict[str, Any]:
-        code = code_digest(type(self.data))
-        return {
-            "weights": weights_fingerprint(self.weights, self.flow),
-            "data": identity(self.data.fingerprint()),
-            **({"data_code": code} if code else {}),
-        }
 
     def _keep(
         self, cell: Cell, images: Sequence[int], x: Tensor, z: Tensor, arrays: ArrayStore

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from evaluation.cells import Label, Labels
+from evaluation.base import Label, Labels
 from flowprior.identity import identity
 from flowprior.inversion import Solver
 from flowprior.physics import Noise, find_operator, make_operator

@@ -1,8 +1,7 @@
-"""A table as JSON, CSV, Markdown, LaTeX, HTML and on the console."""
+"""A table as JSON, CSV, Markdown and LaTeX, and on the console."""
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
@@ -10,43 +9,30 @@ import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
 
-from evaluation.cells import label_text, labels_text
-from evaluation.digits import format_interval, format_number
-from evaluation.table import Metric, Row, Table
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from pandas.io.formats.style import Styler
-    from rich.console import Console
-    from rich.table import Table as RichTable
+from evaluation.base import label_text, labels_text
+from evaluation.table import Metric, Row, Stat, Table
 
-FOOTNOTE = "Means over images ± 95 % interval; n: number of images"
-_BOLD_NOTE = "bold: better than the runner-up by more than the interval of their difference"
+_NOTES = (
+    "Means over images ± 95 % interval; n: number of images",
+    "bold: better than the runner-up by more than the interval of their difference",
+)
 _UNBOUNDED, _NARROWEST = 10_000, 16  # characters
+_MOST_DIGITS = 5
 _SYMBOLS = {
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "–": "--",
-    "−": "$-$",
-    "‖": r"$\|$",
-    "√": r"$\surd$",
-    "|": "$|$",
-    "<": "$<$",
-    ">": "$>$",
-    "⁻": "$^-$",
-    "¹": "$^1$",
-    "²": r"$^2$",
-    "³": r"$^3$",
-    "°": r"$^\circ$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "→": r"$\rightarrow$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "∞": r"$\infty$",
+    **{"–": "--", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "‖": r"$\|$", "√": r"$\surd$"},
+    **{"|": "$|$", "<": "$<$", ">": "$>$", "≤": r"$\leq$", "≥": r"$\geq$", "∞": r"$\infty$"},
+    **{"⁻": "$^-$", "¹": "$^1$", "²": r"$^2$", "³": r"$^3$", "°": r"$^\circ$"},
+    **{"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$"},
 }
 
 
@@ -56,8 +42,8 @@ class Grid:
 
     Args:
         caption: the labels that all rows share.
-        header: one text a column.
-        lines: one text a column each.
+        header: one text per column.
+        lines: one text per column in each.
         best: (line, column) of the values to be marked.
         labels: number of columns, from the first, that hold no measurements.
     """
@@ -71,7 +57,7 @@ class Grid:
     @property
     def footnote(self) -> str:
         """What the numbers are."""
-        return "; ".join([FOOTNOTE, _BOLD_NOTE] if self.best else [FOOTNOTE]) + "."
+        return "; ".join(_NOTES[: 2 if self.best else 1]) + "."
 
 
 def arrange(table: Table) -> Grid:
@@ -81,23 +67,24 @@ def arrange(table: Table) -> Grid:
 
 
 def _wide(table: Table) -> Grid:
-    names = _varying(table)
-    header, best = list(names), set()
-    lines = [[label_text(row.labels.get(name)) for name in names] for row in table.rows]
-    usual = [_usual_n(row) for row in table.rows]
+    rows, best = table.rows, set()
+    texts = {
+        name: [label_text(row.labels.get(name)) for row in rows]
+        for name in dict.fromkeys(name for row in rows for name in row.labels)
+    }
+    varying = {name: column for name, column in texts.items() if len(set(column)) > 1}
+    shared = {name: rows[0].labels.get(name) for name in texts if name not in varying}
+    columns, usual = list(varying.items()), [_usual_n(row) for row in rows]
     for metric in table.metrics:
-        for number, (line, row) in enumerate(zip(lines, table.rows, strict=True)):
-            if table.is_best(row, metric):
-                best.add((number, len(header)))
-            line.append(_value(row, metric, usual[number]))
-        header.append(metric.heading)
-        papers = [_paper(row, metric) for row in table.rows]
+        best |= {(line, len(columns)) for line, r in enumerate(rows) if table.is_best(r, metric)}
+        values = [_value(row, metric, n) for row, n in zip(rows, usual, strict=True)]
+        columns.append((metric.heading, values))
+        papers = [_paper(row, metric) for row in rows]
         if any(papers):
-            header.append(f"{metric.title or metric.name}, paper")
-            lines = [[*line, paper] for line, paper in zip(lines, papers, strict=True)]
-    lines = [[*line, str(n)] for line, n in zip(lines, usual, strict=True)]
-    header = _distinct([*header, "n"])
-    return Grid(_caption(table, names), header, lines, frozenset(best), len(names))
+            columns.append((f"{metric.title or metric.name}, paper", papers))
+    header, values = zip(*columns, ("n", list(map(str, usual))), strict=True)
+    lines = [list(line) for line in zip(*values, strict=True)]
+    return Grid(labels_text(shared), _distinct(header), lines, frozenset(best), len(varying))
 
 
 def _transposed(grid: Grid) -> Grid:
@@ -105,8 +92,7 @@ def _transposed(grid: Grid) -> Grid:
         ", ".join(f"{name} {text}" for name, text in zip(grid.header, line, strict=False))
         for line in (line[: grid.labels] for line in grid.lines)
     ]
-    columns = zip(grid.header, *grid.lines, strict=True)
-    lines = list(columns)[grid.labels :]
+    lines = list(zip(grid.header, *grid.lines, strict=True))[grid.labels :]
     best = frozenset((column - grid.labels, line + 1) for line, column in grid.best)
     header = ["metric", *(_distinct(names) if grid.labels else ["value"] * len(names))]
     return Grid(grid.caption, header, lines, best, 1)
@@ -118,16 +104,6 @@ def _distinct(names: Sequence[str]) -> list[str]:
         name if name not in names[:place] else f"{name} [{place + 1}]"
         for place, name in enumerate(names)
     ]
-
-
-def _varying(table: Table) -> list[str]:
-    names = dict.fromkeys(name for row in table.rows for name in row.labels)
-    return [n for n in names if len({label_text(row.labels.get(n)) for row in table.rows}) > 1]
-
-
-def _caption(table: Table, varying: Sequence[str]) -> str:
-    labels = table.rows[0].labels if table.rows else {}
-    return labels_text({name: v for name, v in labels.items() if name not in varying})
 
 
 def _usual_n(row: Row) -> int:
@@ -166,24 +142,23 @@ def to_json(table: Table) -> str:
     Each metric has the numbers of `Stat`, but for those of its single images; infinite ones are
     the strings "inf" and "-inf".
     """
-    rows = []
-    for row in table.rows:
-        metrics = {
-            name: {
-                key: str(value) if isinstance(value, float) and math.isinf(value) else value
-                for key, value in asdict(replace(stat, by_image={})).items()
-                if key != "by_image"
-            }
-            for name, stat in row.stats.items()
-        }
-        rows.append({"labels": dict(row.labels), "metrics": metrics})
+    rows = [
+        {"labels": dict(row.labels), "metrics": {n: _numbers(s) for n, s in row.stats.items()}}
+        for row in table.rows
+    ]
     return json.dumps({"rows": rows}, indent=1, allow_nan=False)
+
+
+def _numbers(stat: Stat) -> dict[str, Any]:
+    return {
+        key: str(value) if isinstance(value, float) and math.isinf(value) else value
+        for key, value in vars(stat).items()
+        if key != "by_image"
+    }
 
 
 def to_csv(table: Table) -> str:
     """One line for each row and metric, in full precision."""
-    import pandas as pd
-
     units = {metric.name: metric.unit for metric in table.metrics}
     lines = [
         {**row["labels"], "metric": name, "unit": units.get(name, ""), **numbers}
@@ -196,16 +171,11 @@ def to_csv(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """A table of GitHub's Markdown; the best of comparable values in bold."""
     grid = arrange(table)
-    rule = [":---"] * grid.labels + ["---:"] * (len(grid.header) - grid.labels)
-    lines = [
-        [
-            f"**{_markdown(text)}**" if (number, column) in grid.best else _markdown(text)
-            for column, text in enumerate(line)
-        ]
-        for number, line in enumerate(grid.lines)
-    ]
-    rows = [[_markdown(text) for text in grid.header], rule, *lines]
-    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    header, *lines = [[_markdown(text) for text in line] for line in (grid.header, *grid.lines)]
+    for number, column in grid.best:
+        lines[number][column] = f"**{lines[number][column]}**"
+    rule = [":---"] * grid.labels + ["---:"] * (len(header) - grid.labels)
+    text = "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *lines))
     caption = f"{_markdown(grid.caption)}\n\n" if grid.caption else ""
     return f"{caption}{text}\n{grid.footnote}\n"
 
@@ -217,8 +187,15 @@ def _markdown(text: str) -> str:
 def to_latex(table: Table) -> str:
     r"""A ``tabular`` for the package booktabs; the best of comparable values in bold."""
     grid = arrange(table)
+    lines = [[" ".join(text.split()) for text in line] for line in (grid.header, *grid.lines)]
+    frame = pd.DataFrame(lines[1:], columns=lines[0], dtype=object)
+    bold = pd.DataFrame("", frame.index, frame.columns)
+    for place in grid.best:
+        bold.iloc[place] = "font-weight: bold"
+    styler = frame.style.hide(axis="index").format(escape="latex")
+    styler = styler.format_index(escape="latex", axis=1).apply(lambda _: bold, axis=None)
     columns = "l" * grid.labels + "r" * (len(grid.header) - grid.labels)
-    tabular = _styled(grid, "latex").to_latex(hrules=True, convert_css=True, column_format=columns)
+    tabular = styler.to_latex(hrules=True, convert_css=True, column_format=columns)
     comments = [r"\usepackage{booktabs}", " ".join(grid.caption.split()), grid.footnote]
     heading = "".join(f"% {comment}\n" for comment in comments if comment)
     return heading + _latex_symbols(tabular)
@@ -243,35 +220,6 @@ def _greek(letter: str) -> str:
     return rf"${chr(92)}{command if name[1] == 'SMALL' else command.capitalize()}$"
 
 
-def to_html(table: Table) -> str:
-    """A ``<table>`` with everything escaped; the best of comparable values in bold."""
-    grid = arrange(table)
-    styled = _styled(grid, "html").set_table_attributes('class="results"').set_uuid("results")
-    right = [
-        {"selector": f".col{column}", "props": "text-align: right"}
-        for column in range(grid.labels, len(grid.header))
-    ]
-    caption = html.escape(f"{grid.caption}. " if grid.caption else "") + grid.footnote
-    caption = f'<span class="note">{caption}</span>'  # stays in view when the table is scrolled
-    return styled.set_table_styles(right).set_caption(caption).to_html()
-
-
-def _styled(grid: Grid, escape: str) -> Styler:
-    import pandas as pd
-
-    def bold(frame: pd.DataFrame) -> pd.DataFrame:
-        styles = pd.DataFrame("", frame.index, frame.columns)
-        for place in grid.best:
-            styles.iloc[place] = "font-weight: bold"
-        return styles
-
-    lines = [[" ".join(text.split()) for text in line] for line in grid.lines]
-    header = [" ".join(text.split()) for text in grid.header]
-    styler = pd.DataFrame(lines, columns=header, dtype=object).style
-    styler = styler.hide(axis="index").format(escape=escape)
-    return styler.format_index(escape=escape, axis=1).apply(bold, axis=None)
-
-
 def print_table(table: Table, console: Console, title: str = "") -> None:
     """Print one table; where the console is too narrow, the first metrics and where the rest is."""
     shown, grid = len(table.metrics), arrange(table)
@@ -291,26 +239,63 @@ def print_table(table: Table, console: Console, title: str = "") -> None:
 
 
 def _rich_table(grid: Grid) -> RichTable:
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
     drawn = RichTable(box=box.SIMPLE)
     for column, name in enumerate(grid.header):
         numeric = column >= grid.labels
         longest = max((len(line[column]) for line in grid.lines), default=0)
-        # A heading is no reason for a column wider than its numbers.
-        wrapped = Text(textwrap.fill(name, max(8, longest), break_long_words=False))
-        justify = "right" if numeric else "left"
         drawn.add_column(
-            wrapped,
-            justify=justify,
+            # A heading is no reason for a column wider than its numbers.
+            Text(textwrap.fill(name, max(8, longest), break_long_words=False)),
+            justify="right" if numeric else "left",
             no_wrap=numeric,
             overflow="fold",
             min_width=longest if numeric else min(longest, _NARROWEST),
         )
     for number, line in enumerate(grid.lines):
-        texts = enumerate(line)
         bold = ["bold" if (number, column) in grid.best else "" for column in range(len(line))]
-        drawn.add_row(*(Text(text, style=bold[column]) for column, text in texts))
+        drawn.add_row(*map(Text, line, bold))
     return drawn
+
+
+def format_interval(mean: float, half_width: float | None) -> str:
+    """A mean ± half the width of its interval; alone where the interval is too small to show.
+
+    >>> format_interval(3.14159, 0.01273), format_interval(1.2e-7, 3.4e-8)
+    ('3.142 ± 0.013', '(1.20 ± 0.34)e-7')
+    >>> format_interval(1.0, 3e-8), format_interval(12, None)
+    ('1.000', '12')
+    """
+    if not half_width:
+        return format_number(mean)
+    size = max(abs(mean), half_width)
+    exponent = 0 if 1e-3 <= size < 1e6 else _exponent(size, 1)
+    decimals = 1 - _exponent(half_width, 1) + exponent
+    most = _MOST_DIGITS - 1 - _exponent(size, _MOST_DIGITS - 1) + exponent
+    decimals = max(0, min(decimals, most))
+    number, error = (Decimal(value).scaleb(-exponent) for value in (mean, half_width))
+    shown = f"{error:.{decimals}f}"
+    if not float(shown):
+        return format_number(mean)
+    text = f"{number:z.{decimals}f} ± {shown}"
+    return f"({text})e{exponent}" if exponent else text
+
+
+def format_number(value: float, digits: int = 4) -> str:
+    """An integer as it is, anything else with some significant digits, infinity as ∞.
+
+    >>> format_number(44123456), format_number(0.5), format_number(1234567.0)
+    ('44123456', '0.5000', '1.235e6')
+    """
+    if isinstance(value, int) or value == 0:
+        return str(int(value))
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.{max(0, digits - 1 - _exponent(value, digits - 1))}f}"
+
+
+def _exponent(value: float, decimals: int) -> int:
+    """Decimal exponent after rounding, so that 0.0996 with two digits counts as 0.10."""
+    return int(f"{value:.{decimals}e}".split("e")[1])

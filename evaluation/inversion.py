@@ -6,22 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule
-from evaluation.arrays import ArrayStore
-from evaluation.base import Evaluation
+from evaluation.arrays import ArrayStore, Cache, kept_of_row, write_recovered
+from evaluation.base import Cell, Evaluation, Labels, Result
 from evaluation.baselines import Data
-from evaluation.cells import Cell, Labels, Result
 from evaluation.experiment import Experiment, Method, Published, StartName, check_names, chosen
-from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, measured, residual_notes
-from evaluation.priors import PriorSource
-from evaluation.sources import MeasuredData, SimulatedData, Source
+from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
 from evaluation.table import SECONDS, Metric, Table
 from evaluation.tuning import Choice, variants, with_options
 from flowprior.identity import digest, identity
@@ -39,8 +36,8 @@ from flowprior.priors import Prior
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BASELINES = {"data": Method(Data(), iterations=0)}
-"""Rows of experiments beside their methods."""
+DATA = Method(Data(), iterations=0)
+"""The row `data` of experiments, beside their methods."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class InversionEvaluation(Evaluation):
         start_deviation: in pixels.
         batch_size: number of images that a process inverts at once. It changes nothing else.
         tune_images: number of validation images that `--tune` chooses options on.
-        tune_metric: what it makes as large as it can: "psnr" or "ssim".
+        tune_metric: what it makes as large as it can.
         shown: number of images in figures.
         compare: labels whose values compete for the best number.
         published: numbers of a paper.
@@ -99,7 +96,7 @@ class InversionEvaluation(Evaluation):
         start_deviation: float = 5.0,
         batch_size: int = 25,
         tune_images: int = 16,
-        tune_metric: str = "psnr",
+        tune_metric: Literal["psnr", "ssim"] = "psnr",
         shown: int = 4,
         compare: tuple[str, ...] = ("method", "prior"),
         published: list[Published] | None = None,
@@ -146,7 +143,7 @@ class InversionEvaluation(Evaluation):
             for prior, name in self.rows(experiment):
                 with _named(f"methods.{name}"):
                     self.methods[name].solver.check(self.priors.load(prior))
-            for prior in chosen(experiment.priors, self.priors.given, "prior"):
+            for prior in self._priors(experiment):
                 with _named(f"experiments[{number}]"):
                     self._probe(experiment, prior)
 
@@ -169,15 +166,14 @@ class InversionEvaluation(Evaluation):
         with batch_invariant():
             problem, truth = self._problem(cell, list(images))
             recording = Recording(truth, self.shown, last=iterations)
-            kept = Cache(arrays, images, repr(cell.settings["prior"]), recording)
-            problem = replace(problem, cache=kept)
+            cache = Cache(arrays, images, repr(cell.settings["prior"]), recording)
+            problem = replace(problem, cache=cache)
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
         for row, image in enumerate(images):
             shown = row < self.shown and image < self.shown
             kept = kept_of_row(row, recording, estimate, problem, truth, shown)
-            if isinstance(self.source, MeasuredData):
-                kept["x"] = estimate.x[row]
+            kept |= {"x": estimate.x[row]} if isinstance(self.source, MeasuredData) else {}
             arrays.save(cell.key, image, kept)
         checkpoint.remove()
         seconds = {SECONDS.name: recording.seconds / len(images)}
@@ -185,11 +181,8 @@ class InversionEvaluation(Evaluation):
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Further columns of the measures, which take all images of a row."""
-        found: list[dict[str, float]] = [{} for _ in results]
-        for measure in self.measures:
-            for row, extra in zip(found, measure.derived(results), strict=True):
-                row.update(extra)
-        return found
+        parts = [measure.derived(results) for measure in self.measures]
+        return [{n: v for part in row for n, v in part.items()} for row in zip(*parts, strict=True)]
 
     def figures(
         self, table: Table, results: Sequence[Result]
@@ -213,8 +206,8 @@ class InversionEvaluation(Evaluation):
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """From `published`."""
-        found = [known.metrics.get(metric) for known in self.published if known.matches(labels)]
-        return next((value for value in found if value is not None), None)
+        known = (one.metrics for one in self.published if one.matches(labels))
+        return next((values[metric] for values in known if metric in values), None)
 
     def with_choices(self, choices: Sequence[Choice]) -> Self:
         """The same with the options that were found to be best."""
@@ -228,12 +221,15 @@ class InversionEvaluation(Evaluation):
 
     def rows(self, experiment: Experiment) -> list[tuple[str, str]]:
         """Prior and method of each row; one that needs no prior has one row for all priors."""
-        priors = chosen(experiment.priors, self.priors.given, "prior")
+        priors = self._priors(experiment)
         return [
             (prior, name)
             for name in self.names(experiment)
             for prior in (priors if self.methods[name].solver.needs else priors[:1])
         ]
+
+    def _priors(self, experiment: Experiment) -> list[str]:
+        return chosen(experiment.priors, self.priors.given, "prior")
 
     def labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
         """Labels of the row of a prior and a method or baseline."""
@@ -246,52 +242,41 @@ class InversionEvaluation(Evaluation):
         """Prior and name of a row for the data, if they are images."""
         if not self.baselines:
             return []
-        prior = chosen(experiment.priors, self.priors.given, "prior")[0]
+        prior = self._priors(experiment)[0]
         shape = self.priors.load(prior).image_shape
         y = self.source.probe(experiment, shape)
         return [(prior, "data")] if y.shape[1:] == shape and not y.is_complex() else []
 
     def _method(self, name: str, labels: Labels | None = None) -> Method:
         """A method with the options that were chosen for a row, if any were."""
-        method = self.methods.get(name) or BASELINES[name]
+        method = self.methods.get(name, DATA)
         best = [choice.best for choice in self.choices if choice.labels == labels]
         return replace(method, solver=with_options(method.solver, best[0])) if best else method
 
     @cached_property
-    def _common(self) -> dict[str, Any]:
-        """What the results of all cells depend on."""
-        return {"data": self.source.fingerprint(), "measures": identity(self.measures[1:])}
-
-    @cached_property
-    def _priors(self) -> dict[str, Any]:
-        return {name: self.priors.fingerprint(name) for name in self.priors.given}
+    def _fingerprints(self) -> dict[str, Any]:
+        """What the results of all cells depend on, with all priors."""
+        priors = {name: self.priors.fingerprint(name) for name in self.priors.given}
+        measures = identity(self.measures[1:])
+        return {"data": self.source.fingerprint(), "measures": measures, "prior": priors}
 
     def _cell(self, experiment: Experiment, prior: str, name: str, seed: int) -> InversionCell:
         labels = self.labels(experiment, prior, name)
         method = self._method(name, labels)
-        iterations = self.iterations if method.iterations is None else method.iterations
         start = method.start or self.start
         settings = {
-            **self._common,
-            "prior": self._priors[prior],
+            **self._fingerprints,
+            "prior": self._fingerprints["prior"][prior],
             "experiment": experiment.fingerprint(),
             "solver": identity(method.solver),
-            "iterations": iterations,
+            "iterations": self.iterations if method.iterations is None else method.iterations,
             "start": start,
             "start_deviation": self.start_deviation if start == "smoothed_truth" else None,
             "seed": seed,
         }
-        return InversionCell(
-            labels,
-            range(self.source.count),
-            settings,
-            self.batch_size,
-            repeat=self.seeds.index(seed),
-            experiment=experiment,
-            method=method,
-            prior=prior,
-            seed=seed,
-        )
+        repeat, images = self.seeds.index(seed), range(self.source.count)
+        made_of = {"experiment": experiment, "method": method, "prior": prior, "seed": seed}
+        return InversionCell(labels, images, settings, self.batch_size, repeat, **made_of)
 
     def _problem(self, cell: InversionCell, images: list[int]) -> tuple[Problem, Tensor | None]:
         """Data of these images as a problem, and the truth if it is known."""
@@ -318,27 +303,19 @@ class InversionEvaluation(Evaluation):
                     solver.begin(problems[bool(solver.needs)])
 
     def _check_options(self) -> None:
-        counts = {
-            "iterations": self.iterations,
-            "batch_size": self.batch_size,
-            "shown": self.shown,
-            "tune_images": self.tune_images,
-            "images": 1 if self.images is None else self.images,
-        }
-        for name, value in counts.items():
-            if value < 1:
+        for name in ("iterations", "batch_size", "shown", "tune_images", "images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         seeds = self.seeds
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
-        if self.tune_metric not in ("psnr", "ssim"):
-            raise ValueError(f"tune_metric must be psnr or ssim, got {self.tune_metric!r}")
         check_distinct(self.measures)
         known = {metric.name for metric in self.metrics}
         for published in self.published:
             check_names(published.metrics, sorted(known), "published: no metric")
-        for name in BASELINES.keys() & self.methods:
-            raise ValueError(f"methods.{name}: experiments have a row of this name already")
+        if "data" in self.methods:
+            raise ValueError("methods.data: experiments have a row of this name already")
 
 
 def _made(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from callbacks.inversion_curves import margins, progress_grid, write_margin
-from evaluation.arrays import file_names
-from evaluation.cells import Labels, Result, labels_text
+from evaluation.arrays import file_names, is_finite
+from evaluation.base import Result, labels_text
 from flowprior.figures import curve_panels, image_grid, qq_plot
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "misfit": "Da
 CURVES = ("loss", "misfit", "log_prior", "beta", "psnr", "ssim", "lpips")
 DIAGNOSTICS = ("radius", "skewness", "kurtosis", "patch_energy_spread")
 Rows = Mapping[str, list[Result]]
-
-
-def is_finite(result: Result) -> bool:
-    """Whether the solver's estimate of the image stayed finite."""
-    return bool(result.arrays["finite"])
 
 
 def inversion_figures(results: Sequence[Result], shown: int) -> Shown:
@@ -64,7 +59,7 @@ def write_boards(results: Sequence[Result], folder: Path, shown: int) -> None:
 
 
 def _write_board(kept: Sequence[Mapping[str, np.ndarray]], folder: Path, shown: int) -> None:
-    from evaluation.outputs import board
+    from evaluation.report import board
 
     names = [name for name in CURVES if name in kept[0]]
     pictured = [item for item in kept if "x_0" in item][:shown]
@@ -95,25 +90,16 @@ def _grid_rows(
     }
 
 
-def method_name(labels: Labels) -> str:
-    """A method as figures call it.
-
-    >>> method_name({"β": 0.001, "method": "flow"})
-    'flow, β 0.001'
-    """
-    others = {name: value for name, value in labels.items() if name != "method"}
-    first = [str(labels["method"])] if "method" in labels else []
-    return ", ".join([*first, *([labels_text(others)] if others else [])])
-
-
 def _by_experiment(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
-    """Results by experiment and by method, each as figures call it."""
+    """Results by experiment and by method, each as figures call it: "flow, β 0.001"."""
     found: dict[str, dict[str, list[Result]]] = {}
     for result in results:
         shared = result.cell.experiment.labels
         title = labels_text(shared) or result.cell.experiment.operator
         own = {name: v for name, v in result.cell.labels.items() if name not in shared}
-        found.setdefault(title, {}).setdefault(method_name(own), []).append(result)
+        method = [str(own.pop("method"))] if "method" in own else []
+        name = ", ".join(filter(None, [*method, labels_text(own)]))
+        found.setdefault(title, {}).setdefault(name, []).append(result)
     return found
 
 
@@ -153,13 +139,12 @@ def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
     for name, results in kept.items():
         heading = name.replace(", ", "\n")
         columns[heading] = [(result.arrays["x"], _psnr(result)) for result in results]
-    rows = list(zip(*columns.values(), strict=True))
-    images = np.stack([image for row in rows for image, _ in row])
-    scores = [[score for _, score in row] for row in rows]
-    headed = [f"{name}\n{score}" for name, score in zip(columns, scores[0], strict=True)]
-    titles = [*headed, *(score for row in scores[1:] for score in row)]
-    figure = image_grid(images, len(columns), titles, (0, 1), "value in [0, 1]")
-    has_scores = "; PSNR above each" if any(scores[0]) else ""
+    tiles = [tile for row in zip(*columns.values(), strict=True) for tile in row]
+    images, scores = zip(*tiles, strict=True)
+    headed = [f"{name}\n{score}" for name, score in zip(columns, scores, strict=False)]
+    titles = [*headed, *scores[len(columns) :]]
+    figure = image_grid(np.stack(images), len(columns), titles, (0, 1), "value in [0, 1]")
+    has_scores = "; PSNR above each" if any(scores) else ""
     return figure, f"The first images, not selected{has_scores}. {title}"
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evaluation.cells import Result, labels_text
+from evaluation.arrays import is_finite
+from evaluation.base import Result, labels_text
 from evaluation.experiment import check_names
-from evaluation.inversion_figures import is_finite
 from evaluation.table import SECONDS, Metric, Table
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.recording import similarity
@@ -121,14 +121,13 @@ class Similarity(Measure):
 
 def residual_notes(table: Table) -> list[str]:
     """Which methods do not fit the data as well as the noise allows, or fit the noise."""
-    means = {
-        labels_text(row.labels): row.stats["residual"].mean
+    means = [
+        (labels_text(row.labels), row.stats["residual"].mean)
         for row in table.rows
         if "residual" in row.stats and row.labels.get("method") != "data"
-    }
-    known = {name: mean for name, mean in means.items() if mean is not None}
-    high = [f"{name} ({mean:.3g})" for name, mean in known.items() if mean > 1.3]
-    low = [f"{name} ({mean:.2g})" for name, mean in known.items() if mean < 0.7]
+    ]
+    high = [f"{name} ({mean:.3g})" for name, mean in means if mean is not None and mean > 1.3]
+    low = [f"{name} ({mean:.2g})" for name, mean in means if mean is not None and mean < 0.7]
     found = []
     if high:
         found.append(
@@ -149,17 +148,15 @@ def measured(
     Raises:
         ValueError: a measure returned a column that its `metrics` do not list, or of another shape.
     """
-    columns: dict[str, Tensor] = {}
     finite = estimate.finite.tolist()
+    rows: list[dict[str, float]] = [{} for _ in finite]
     for measure in measures:
         found = measure(estimate, problem, truth)
-        _check_columns(measure, found, len(finite))
-        columns.update(found)
-    lists = {name: column.tolist() for name, column in columns.items()}
-    return [
-        {name: values[row] if finite[row] else math.nan for name, values in lists.items()}
-        for row in range(len(finite))
-    ]
+        _check_columns(measure, found, len(rows))
+        for name, column in found.items():
+            for row, value, has_value in zip(rows, column.tolist(), finite, strict=True):
+                row[name] = value if has_value else math.nan
+    return rows
 
 
 def check_distinct(measures: Sequence[Measure]) -> None:

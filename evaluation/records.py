@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
-from evaluation.cells import Cell
+from evaluation.base import Cell
 from flowprior.identity import identity
 from flowprior.io import named_error, sync_folder
 from flowprior.settings import changes
@@ -18,8 +18,6 @@ _FORMAT = "flowprior_records"
 _VERSION = 3
 _HEADER = f'{{"{_FORMAT}": {_VERSION}}}\n'.encode()
 _ADVICE = "choose another output folder, or delete that file to start again"
-
-Metrics = dict[str, float]
 
 
 class RecordStore:
@@ -45,7 +43,7 @@ class RecordStore:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._settings: dict[str, Any] = {}
-        self._metrics: dict[str, dict[int, Metrics]] = {}
+        self._metrics: dict[str, dict[int, dict[str, float]]] = {}
         self._with_arrays: set[tuple[str, int]] = set()
         # Unbuffered: a failed write must leave nothing behind that a later one would flush.
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
@@ -81,15 +79,17 @@ class RecordStore:
         again = self.done(cell).intersection(measured)
         if again:
             raise ValueError(f"{self.path} already has image {min(again)} of {cell}")
-        lines = [
-            _line({"cell": cell.key, "image": i, "metrics": m, "arrays": i in with_arrays})
-            for i, m in measured.items()
-        ]
+        contents: list[dict[str, Any]] = []
         settings = identity(cell.settings)
         if self._settings.get(cell.key) != settings:
             about = {"labels": dict(cell.labels), "repeat": cell.repeat, "settings": settings}
-            lines.insert(0, _line({"cell": cell.key, **about}))
-        self._write(b"".join(lines))
+            contents.append({"cell": cell.key, **about})
+        for image, metrics in measured.items():
+            numbers = {name: _number(value) for name, value in metrics.items()}
+            about = {"image": image, "metrics": numbers, "arrays": image in with_arrays}
+            contents.append({"cell": cell.key, **about})
+        lines = [json.dumps(content, allow_nan=False) for content in contents]
+        self._write("".join(f"{line}\n" for line in lines).encode())
         for line in lines:
             self._add(json.loads(line))
 
@@ -97,7 +97,7 @@ class RecordStore:
         """Images of a cell that have a record."""
         return frozenset(self._metrics.get(cell.key, ()))
 
-    def metrics(self, cell: Cell, image: int) -> Metrics:
+    def metrics(self, cell: Cell, image: int) -> dict[str, float]:
         """What was measured on one image of one cell; KeyError if nothing was."""
         return self._metrics[cell.key][image]
 
@@ -145,19 +145,19 @@ class RecordStore:
         raise ValueError(f"{self.path} is not a file of evaluation records")
 
     def _check(self, cells: Sequence[Cell]) -> None:
-        changed = [(cell, found) for cell in cells if (found := self._changes(cell))]
+        changed = [
+            (cell, found)
+            for cell in cells
+            if self._metrics.get(cell.key)
+            and (found := changes(self._settings[cell.key], identity(cell.settings)))
+        ]
         if changed:
             cell, found = changed[0]
             others = f" (and in {len(changed) - 1} other rows)" if len(changed) > 1 else ""
             raise ValueError(
                 f"{self.path} holds results of {cell} under other settings: "
-                f"{'; '.join(found)}{others}. Give the row other labels, {_ADVICE}"
+                f"{'; '.join(found[:5])}{others}. Give the row other labels, {_ADVICE}"
             )
-
-    def _changes(self, cell: Cell) -> list[str]:
-        if not self._metrics.get(cell.key):
-            return []
-        return changes(self._settings[cell.key], identity(cell.settings))[:5]
 
     def _add(self, content: dict[str, Any]) -> None:
         key = content["cell"]
@@ -187,12 +187,6 @@ class RecordStore:
             if isinstance(error, OSError):
                 raise named_error(error, self.path) from error
             raise
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    metrics = content.get("metrics", {})
-    numbers = {"metrics": {n: _number(v) for n, v in metrics.items()}} if metrics else {}
-    return json.dumps({**content, **numbers}, allow_nan=False).encode() + b"\n"
 
 
 def _number(value: Any) -> float | str:

@@ -1,128 +1,131 @@
-"""A report in one HTML file that needs no network and no script."""
+"""What a finished evaluation leaves behind: tables, figures, TensorBoard, one page of HTML."""
 
 from __future__ import annotations
 
 import base64
-import html
 import importlib.metadata
+import io
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from evaluation.formats import to_html
-from evaluation.table import Table
+import numpy as np
+import torch
+from jinja2 import Template
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
 
-if TYPE_CHECKING:
-    from evaluation.outputs import Picture
+from evaluation.arrays import file_names
+from evaluation.base import Evaluation, Result
+from evaluation.formats import arrange, print_table, to_csv, to_json, to_latex, to_markdown
+from evaluation.table import SECONDS, Table
+from flowprior.figures import DPI, png_bytes
+from flowprior.io import atomic_write
 
-_STYLE = """
-:root { color-scheme: light dark; --text: #1c2126; --soft: #5b6670; --page: #fcfcfb;
-  --panel: #f3f4f5; --line: #d5d9dd; }
-@media (prefers-color-scheme: dark) { :root { --text: #e2e6ea; --soft: #9aa5af; --page: #15181b;
-  --panel: #1f2428; --line: #3a4249; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 110rem; background: var(--page);
-  color: var(--text); font: 16px/1.55 system-ui, "Segoe UI", "Noto Sans", Arial, sans-serif; }
-h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
-p { margin: .25rem 0; max-width: 74rem; }
-.soft, caption, figcaption { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; max-width: 100%; padding-bottom: .5rem; }
-.results { border-collapse: collapse; font-size: .92rem; border-top: 2px solid var(--text);
-  border-bottom: 2px solid var(--text); font-variant-numeric: tabular-nums; }
-.note { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 4rem); }
-caption { text-align: left; caption-side: bottom; padding-top: .5rem; }
-.results th, .results td { padding: .3rem .55rem; text-align: left; vertical-align: top; }
-.results thead th { border-bottom: 1px solid var(--text); vertical-align: bottom;
-  min-width: 5.5rem; }
-.results td { white-space: nowrap; }
-.results .col0 { position: sticky; left: 0; background: var(--page); white-space: normal; }
-figure { margin: 0 0 2rem; }
-figure img { display: block; max-width: 100%; height: auto; background: #fff; padding: .5rem;
-  border: 1px solid var(--line); border-radius: 4px; }
-figcaption { margin-top: .5rem; max-width: 46rem; }
-pre { background: var(--panel); padding: 1rem; border-radius: 4px; overflow-x: auto;
-  font: .85rem/1.5 ui-monospace, "DejaVu Sans Mono", Consolas, monospace; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; margin: 0; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-@media print { body { max-width: none; } figure { break-inside: avoid; } }
-"""
+_TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a report shows.
+class Picture:
+    """A figure as it was written."""
 
-    Args:
-        title: heading.
-        table: the results.
-        pictures: figures with their captions.
-        config_yaml: the settings.
-        facts: versions, hardware, times.
-        notes: sentences below the table.
-    """
+    name: str
+    caption: str
+    png: bytes
 
-    title: str
-    table: Table
-    pictures: Sequence[Picture]
-    config_yaml: str
-    facts: Mapping[str, str]
-    notes: Sequence[str] = ()
+    @property
+    def base64(self) -> str:
+        """The file as text."""
+        return base64.b64encode(self.png).decode()
 
-    def html(self) -> str:
-        """The whole page; every text that comes from outside is escaped."""
-        title = html.escape(self.title)
-        summary = " · ".join(self.facts[key] for key in ("Date", "Hardware") if key in self.facts)
-        notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in self.notes)
-        sections = [
-            _section("Results", f'<div class="scroll">{to_html(self.table)}</div>{notes}'),
-            _section("Figures", "".join(_figure(picture) for picture in self.pictures)),
-            _section("Settings", f"<pre>{html.escape(self.config_yaml.strip())}</pre>"),
-            _section("Environment", _definitions(self.facts)),
-        ]
-        return (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-            f'<h1>{title}</h1>\n<p class="soft">{html.escape(summary)}</p>\n'
-            f"{''.join(sections)}</body>\n</html>\n"
-        )
+    @property
+    def width(self) -> int:
+        """On a screen, which counts 96 pixels to the inch; sharp screens use the rest."""
+        return round(int.from_bytes(self.png[16:20]) * 96 / DPI)
 
 
-def _section(heading: str, content: str) -> str:
-    return f"<section>\n<h2>{heading}</h2>\n{content}\n</section>\n" if content else ""
+def write(
+    evaluation: Evaluation,
+    table: Table,
+    results: Sequence[Result],
+    output: Path,
+    config_yaml: str,
+    start: float,
+) -> None:
+    """Write every output of an evaluation that started at `start` of the performance counter."""
+    writers = {"json": to_json, "csv": to_csv, "md": to_markdown, "tex": to_latex}
+    for suffix, writer in writers.items():
+        atomic_write(output / f"table.{suffix}", writer(table))
+    pictures = _write_figures(evaluation.figures(table, results), output / "figures")
+    with board(output / "tensorboard") as writer:
+        writer.add_text("table", to_markdown(table))
+        for picture in pictures:
+            pixels = np.asarray(Image.open(io.BytesIO(picture.png)).convert("RGB"))
+            writer.add_image(f"figures/{picture.name}", pixels, 0, dataformats="HWC")
+    evaluation.write(results, output)
+    measuring = sum(result.metrics.get(SECONDS.name, 0.0) for result in results)
+    facts, notes = environment(time.perf_counter() - start, measuring), evaluation.notes(table)
+    page = report_html(evaluation.title, table, pictures, config_yaml, facts, notes)
+    atomic_write(output / "report.html", page)
 
 
-def _figure(picture: Picture) -> str:
-    # The pixels are 150 to the inch; a screen counts 96, and sharp screens use the rest.
-    width = round(int.from_bytes(picture.png[16:20]) * 96 / 150)
-    data = base64.b64encode(picture.png).decode()
-    caption = html.escape(picture.caption)
-    return (
-        f'<figure><img width="{width}" alt="{html.escape(picture.name)}" '
-        f'src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>\n'
+def show(evaluation: Evaluation, table: Table, output: Path, console: Console) -> None:
+    """Print the table, its notes and where the report is."""
+    print_table(table, console, evaluation.title)
+    for line in (*evaluation.notes(table), str((output / "report.html").resolve())):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_figures(figures: Mapping[str, tuple[Figure, str]], folder: Path) -> list[Picture]:
+    pictures = [Picture(name, text, png_bytes(figure)) for name, (figure, text) in figures.items()]
+    if pictures:
+        folder.mkdir(parents=True, exist_ok=True)
+    for picture, name in zip(pictures, file_names(figures).values(), strict=True):
+        atomic_write(folder / f"{name}.png", picture.png)
+    return pictures
+
+
+@contextmanager
+def board(folder: Path) -> Iterator[SummaryWriter]:
+    """A run of TensorBoard, which takes the place of that of an earlier call at the end."""
+    earlier = list(folder.glob("events.out.tfevents.*"))
+    with SummaryWriter(str(folder)) as writer:
+        yield writer
+    for path in earlier:
+        path.unlink()
+
+
+def report_html(
+    title: str,
+    table: Table,
+    pictures: Sequence[Picture],
+    config_yaml: str,
+    facts: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> str:
+    """The page, which needs no network and no script; every text from outside is escaped."""
+    return Template(_TEMPLATE.read_text(), autoescape=True).render(
+        title=title,
+        summary=" · ".join(facts[name] for name in ("Date", "Hardware") if name in facts),
+        grid=arrange(table),
+        notes=notes,
+        pictures=pictures,
+        settings=config_yaml.strip(),
+        facts=facts,
     )
 
 
-def _definitions(facts: Mapping[str, str]) -> str:
-    items = (f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
-    return f"<dl>{''.join(items)}</dl>"
-
-
 def environment(seconds: float, measuring_seconds: float) -> dict[str, str]:
-    """Versions, hardware, date, command and times, as texts for a reader.
-
-    Args:
-        seconds: that this run took.
-        measuring_seconds: that all runs spent on measuring.
-    """
+    """Versions, hardware, date, command and times (of this run, of all runs) for a reader."""
     names = ["flowprior", "torch", "pytorch-lightning", "numpy", "matplotlib"]
     versions = [f"{name} {version}" for name in names if (version := _version(name))]
     argv = [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
@@ -145,8 +148,6 @@ def _version(package: str) -> str | None:
 
 
 def _hardware() -> str:
-    import torch
-
     cores = f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
     if not torch.cuda.is_available():
         return cores
@@ -156,11 +157,9 @@ def _hardware() -> str:
 
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _duration(seconds: float) -> str:

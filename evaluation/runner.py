@@ -1,29 +1,39 @@
-"""Run what is missing of an evaluation, then write its table, figures and report."""
+"""Measure what is missing of an evaluation, here or in other processes; then write its outputs."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
 
 from evaluation.arrays import ArrayStore
-from evaluation.base import Evaluation
-from evaluation.cells import Cell, Result
-from evaluation.formats import print_table
-from evaluation.outputs import board, write_figures, write_summary, write_tables
+from evaluation.base import Cell, Evaluation, Result
 from evaluation.records import RecordStore
-from evaluation.report import Report, environment
-from evaluation.table import SECONDS, Metric, Table, aggregate
-from evaluation.workers import Batch, Measured, measure
-from flowprior.io import atomic_write
-from flowprior.processes import interrupts_heeded, interrupts_held
+from evaluation.table import SECONDS, Table, aggregate
+from flowprior.io import remove_temporaries
+from flowprior.processes import end_with_parent, interrupts_heeded, interrupts_held
 from flowprior.progress import SweepProgress
 
-if TYPE_CHECKING:
-    from rich.console import Console
+
+class Batch(NamedTuple):
+    """Images of a cell to measure in one call."""
+
+    cell: Cell
+    images: Sequence[int]
+
+
+Measured = dict[int, Mapping[str, float]]
+"""Metrics by image."""
 
 
 def run(
@@ -43,12 +53,15 @@ def run(
         output: folder; made if it does not exist, after `Evaluation.check`.
         config_yaml: the settings, shown in the report.
         console: where to print.
-        executor: that measures the batches; None stays in this process.
+        executor: that measures the batches; None stays in this process. Its workers share the file
+            system. Whoever made it ends it, and what is left to do after an error.
 
     Raises:
-        ValueError: the evaluation is mistaken, or ``output`` holds results of a cell under other
-            settings or a damaged file of records. Nothing is written.
-        OSError: ``output`` cannot be written, or another process is evaluating into it.
+        ValueError: the evaluation is mistaken or cannot be sent to other processes, or ``output``
+            holds results of a cell under other settings or a damaged file of records. Nothing is
+            written.
+        OSError: ``output`` cannot be written, another process is evaluating into it, or a worker
+            died.
     """
     start = time.perf_counter()
     output = Path(output)
@@ -59,30 +72,23 @@ def run(
         with RecordStore(output / "records.jsonl", cells) as store:
             _measure(evaluation, cells, store, arrays, console, executor, interrupted)
             results = _results(evaluation, cells, store, arrays)
-            table = aggregate(results, _metrics(evaluation), evaluation.paper, evaluation.compare)
-            _write(evaluation, table, results, output, config_yaml, start)
-    _print(evaluation, table, output, console)
+            others = [metric for metric in evaluation.metrics if metric.name != SECONDS.name]
+            metrics = [*others, SECONDS]
+            table = aggregate(results, metrics, evaluation.paper, evaluation.compare)
+            # Processes that only measure are spared matplotlib, pandas and TensorBoard.
+            from evaluation.report import show, write
+
+            write(evaluation, table, results, output, config_yaml, start)
+    show(evaluation, table, output, console)
     return table
 
 
-def _print(evaluation: Evaluation, table: Table, output: Path, console: Console) -> None:
-    print_table(table, console, evaluation.title)
-    for line in (*evaluation.notes(table), str((output / "report.html").resolve())):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 def _distinct(cells: Sequence[Cell]) -> Sequence[Cell]:
-    keys = set()
+    found: dict[str, Cell] = {}
     for cell in cells:
-        if cell.key in keys:
+        if found.setdefault(cell.key, cell) is not cell:
             raise ValueError(f"two cells have the labels {cell}: their rows need different labels")
-        keys.add(cell.key)
     return cells
-
-
-def _metrics(evaluation: Evaluation) -> list[Metric]:
-    others = [metric for metric in evaluation.metrics if metric.name != SECONDS.name]
-    return [*others, SECONDS]
 
 
 def _results(
@@ -108,25 +114,6 @@ def _results(
     return found
 
 
-def _write(
-    evaluation: Evaluation,
-    table: Table,
-    results: Sequence[Result],
-    output: Path,
-    config_yaml: str,
-    start: float,
-) -> None:
-    write_tables(table, output)
-    pictures = write_figures(evaluation.figures(table, results), output / "figures")
-    with board(output / "tensorboard") as writer:
-        write_summary(writer, table, pictures)
-    evaluation.write(results, output)
-    measuring = sum(result.metrics.get(SECONDS.name, 0.0) for result in results)
-    facts = environment(time.perf_counter() - start, measuring)
-    report = Report(evaluation.title, table, pictures, config_yaml, facts, evaluation.notes(table))
-    atomic_write(output / "report.html", report.html())
-
-
 def _measure(
     evaluation: Evaluation,
     cells: Sequence[Cell],
@@ -137,45 +124,131 @@ def _measure(
     interrupted: Callable[[], bool],
 ) -> None:
     total = sum(len(cell.images) for cell in cells)
-    done = sum(len(store.done(cell).intersection(cell.images)) for cell in cells)
+    batches = [batch for cell in cells for batch in missing_batches(cell, store.done(cell))]
+    done = total - sum(len(batch.images) for batch in batches)
     if done == total:
         message = f"Already finished: {total} of {total} images. Writing the outputs again."
         console.print(message, highlight=False)
         return
     if done:
         console.print(f"Continuing: {done} of {total} images are done.", highlight=False)
-    batches = [Batch(cell, images) for cell in cells for images in _batches(cell, store.done(cell))]
-    arrays.clean()
+    remove_temporaries(arrays.folder)
     with SweepProgress(total, done, console) as progress:
         progress.start(str(batches[0].cell))
-        for measured in measure(evaluation, batches, arrays, executor):
-            cell, images = measured.batch.cell, measured.batch.images
-            kept = [image for image in images if arrays.has(cell.key, image)]
+        for batch, measured in _measured(evaluation, batches, arrays, executor):
+            kept = [image for image in measured if arrays.has(batch.cell.key, image)]
             with interrupts_held():  # what is measured is kept
-                store.append(cell, _records(evaluation, measured), kept)
-            progress.start(str(cell))
-            progress.advance(len(images))
+                store.append(batch.cell, measured, kept)
+            progress.start(str(batch.cell))
+            progress.advance(len(measured))
             if interrupted():
                 raise KeyboardInterrupt
 
 
-def _batches(cell: Cell, done: frozenset[int]) -> list[list[int]]:
+def missing_batches(cell: Cell, done: frozenset[int]) -> list[Batch]:
     """Images still to do, in the same batches as in a run that is not interrupted."""
     size = cell.batch_size
     batches = [cell.images[i : i + size] for i in range(0, len(cell.images), size)]
     missing = [[image for image in batch if image not in done] for batch in batches]
-    return [batch for batch in missing if batch]
+    return [Batch(cell, images) for images in missing if images]
 
 
-def _records(evaluation: Evaluation, measured: Measured) -> dict[int, Mapping[str, float]]:
-    """Metrics of a batch by image, with the time of each."""
-    images, metrics = measured.batch.images, measured.metrics
+def _measured(
+    evaluation: Evaluation,
+    batches: Sequence[Batch],
+    arrays: ArrayStore,
+    executor: Executor | None,
+) -> Iterator[tuple[Batch, Measured]]:
+    """Results of all batches as they come."""
+    if executor is None:
+        yield from ((batch, measure_batch(evaluation, batch, arrays)) for batch in batches)
+        return
+    try:
+        pickled = pickle.dumps(evaluation)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"a part of the evaluation cannot be sent to another process ({error}): use "
+            "--processes 1"
+        ) from error
+    futures = {executor.submit(measure_pickled, pickled, batch, arrays): batch for batch in batches}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenExecutor as error:
+        raise OSError(
+            "a process of the evaluation was killed, perhaps for lack of memory: try fewer "
+            "--processes or a smaller batch_size. What is measured is kept"
+        ) from error
+
+
+def measure_batch(evaluation: Evaluation, batch: Batch, arrays: ArrayStore) -> Measured:
+    """Metrics of a batch, with the time that each image took."""
+    start = time.perf_counter()
+    metrics = evaluation.evaluate(batch.cell, batch.images, arrays)
+    seconds = {SECONDS.name: (time.perf_counter() - start) / len(batch.images)}
     where = f"{type(evaluation).__name__}.evaluate"
-    if len(metrics) != len(images):
-        raise ValueError(f"{where} returned {len(metrics)} results for {len(images)} images")
+    if len(metrics) != len(batch.images):
+        raise ValueError(f"{where} returned {len(metrics)} results for {len(batch.images)} images")
     known = {SECONDS.name, *(metric.name for metric in evaluation.metrics)}
     unknown = sorted({name for values in metrics for name in values} - known)
     if unknown:
         raise ValueError(f"{where} returned {unknown}, which its `metrics` do not list")
-    seconds = {SECONDS.name: measured.seconds / len(images)}
-    return {image: {**seconds, **values} for image, values in zip(images, metrics, strict=True)}
+    return {i: {**seconds, **values} for i, values in zip(batch.images, metrics, strict=True)}
+
+
+def measure_pickled(evaluation: bytes, batch: Batch, arrays: ArrayStore) -> Measured:
+    """The same in a worker, which keeps the evaluation, and its models, for the next batch."""
+    return measure_batch(_unpickled(evaluation), batch, arrays)
+
+
+@lru_cache(maxsize=1)
+def _unpickled(evaluation: bytes) -> Evaluation:
+    return pickle.loads(evaluation)
+
+
+def default_processes(evaluation: Evaluation) -> int:
+    """One for each GPU, or for each core where there is none; 1 where batches cannot be shared."""
+    return (len(_gpus()) or len(os.sched_getaffinity(0))) if evaluation.parallel else 1
+
+
+class ProcessPool(ProcessPoolExecutor):
+    """Processes with a share of the cores and one GPU each, that end when the pool does.
+
+    Args:
+        processes: their number; more than there are GPUs share these.
+    """
+
+    def __init__(self, processes: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork of CUDA or of threads fails
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+        started = context.Value("i", 0)
+        super().__init__(processes, context, _start_worker, (threads, started, _gpus()))
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future:
+        """Schedule a call; a process that this starts leaves Ctrl-C to this one."""
+        with interrupts_held():
+            return super().submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
+        """End the processes, in the middle of a call if need be."""
+        processes = list((self._processes or {}).values())
+        super().shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()  # Lightning lets nothing less end it
+
+
+def _start_worker(threads: int, started: Any, gpus: Sequence[str]) -> None:
+    end_with_parent()
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    if gpus:  # before anything of CUDA is used here
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    torch.set_num_threads(threads)
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]

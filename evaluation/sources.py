@@ -1,67 +1,43 @@
-"""Where the data of an inversion come from: simulated from a data set, or measured."""
+"""What inversions start from: priors, and data that are simulated from a data set or measured."""
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+import flowprior
 from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment, ImageShape, StartName
-from flowprior.identity import digest, identity
+from flowprior.command_line import ROOT
+from flowprior.identity import code_digest, digest, file_digest, identity
 from flowprior.inversion import Forward, smoothed
+from flowprior.priors import Prior
+from flowprior.weights import WeightsError
 
 Split = Literal["val", "test"]
 _MOST_KEPT = 1000  # noiseless data of images
 _FIRST = {"val": 10**9, "test": 0}  # noise of validation images must not be that of test images
 
 
-class Source(ABC):
-    """Data of a number of images, on the CPU."""
+class _Source:
+    """Data of a number of images, on the CPU; what `SimulatedData` and `MeasuredData` share.
 
+    Attributes:
+        image_shape: (C, H, W), if the images are known.
+        has_truth: whether they are.
+        given: images (B, C, H, W) in [0, 1] to start from, if it has any.
+    """
+
+    image_shape: ImageShape | None
     has_truth: bool
-    has_start: bool = False
-
-    @property
-    @abstractmethod
-    def count(self) -> int:
-        """The number of images."""
-
-    @property
-    @abstractmethod
-    def image_shape(self) -> ImageShape | None:
-        """(C, H, W), if the images are known."""
-
-    @abstractmethod
-    def fingerprint(self) -> Any:
-        """What tells it from other sources, JSON-like."""
-
-    @abstractmethod
-    def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
-        """Data (B, ...) to check an experiment with, of no image that results depend on.
-
-        Raises:
-            ValueError: it cannot give the data of this experiment.
-        """
-
-    @abstractmethod
-    def truth(self, images: Sequence[int]) -> Tensor | None:
-        """The images (B, C, H, W) in [0, 1], if they are known."""
-
-    @abstractmethod
-    def observed(self, experiment: Experiment, images: Sequence[int], seed: int) -> Tensor:
-        """Data (B, ...)."""
-
-    def given_start(self, images: Sequence[int]) -> Tensor | None:
-        """Images (B, C, H, W) in [0, 1] to start from, if it has any."""
-        return None
+    given: Tensor | None = None
 
     def check_start(self, name: StartName) -> None:
         """Raise ValueError if it cannot give the images of `start`."""
-        if name == "file" and not self.has_start:
+        if name == "file" and self.given is None:
             raise ValueError("start=file needs observations with start")
         if name == "smoothed_truth" and not self.has_truth:
             raise ValueError("start=smoothed_truth needs the true images")
@@ -82,17 +58,18 @@ class Source(ABC):
         if name == "constant":
             return torch.full((len(images), *shape), 0.5)
         if name == "file":
-            return self.given_start(images)
+            return self.given[list(images)]
         return smoothed(self.truth(images), deviation)
 
 
-class SimulatedData(Source):
+class SimulatedData(_Source):
     """Images of a data set, unquantised, under the operator and noise of an experiment."""
 
     has_truth = True
 
     def __init__(self, data: ImageDataModule, images: int | None, split: Split = "test") -> None:
         self.data, self.images, self.split = data, images, split
+        self.image_shape = data.image_shape
         self._operators: dict[str, Forward] = {}
         self._clean: dict[tuple[str, int], Tensor] = {}
 
@@ -101,11 +78,6 @@ class SimulatedData(Source):
         """As many as there are, or as were asked for."""
         total = len(self.data.images(self.split))
         return min(self.images or total, total)
-
-    @property
-    def image_shape(self) -> ImageShape:
-        """That of the data set."""
-        return self.data.image_shape
 
     def fingerprint(self) -> Any:
         """All images of the split."""
@@ -166,24 +138,15 @@ class SimulatedData(Source):
         return {**vars(self), "_operators": {}, "_clean": {}}
 
 
-class MeasuredData(Source):
+class MeasuredData(_Source):
     """A file of observations."""
 
     def __init__(self, path: Path) -> None:
-        self.observations = Observations.load(path)
-        self.has_truth = self.observations.truth is not None
-        self.has_start = self.observations.start is not None
-
-    @property
-    def count(self) -> int:
-        """All rows of the file."""
-        return len(self.observations.y)
-
-    @property
-    def image_shape(self) -> ImageShape | None:
-        """That of the true images or starts in the file."""
-        known = [self.observations.truth, self.observations.start]
-        return next((tuple(images.shape[1:]) for images in known if images is not None), None)
+        self.observations = found = Observations.load(path)
+        self.given, self.has_truth = found.start, found.truth is not None
+        self.count = len(found.y)
+        known = (images for images in (found.truth, found.start) if images is not None)
+        self.image_shape = next((tuple(images.shape[1:]) for images in known), None)
 
     def fingerprint(self) -> Any:
         """Everything that the file holds."""
@@ -202,16 +165,93 @@ class MeasuredData(Source):
 
     def truth(self, images: Sequence[int]) -> Tensor | None:
         """True images from the file."""
-        return _selected(self.observations.truth, images)
-
-    def given_start(self, images: Sequence[int]) -> Tensor | None:
-        """Starting images from the file."""
-        return _selected(self.observations.start, images)
+        return self.observations.truth[list(images)] if self.has_truth else None
 
     def observed(self, experiment: Experiment, images: Sequence[int], seed: int) -> Tensor:
         """Data from the file."""
         return self.observations.y[list(images)]
 
 
-def _selected(tensor: Tensor | None, images: Sequence[int]) -> Tensor | None:
-    return None if tensor is None else tensor[list(images)]
+Source = SimulatedData | MeasuredData
+
+
+class PriorSource:
+    """Loads priors when they are asked for, frozen, on this process's device.
+
+    Args:
+        priors: folders of exported weights, or priors, by name.
+        device: "auto" takes a GPU if there is one.
+
+    Raises:
+        ValueError: there is no prior, or no such device.
+        WeightsError: a folder has no weights.
+    """
+
+    def __init__(self, priors: Mapping[str, Path | Prior], device: str = "auto") -> None:
+        if not priors:
+            raise ValueError("priors: at least one must be given by name")
+        self.given = {
+            name: prior if isinstance(prior, Prior) else found_weights(prior, f"priors.{name}")
+            for name, prior in priors.items()
+        }
+        self.device = checked_device(device)
+        self._loaded: dict[str, Prior] = {}
+
+    def load(self, name: str) -> Prior:
+        """The prior of a name."""
+        if name not in self._loaded:
+            given = self.given[name]
+            prior = given if isinstance(given, Prior) else flowprior.load(given)
+            self._loaded[name] = prior.to(self.device).eval().requires_grad_(False)
+        return self._loaded[name]
+
+    def check(self, source: Source) -> None:
+        """Raise ValueError unless all priors model images such as those of the source."""
+        for name in self.given:
+            shape = self.load(name).image_shape
+            if source.image_shape not in (None, shape):
+                raise ValueError(
+                    f"priors.{name} models images of shape {shape}, those to be recovered have "
+                    f"{source.image_shape}"
+                )
+
+    def fingerprint(self, name: str) -> Any:
+        """What tells a prior from others: its settings, weights and a user's own code."""
+        given, loaded = self.given[name], self.load(name)
+        return identity(loaded) if isinstance(given, Prior) else weights_fingerprint(given, loaded)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is loaded: every process loads its own, on its device."""
+        return {**vars(self), "_loaded": {}}
+
+
+def weights_fingerprint(folder: Path, loaded: Prior) -> dict[str, Any]:
+    """What tells exported weights from others: all of the folder, and a user's own code."""
+    files = {file: file_digest(folder / file) for file in ("model.safetensors", "config.json")}
+    return {**files, "code": code_digest(type(loaded))}
+
+
+def found_weights(folder: Path, option: str = "weights") -> Path:
+    """The folder of an exported flow: as given, or beside evaluate.py.
+
+    Raises WeightsError if it is in neither place.
+    """
+    for candidate in (folder, ROOT / folder):
+        if (candidate / "model.safetensors").is_file():
+            return candidate
+    raise WeightsError(
+        f"{option}: there is no exported flow in {folder}; train one first, "
+        f"or give another folder with --evaluation.{option}"
+    )
+
+
+def checked_device(device: str) -> str:
+    """The device of that name, "auto" resolved; ValueError if it is not on this machine."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device={device}: expected "auto", "cpu" or "cuda": {reason}') from None
+    return device

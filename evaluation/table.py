@@ -1,13 +1,17 @@
-"""From results to a table: statistics of each metric in each row."""
+"""From results to a table: means over images, their intervals, comparisons paired by image."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from evaluation.cells import Labels, Result, labels_key
-from evaluation.statistics import Stat, compare, summarise
+from scipy.special import stdtr, stdtrit
+
+from evaluation.base import Labels, Result, labels_key
 
 PaperValue = Callable[[Labels, str], float | None]
 
@@ -49,6 +53,133 @@ SECONDS = Metric("seconds_per_image", "Time per image", "s", interval=False)
 
 
 @dataclass(frozen=True)
+class Stat:
+    """A metric over the images of one row. Several values of one image count as their mean.
+
+    Args:
+        mean: over the images, of finite values; None if there are none.
+        std: sample standard deviation over the images (n - 1 in the denominator).
+        ci95: half the width of the 95 % t-interval of the mean over the images; None for n < 2.
+        median: over the images, infinite values included.
+        maximum: over the images, infinite values included.
+        n: number of images with a finite value.
+        n_excluded: number of values that are NaN.
+        n_infinite: number of values that are infinite, as the PSNR of a perfect image.
+        paper: the published number, None if there is none.
+        by_image: mean of the finite values of each image.
+    """
+
+    mean: float | None = None
+    std: float | None = None
+    ci95: float | None = None
+    median: float | None = None
+    maximum: float | None = None
+    n: int = 0
+    n_excluded: int = 0
+    n_infinite: int = 0
+    paper: float | None = None
+    by_image: Mapping[int, float] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first of two rows minus the second one, over the images that both have.
+
+    Args:
+        mean: of the difference.
+        ci95: half the width of its 95 % t-interval; None for n < 2.
+        p: of the two-sided paired t-test; 1 for n < 2.
+        n: number of images.
+        p_holm: p, corrected for all comparisons of one call.
+    """
+
+    mean: float
+    ci95: float | None
+    p: float
+    n: int
+    p_holm: float = math.nan
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.ci95 is not None and abs(self.mean) > self.ci95
+
+
+def summarise(measured: Iterable[tuple[int, float]], paper: float | None = None) -> Stat:
+    """Statistics over images of (image, value) pairs; an image may have several values.
+
+    >>> stat = summarise([(0, 1.0), (0, 3.0), (1, 4.0), (2, float("nan"))])
+    >>> stat.mean, stat.n, stat.n_excluded, round(stat.ci95, 3)
+    (3.0, 2, 1, 12.706)
+    """
+    values = list(measured)
+    means = _by_image((image, value) for image, value in values if math.isfinite(value))
+    units = list(means.values())
+    known = _by_image((image, value) for image, value in values if not math.isnan(value)).values()
+    std = float(statistics.stdev(units)) if len(units) > 1 else None
+    return Stat(
+        mean=statistics.mean(units) if units else None,
+        std=std,
+        ci95=_half_width(std, len(units)),
+        median=statistics.median(known) if known else None,
+        maximum=max(known, default=None),
+        n=len(units),
+        n_excluded=sum(math.isnan(value) for _, value in values),
+        n_infinite=sum(math.isinf(value) for _, value in values),
+        paper=paper,
+        by_image=means,
+    )
+
+
+def _by_image(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """Mean of the values of each image."""
+    repeats: dict[int, list[float]] = defaultdict(list)
+    for image, value in values:
+        repeats[image].append(value)
+    # The statistics module sums exactly: the order of the records does not change the result.
+    return {image: statistics.mean(repeats[image]) for image in sorted(repeats)}
+
+
+def compare(pairs: Sequence[tuple[Stat, Stat]]) -> list[Comparison]:
+    """Paired differences of rows, with p-values corrected by Holm's method over all of them.
+
+    Each pair has the statistics of one metric in two rows; ValueError if these share no image.
+    """
+    found = [_paired(first.by_image, second.by_image) for first, second in pairs]
+    corrected = holm([comparison.p for comparison in found])
+    return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that keep the family-wise error rate.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected, largest, count = {}, 0.0, len(p_values)
+    for rank, place in enumerate(sorted(range(count), key=p_values.__getitem__)):
+        corrected[place] = largest = max(largest, min(1.0, (count - rank) * p_values[place]))
+    return [corrected[place] for place in range(count)]
+
+
+def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> Comparison:
+    both = first.keys() & second.keys()
+    stat = summarise((image, first[image] - second[image]) for image in both)
+    if not stat.n:
+        raise ValueError("the rows have no image in common")
+    if stat.std:
+        t = abs(stat.mean) / (stat.std / math.sqrt(stat.n))
+        p = float(2 * stdtr(stat.n - 1, -t))
+    else:  # one image, or the same difference in all
+        p = 0.0 if stat.n > 1 and stat.mean else 1.0
+    return Comparison(stat.mean, stat.ci95, p, stat.n)
+
+
+def _half_width(std: float | None, n: int) -> float | None:
+    return None if std is None else float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of results: what was evaluated, and a `Stat` for each quantity measured there."""
 
@@ -86,7 +217,9 @@ class Table:
             for r in self.rows
             if self._setting(r) == self._setting(row)
         ]
-        if len(entries) < 2 or not _comparable([stat for _, stat in entries]):
+        images = {frozenset(stat.by_image) for _, stat in entries}
+        is_partial = any(not s.n or s.n_excluded or s.n_infinite for _, s in entries)
+        if len(entries) < 2 or len(images) > 1 or is_partial:
             return False
         entries.sort(key=lambda entry: entry[1].mean, reverse=metric.higher_is_better)
         (name, best), *others = entries
@@ -95,11 +228,6 @@ class Table:
 
     def _setting(self, row: Row) -> dict:
         return {name: value for name, value in row.labels.items() if name not in self.compare}
-
-
-def _comparable(stats: Sequence[Stat]) -> bool:
-    same = all(stat.by_image.keys() == stats[0].by_image.keys() for stat in stats)
-    return same and all(stat.n and not stat.n_excluded and not stat.n_infinite for stat in stats)
 
 
 def aggregate(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from evaluation.cells import Labels, labels_key, labels_text
+from evaluation.base import Labels, labels_key, labels_text
 from evaluation.experiment import Method
 from evaluation.sources import SimulatedData
 from evaluation.table import Row, Table
@@ -123,11 +124,6 @@ class Choice:
         """The options with the largest mean."""
         return max(self.tried, key=itemgetter(1))[0]
 
-    @property
-    def score(self) -> float:
-        """The largest mean."""
-        return max(map(itemgetter(1), self.tried))
-
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {value:g}" for name, value in self.best.items())
         edge = ", at the edge of the grid" if self._at_edge() else ""
@@ -143,11 +139,8 @@ class Choice:
         )
 
     def _at_edge(self) -> bool:
-        for name, value in self.best.items():
-            values = sorted({options[name] for options, _ in self.tried})
-            if len(values) > 1 and value in (values[0], values[-1]):
-                return True
-        return False
+        grid = {name: {options[name] for options, _ in self.tried} for name in self.best}
+        return any(len(v) > 1 and self.best[n] in (min(v), max(v)) for n, v in grid.items())
 
 
 def tuned(
@@ -170,11 +163,16 @@ def tuned(
         raise ValueError("--tune: no method has values to try; give methods.NAME.tune")
     if evaluation.data is None:
         raise ValueError("--tune needs validation images of evaluation.data, not observations")
-    trials = _trials(evaluation)
+    trials = [
+        Trial(number, prior, name, evaluation.labels(experiment, prior, name), method)
+        for number, experiment in enumerate(evaluation.experiments)
+        for prior, name in evaluation.rows(experiment)
+        if (method := evaluation.methods[name]).tune
+    ]
     for extensions in range(EXTENSIONS + 1):
         trial = on_validation_images(evaluation, trials)
         rows = {labels_key(row.labels): row for row in measured(trial).rows}
-        choices = [_choice(evaluation, one, rows, trial.source.count) for one in trials]
+        choices = [one.choice(evaluation, rows, trial.source.count) for one in trials]
         wider = [one.wider(choice) for one, choice in zip(trials, choices, strict=True)]
         if extensions == EXTENSIONS or wider == trials:
             break
@@ -186,12 +184,8 @@ def tuned(
 class Trial:
     """A row whose method has values to try.
 
-    Args:
-        number: of its experiment.
-        prior: its name.
-        name: of its method.
-        labels: of the row.
-        method: its `tune` has all values to try, those that were added as well.
+    `number` is that of its experiment, `name` that of its method, whose `tune` has all values to
+    try, those that were added as well.
     """
 
     number: int
@@ -200,9 +194,19 @@ class Trial:
     labels: Labels
     method: Method
 
+    def choice(
+        self, evaluation: InversionEvaluation, rows: Mapping[str, Row], images: int
+    ) -> Choice:
+        """What is best, given the rows of the table of all trials."""
+        metric, points = evaluation.tune_metric, grid(self.method)
+        found = [rows[labels_key({**self.labels, **options})] for options in points]
+        tried = [(options, _score(row, metric)) for options, row in zip(points, found, strict=True)]
+        given = len(grid(evaluation.methods[self.name]))
+        return Choice(self.labels, tried, metric, images, given)
+
     def wider(self, choice: Choice) -> Trial:
         """The same with another value for each option that is best at an edge, if it takes it."""
-        if choice.score == float("-inf"):
+        if all(score == -math.inf for _, score in choice.tried):
             return self
         tune = {name: extended(v, choice.best[name]) for name, v in self.method.tune.items()}
         try:
@@ -211,15 +215,6 @@ class Trial:
         except ValueError:  # such as a temperature above its largest
             return self
         return other
-
-
-def _trials(evaluation: InversionEvaluation) -> list[Trial]:
-    return [
-        Trial(number, prior, name, evaluation.labels(experiment, prior, name), method)
-        for number, experiment in enumerate(evaluation.experiments)
-        for prior, name in evaluation.rows(experiment)
-        if (method := evaluation.methods[name]).tune
-    ]
 
 
 def on_validation_images(
@@ -232,28 +227,16 @@ def on_validation_images(
     other.seeds, other.baselines, other.published = evaluation.seeds[:1], False, []
     other.pictured = False  # grids are extended several times, and each time all is written anew
     other.methods, other.experiments = {}, []
-    for trial in trials:
-        experiment = evaluation.experiments[trial.number]
-        tried = {
-            f"{trial.number}, {trial.prior}, {name}": method
-            for name, method in variants(trial.name, trial.method).items()
-        }
+    for one in trials:
+        tried = variants(one.name, one.method)
+        tried = {f"{one.number}, {one.prior}, {name}": method for name, method in tried.items()}
+        experiment = evaluation.experiments[one.number]
         other.methods |= tried
-        other.experiments.append(replace(experiment, methods=list(tried), priors=[trial.prior]))
+        other.experiments.append(replace(experiment, methods=list(tried), priors=[one.prior]))
     return other
-
-
-def _choice(
-    evaluation: InversionEvaluation, trial: Trial, rows: Mapping[str, Row], images: int
-) -> Choice:
-    metric, points = evaluation.tune_metric, grid(trial.method)
-    scores = [_score(rows[labels_key({**trial.labels, **options})], metric) for options in points]
-    tried = list(zip(points, scores, strict=True))
-    given = len(grid(evaluation.methods[trial.name]))
-    return Choice(trial.labels, tried, metric, images, given)
 
 
 def _score(row: Row, metric: str) -> float:
     """The mean; −∞ where an image failed."""
     stat = row.stats.get(metric)
-    return float("-inf") if stat is None or stat.mean is None or stat.n_excluded else stat.mean
+    return -math.inf if stat is None or stat.mean is None or stat.n_excluded else stat.mean

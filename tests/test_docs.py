@@ -18,7 +18,13 @@ import train
 from flowprior.command_line import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "docs/inversion.md", "docs/extend.md", "docs/gaussianization.md"]
+PAGES = [
+    "README.md",
+    "docs/inversion.md",
+    "docs/extend.md",
+    "docs/flows.md",
+    "docs/gaussianization.md",
+]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")

@@ -17,8 +17,8 @@ import evaluate
 import flowprior
 from datamodules import LayerModels
 from evaluation.arrays import ArrayStore
+from evaluation.base import Result, labels_text
 from evaluation.baselines import Data
-from evaluation.cells import Result, labels_text
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionCell, InversionEvaluation
 from evaluation.table import Table
@@ -402,8 +402,8 @@ def configured(name: str) -> InversionEvaluation:
     return parser.instantiate(parser.parse_args(["--config", name, *weights])).evaluation
 
 
-CONFIGS = [path.stem for path in sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))]
-INVERSIONS = [name for name in CONFIGS if not name.startswith("density")]
+CONFIGS = sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))
+INVERSIONS = [path.stem for path in CONFIGS if "InversionEvaluation" in path.read_text()]
 
 
 @pytest.mark.parametrize("name", INVERSIONS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evaluation.arrays import ArrayStore, file_names
-from evaluation.cells import Cell
+from evaluation.base import Cell
 from evaluation.records import RecordStore
 from flowprior.identity import code_digest, digest, file_digest, identity
 from flowprior.io import atomic_path, atomic_write

@@ -15,8 +15,7 @@ from rich.console import Console
 
 from evaluation import Cell, Evaluation, Metric, run
 from evaluation.arrays import ArrayStore
-from evaluation.runner import _batches
-from evaluation.workers import ProcessPool
+from evaluation.runner import ProcessPool, missing_batches
 from flowprior.command_line import run_command
 from flowprior.figures import histogram
 from flowprior.progress import SweepProgress
@@ -324,7 +323,8 @@ def test_mistaken_cells_are_refused():
 
 def test_batches_stay_where_they_were():
     cell = Cell({}, range(10), {}, batch_size=4)
-    assert _batches(cell, frozenset({0, 1, 2, 3, 5})) == [[4, 6, 7], [8, 9]]
+    batches = missing_batches(cell, frozenset({0, 1, 2, 3, 5}))
+    assert [batch.images for batch in batches] == [[4, 6, 7], [8, 9]]
 
 
 def test_progress_counts_only_this_run():

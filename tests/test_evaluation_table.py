@@ -12,21 +12,19 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
-from evaluation.cells import Cell, Result
-from evaluation.digits import format_interval, format_number
+from evaluation.base import Cell, Result
 from evaluation.formats import (
     arrange,
+    format_interval,
+    format_number,
     print_table,
     to_csv,
-    to_html,
     to_json,
     to_latex,
     to_markdown,
 )
-from evaluation.outputs import Picture
-from evaluation.report import Report, environment
-from evaluation.statistics import Stat, compare, holm, summarise
-from evaluation.table import Metric, Row, Table, aggregate
+from evaluation.report import Picture, environment, report_html
+from evaluation.table import Metric, Row, Stat, Table, aggregate, compare, holm, summarise
 from flowprior.figures import histogram, image_grid, png_bytes, qq_plot
 
 PSNR = Metric("psnr", "PSNR", "dB", higher_is_better=True)
@@ -417,7 +415,7 @@ def test_columns_of_one_name_stay_apart():
     results = [result({"n": n}, i, {"psnr": 1.0}) for n in "ab" for i in range(2)]
     found = aggregate(results, [PSNR, PSNR])
     assert arrange(found).header == ["n", "PSNR (dB) ↑", "PSNR (dB) ↑ [3]", "n [4]"]
-    assert "PSNR" in to_html(found)
+    assert "PSNR (dB) ↑ [3]" in report_html("t", found, [], "", {})
 
 
 def test_report_escapes_and_needs_no_network():
@@ -427,7 +425,7 @@ def test_report_escapes_and_needs_no_network():
     figure = png_bytes(histogram({"a": [0, 1]}, 2, ""))
     facts = environment(1.0, 2.0) | {evil: evil}
     found = aggregate(results, [metric])
-    page = Report(evil, found, [Picture(evil, evil, figure)], evil, facts).html()
+    page = report_html(evil, found, [Picture(evil, evil, figure)], evil, facts)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 10
     assert "src=" in page
@@ -437,10 +435,10 @@ def test_report_escapes_and_needs_no_network():
 
 
 def test_html_marks_the_best_and_scrolls_in_its_box():
-    page = Report("t", table(), [], "", {}).html()
-    (place,) = re.findall(r'id="(\w+)"[^>]*>31.0 ± 2.5', page)[:1]
-    assert re.search(rf"#{place}[^{{]*{{\s*font-weight: bold", page)
-    assert re.search(r'<div class="scroll"><style.*</table>\s*</div>', page, re.DOTALL)
+    page = report_html("t", table(), [], "", {})
+    assert re.search(r"\.best {[^}]*font-weight: bold", page)
+    assert re.findall(r'best">([^<]*)<', page) == ["31.0 ± 2.5"] * 2
+    assert re.search(r'<div class="scroll"><table.*</table>\s*</div>', page, re.DOTALL)
     assert re.search(r"\.scroll {[^}]*overflow-x: auto", page)
 
 

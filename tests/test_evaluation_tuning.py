@@ -12,8 +12,7 @@ from evaluation import tuning
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
 from evaluation.sources import SimulatedData
-from evaluation.statistics import summarise
-from evaluation.table import Row
+from evaluation.table import Row, summarise
 from evaluation.tuning import Choice, _score, grid, with_options
 from flowprior.gaussianization import Gaussianization, Identity
 from flowprior.inversion import MAP, Discrepancy, Restarts
