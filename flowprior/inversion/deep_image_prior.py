@@ -22,7 +22,7 @@ class DeepImagePrior(Solver):
 
     z ~ N(0, I) is fixed. Each image has its own network, deepinv's `ConvDecoder`, with its own
     random parameters. What regularises is the network and the end: with many iterations it fits the
-    noise, so choose their number on validation images. A given start is only shown.
+    noise, so choose their number on validation images. Starting images are not used.
 
     References: Ulyanov, Vedaldi & Lempitsky, Deep image prior (2018); the network is that of
     Darestani & Heckel, Accelerated MRI with un-trained neural networks (2021).

@@ -14,10 +14,10 @@ from flowprior.inversion.solving import Solver
 
 @dataclass(frozen=True)
 class Reconstructor(Solver):
-    """A reconstructor of deepinv, such as `deepinv.models.DeepImagePrior`.
+    """A reconstructor of deepinv, such as `deepinv.models.ArtifactRemoval`.
 
-    It is called as `model(y, physics)`, one image at a time and seeded for each, because in a batch
-    its stopping rules and random numbers would mix the images. It takes one iteration.
+    It is called as `model(y, physics)`, one image at a time and with a seed for each, because
+    stopping rules and random numbers would mix the images of a batch. It takes one iteration.
 
     Args:
         model: called with data (1, ...) and the deepinv physics; it gives an image (1, C, H, W).
