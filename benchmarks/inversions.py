@@ -16,7 +16,7 @@ import flowprior
 from benchmarks.measure import alternate, wall_clock
 from datamodules import LayerModels
 from flowprior.inversion import MAP, TotalVariation, invert
-from flowprior.inversion.images import total_variation
+from flowprior.inversion.total_variation import total_variation
 from flowprior.physics import gaussian_blur
 
 SIGMA = 0.1

@@ -19,7 +19,7 @@ from flowprior.inversion import (
     project_to_latents,
     smoothed,
 )
-from flowprior.inversion.images import total_variation
+from flowprior.inversion.total_variation import total_variation
 from flowprior.metrics import psnr, ssim, typicality
 from flowprior.physics import Gaussian, Laplace, Relative, make_operator
 from tests.inversion_problems import SIZE, identity, images_of, small_decoder, small_glow

@@ -6,26 +6,35 @@ iterates, shows to observers, and turns into an `Estimate`.
 
 from flowprior.inversion.batch_invariant import batch_invariant, by_rows
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS
+from flowprior.inversion.bm3d import BM3D
 from flowprior.inversion.checkpoint import Checkpoint
+from flowprior.inversion.deep_image_prior import DeepImagePrior
 from flowprior.inversion.discrepancy import Discrepancy
 from flowprior.inversion.forward import Forward
-from flowprior.inversion.images import ImageRun, Reconstructor, TotalVariation
+from flowprior.inversion.images import ImageRun
 from flowprior.inversion.invert import invert
-from flowprior.inversion.map import MAP, csgm, glow_ip, project_to_latents
+from flowprior.inversion.map import MAP, csgm, glow_ip, l1_map, project_to_latents
+from flowprior.inversion.plug_and_play import PlugAndPlay
 from flowprior.inversion.problem import Problem, make_problem
+from flowprior.inversion.reconstructor import Reconstructor
 from flowprior.inversion.recording import Recording
 from flowprior.inversion.restarts import Restarts
 from flowprior.inversion.solving import Estimate, Posterior, Run, Solver, solve
 from flowprior.inversion.starts import smoothed
+from flowprior.inversion.total_variation import TotalVariation
+from flowprior.inversion.wavelet import Wavelet
 
 __all__ = [
+    "BM3D",
     "MAP",
     "BatchedLBFGS",
     "Checkpoint",
+    "DeepImagePrior",
     "Discrepancy",
     "Estimate",
     "Forward",
     "ImageRun",
+    "PlugAndPlay",
     "Posterior",
     "Problem",
     "Reconstructor",
@@ -34,11 +43,13 @@ __all__ = [
     "Run",
     "Solver",
     "TotalVariation",
+    "Wavelet",
     "batch_invariant",
     "by_rows",
     "csgm",
     "glow_ip",
     "invert",
+    "l1_map",
     "make_problem",
     "project_to_latents",
     "smoothed",

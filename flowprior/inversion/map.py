@@ -15,7 +15,7 @@ from flowprior.inversion.latent_terms import LatentTerms, Layers, check_layers, 
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver, advance
 from flowprior.physics.checks import check_number
-from flowprior.physics.noise import Gaussian, Noise
+from flowprior.physics.noise import Gaussian, Laplace, Noise
 from flowprior.priors import Prior, require
 
 Penalty = Literal["log_density", "latent_norm", "none"]
@@ -152,6 +152,24 @@ def _latent_norm(gamma: float, learning_rate: float, start_scale: float) -> MAP:
         optimizer="adam",
         learning_rate=learning_rate,
         start_scale=start_scale,
+    )
+
+
+def l1_map(alpha: float = 0.05, learning_rate: float = 5e-3) -> MAP:
+    r"""Minimise Σ|A G(z) − y| + α·NLL(z) on images in [−1, 1], by Adam from z ~ N(0, 0.01 I).
+
+    NLL(z) = −log N(z; 0, I) + log|det ∂G/∂z| is that of the image, in nats.
+
+    Reference: Chavez, Generative flows as a general purpose solution for inverse problems (2022).
+    """
+    # The sum of |r| is twice as large on [−1, 1] as on [0, 1], so that the scale is ½.
+    return MAP(
+        beta=alpha,
+        penalty="log_density",
+        misfit=Laplace(0.5),
+        optimizer="adam",
+        learning_rate=learning_rate,
+        start_scale=0.1,
     )
 
 

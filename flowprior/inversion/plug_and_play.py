@@ -1,0 +1,142 @@
+"""Denoisers as priors."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flowprior.inversion.batch_invariant import by_rows, rows_per_call
+from flowprior.inversion.checks import check_positive, check_whole
+from flowprior.inversion.problem import Problem
+from flowprior.inversion.proximal import ProximalRun
+from flowprior.inversion.solving import Solver
+
+
+@dataclass(frozen=True)
+class PlugAndPlay(Solver):
+    r"""Half-quadratic splitting with a denoiser D in place of a prior, in `stages` iterations.
+
+    .. math:: z_k = \arg\min_z \mathrm{misfit}(z) + \frac{s}{2\sigma_k^2} \|z - x_{k-1}\|^2,
+        \qquad x_k = D(z_k, \sigma_k)
+
+    The noise level σ_k falls geometrically from σ₀ to that of the data, σ/‖A‖; the first step is
+    10 conjugate gradients. A denoiser that ignores the noise level is the same in every iteration.
+    It starts from the given images, or from grey, and ends after `stages` iterations: fewer stop
+    where the noise level is still high.
+
+    Reference: Zhang et al., Plug-and-play image restoration with deep denoiser prior (2021), eq. 6;
+    there s is called λ, and is between 0.19 and 0.55.
+
+    Args:
+        denoiser: called with images (k, C, H, W) in [0, 1] and noise levels (k,), as those of
+            `deepinv.models`; it gives images of the same shape.
+        weights: safetensors file of the denoiser's parameters; None for those that it has.
+        strength: s > 0; choose it on validation images.
+        first_level: σ₀ > 0, on images in [0, 1], as far as the denoiser has seen such noise; holes
+            in the data need a high one.
+        stages: number of iterations, at least 2.
+
+    Raises:
+        ValueError: names the option; later, if the denoiser does not take the images, the operator
+            is not linear or the noise is not Gaussian.
+    """
+
+    denoiser: nn.Module
+    weights: str | None = None
+    strength: float = 0.23
+    first_level: float = 0.5
+    stages: int = 24
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.denoiser, nn.Module):
+            raise ValueError(f"denoiser must be a torch module, got {self.denoiser!r}")
+        check_positive("strength", self.strength)
+        check_positive("first_level", self.first_level)
+        check_whole("stages", self.stages, 2)
+        if self.weights is not None:
+            self.loaded()
+
+    def begin(self, problem: Problem) -> "PlugAndPlayRun":
+        """Start from the given images, or from grey ones."""
+        return PlugAndPlayRun(self, problem)
+
+    def loaded(self) -> nn.Module:
+        """A frozen copy of the denoiser with its weights.
+
+        Raises:
+            ValueError: the file is missing, damaged, or of another network.
+        """
+        model = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        if self.weights is None:
+            return model
+        try:
+            model.load_state_dict(load_file(self.weights))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"weights={Path(self.weights)}: expected a safetensors file of the parameters of "
+                f"{type(model).__name__}: {reason}"
+            ) from error
+        return model
+
+
+class PlugAndPlayRun(ProximalRun):
+    """The batch of a `PlugAndPlay`."""
+
+    def __init__(self, solver: PlugAndPlay, problem: Problem) -> None:
+        self.model = solver.loaded().to(problem.like)
+        _check_denoiser(self.model, problem)
+        super().__init__(problem, "PlugAndPlay")
+        self.solver, self.done = solver, 0
+        with torch.no_grad():
+            self.size = rows_per_call(self.model, self.x[:1], self._levels()[:1])
+
+    @property
+    def active(self) -> Tensor:
+        """All finite rows, until the last stage."""
+        return self.finite & (self.done < self.solver.stages)
+
+    def step(self) -> None:
+        """Fit the data near the images, and denoise."""
+        levels = self._levels()
+        z = self.fitted(self.x, self.solver.strength / levels.square().view(-1, 1, 1, 1))
+        with torch.no_grad():
+            self.x = by_rows(self.model, z, levels, size=self.size)
+        self.done += 1
+        self.measure()
+
+    def _levels(self) -> Tensor:
+        """Noise levels (B,) of this stage."""
+        first, share = self.solver.first_level, self.done / (self.solver.stages - 1)
+        # In Python, because powers of a tensor are rounded differently at different places.
+        last = self.step_size.flatten().sqrt().tolist()
+        return self.x.new_tensor([first * (level / first) ** share for level in last])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Images, values and the number of stages done."""
+        return {**super().state_dict(), "done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from such a state."""
+        super().load_state_dict(state)
+        self.done = state["done"]
+
+
+@torch.no_grad()
+def _check_denoiser(model: nn.Module, problem: Problem) -> None:
+    """Raise ValueError unless the denoiser gives images of the shape that it takes."""
+    grey = problem.like.new_full((1, *problem.image_shape), 0.5)
+    try:
+        found = getattr(model(grey, grey.new_full((1,), 0.1)), "shape", None)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        found = " ".join(str(error).split())[:200]
+    if found != grey.shape:
+        raise ValueError(
+            f"denoiser: {type(model).__name__} must turn images {tuple(grey.shape)} and noise "
+            f"levels (1,) into images of that shape, got {found}"
+        )

@@ -1,0 +1,95 @@
+"""Gradient and least-squares steps, for linear operators with Gaussian noise."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowprior.inversion.images import ImageRun
+from flowprior.inversion.problem import Problem
+
+POWER_ITERATIONS = 30
+CONJUGATE_ITERATIONS = 10
+TINY = 1e-30
+MARGIN = 1.05
+"""Power iteration finds the curvature from below."""
+
+
+class ProximalRun(ImageRun):
+    """Base of runs that follow each step towards the data by a step of their own.
+
+    Attributes:
+        step_size: 1/L of each image, (B, 1, 1, 1); L is the largest curvature of its misfit,
+            ‖A‖²/σ².
+
+    Args:
+        problem: the batch.
+        who: name of the solver, for errors.
+
+    Raises:
+        ValueError: the noise is not known, or the misfit is not quadratic.
+    """
+
+    def __init__(self, problem: Problem, who: str) -> None:
+        problem.misfit(None, who)
+        super().__init__(problem)
+        self._at_zero = self.misfit_gradient(torch.zeros_like(self.x))
+        largest = curvature(self.misfit_gradient, self._at_zero, who)
+        self.step_size = (1 / (MARGIN * largest)).view(-1, 1, 1, 1)
+
+    def descended(self, x: Tensor) -> Tensor:
+        """Images after a gradient step of the misfit from x (B, C, H, W)."""
+        return x - self.step_size * self.misfit_gradient(x)
+
+    def fitted(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Images z that minimise misfit(z) + ½·weight·‖z − x‖², by conjugate gradients.
+
+        Args:
+            x: images (B, C, H, W).
+            weight: (B, 1, 1, 1), positive.
+        """
+        change, residual = torch.zeros_like(x), -self.misfit_gradient(x)
+        direction, size = residual, _square(residual)
+        for _ in range(CONJUGATE_ITERATIONS):
+            bent = self.misfit_gradient(direction) - self._at_zero + weight * direction
+            pace = size / _dot(direction, bent).clamp(min=TINY)
+            change, residual = change + pace * direction, residual - pace * bent
+            before, size = size, _square(residual)
+            direction = residual + size / before.clamp(min=TINY) * direction
+        return x + change
+
+
+def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor, who: str) -> Tensor:
+    """Largest curvature of a quadratic misfit, (B,), by power iteration.
+
+    Args:
+        gradient: of the misfit, at images (B, C, H, W).
+        at_zero: its value at images of zeros.
+        who: name of the solver, for errors.
+
+    Raises:
+        ValueError: the gradient is not an affine function, as for a nonlinear operator or noise
+            that is not Gaussian.
+    """
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(at_zero.shape[1:], generator=generator).to(at_zero).expand_as(at_zero)
+    slope = gradient(direction) - at_zero
+    excess = gradient(2 * direction) - at_zero - 2 * slope
+    if not (_square(excess) <= 1e-6 * _square(slope)).all():
+        raise ValueError(
+            f"{who} needs a linear physics and Gaussian noise: the misfit is not quadratic in x; "
+            "TotalVariation takes any"
+        )
+    for _ in range(POWER_ITERATIONS):
+        direction = slope / _square(slope).sqrt().clamp(min=TINY)
+        slope = gradient(direction) - at_zero
+    return _square(slope).sqrt().flatten()
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Scalar product of each image, (B, 1, 1, 1)."""
+    return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
+
+
+def _square(x: Tensor) -> Tensor:
+    return _dot(x, x)
