@@ -14,6 +14,9 @@ from flowprior.inversion.solving import Solver
 from flowprior.physics.noise import SNR, Gaussian
 from flowprior.priors import Prior
 
+SMALLEST = 9
+"""The package crashes on images of one block, 8×8."""
+
 
 @dataclass(frozen=True)
 class BM3D(Solver):
@@ -29,7 +32,7 @@ class BM3D(Solver):
 
     Raises:
         ValueError: strength is not positive; later, if the package is missing, the operator is not
-            the identity, or the noise is not Gaussian.
+            the identity, the noise is not Gaussian, or a side has fewer than 9 pixels.
     """
 
     strength: float = 1.0
@@ -49,6 +52,11 @@ class BM3D(Solver):
         noise = problem.misfit(None, "BM3D")
         if not isinstance(noise, Gaussian | SNR):
             raise ValueError(f"noise: BM3D needs Gaussian noise, got {type(noise).__name__}")
+        if min(problem.image_shape[1:]) < SMALLEST:
+            height, width = problem.image_shape[1:]
+            raise ValueError(
+                f"BM3D needs images of at least {SMALLEST}×{SMALLEST} pixels, got {height}×{width}"
+            )
         _check_identity(problem)
         return ReconstructorRun(_Denoiser(self.strength, noise), problem)
 
