@@ -387,7 +387,7 @@ def test_data_step_solves_its_least_squares_problem():
     weight = torch.tensor([2.0, 50.0], dtype=torch.float64).view(-1, 1, 1, 1)
     found = run.fitted(x, weight)
     for row in range(2):
-        normal = matrix.T @ matrix / 0.01 + weight[row, 0, 0, 0] * torch.eye(64)
+        normal = matrix.T @ matrix / 0.01 + weight[row, 0, 0, 0] * torch.eye(144)
         right = matrix.T @ y[row] / 0.01 + weight[row, 0, 0, 0] * x[row].flatten()
         torch.testing.assert_close(found[row].flatten(), torch.linalg.solve(normal, right))
 

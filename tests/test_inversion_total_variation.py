@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from skimage.restoration import denoise_tv_chambolle
 
 from flowprior.gaussianization import Gaussianization
 from flowprior.inversion import (
@@ -19,10 +20,18 @@ from flowprior.inversion import (
     project_to_latents,
     smoothed,
 )
-from flowprior.inversion.total_variation import total_variation
+from flowprior.inversion.descent import LBFGSRun
+from flowprior.inversion.solving import advance
+from flowprior.inversion.total_variation import (
+    VariationRun,
+    VariationTerms,
+    adjoint_differences,
+    differences,
+    total_variation,
+)
 from flowprior.metrics import psnr, ssim, typicality
 from flowprior.physics import Gaussian, Laplace, Relative, make_operator
-from tests.inversion_problems import SIZE, identity, images_of, small_decoder, small_glow
+from tests.inversion_problems import SIZE, blur, identity, images_of, small_decoder, small_glow
 
 SOLVER = TotalVariation(1.0)
 
@@ -51,6 +60,47 @@ def test_total_variation_of_known_images(truth):
 def test_total_variation_gradient():
     x = torch.rand(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(total_variation, x)
+
+
+def test_adjoint_of_the_differences():
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    p = differences(torch.randn(2, 3, 5, 4, dtype=torch.float64))
+    torch.testing.assert_close((differences(x) * p).sum(), (x * adjoint_differences(p)).sum())
+
+
+def test_denoising_is_that_of_scikit_image(truth):
+    """Chambolle's algorithm there minimises ½‖x − y‖² + weight·TV(x) without a box."""
+    y = (0.25 + 0.5 * truth) + 0.05 * torch.randn(
+        truth.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    solver = TotalVariation(0.1 / 0.2**2)
+    found = invert(None, identity, y, sigma=0.2, solver=solver, start=y, iterations=100)
+    for mine, noisy in zip(found.x, y, strict=True):
+        expected = denoise_tv_chambolle(noisy[0].numpy(), 0.1, eps=1e-12, max_num_iter=5000)
+        np.testing.assert_allclose(mine[0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("weight", [0.5, 5.0])
+def test_both_algorithms_find_the_same_minimum(truth, weight):
+    """FISTA, where the misfit is quadratic, and L-BFGS with little smoothing."""
+    y = Gaussian(0.1).add(blur(truth), seed=0, indices=range(3))
+    exact, smooth = TotalVariation(weight), TotalVariation(weight, smoothing=1e-5)
+    problem = make_problem(None, blur, y, sigma=0.1, start=y.clamp(0, 1))
+    run = exact.begin(problem)
+    assert isinstance(run, VariationRun)
+    advance(run, 200)
+    v = torch.nn.Parameter(run.x.clamp(1e-6, 1 - 1e-6).logit().flatten(1))
+    other = LBFGSRun(VariationTerms(smooth, problem), v)
+    assert (other.values["loss"] - run.values["loss"]).abs().max() < 0.02
+    advance(other, 200)
+    assert (other.values["loss"] > run.values["loss"] - 0.02).all()
+
+
+def test_images_stay_in_the_box(truth):
+    y = 3 * truth - 1
+    found = invert(None, blur, y, sigma=0.1, solver=SOLVER, start=truth)
+    assert found.x.min() == 0
+    assert found.x.max() == 1
 
 
 def test_noise_is_taken_out_within_the_box(truth):

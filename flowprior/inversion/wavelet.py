@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flowprior.inversion.checks import check_choice, check_whole
 from flowprior.inversion.problem import Problem
-from flowprior.inversion.proximal import ProximalRun
+from flowprior.inversion.proximal import FISTARun
 from flowprior.inversion.solving import Solver
 from flowprior.physics.checks import check_number
 
@@ -38,9 +38,6 @@ class Wavelet(Solver):
     Ψ are the detail coefficients of an orthonormal Daubechies wavelet transform that continues
     images periodically, so that its proximal map is exact: it shrinks each coefficient. The step
     size comes from the operator by power iteration. It starts from the given images, or from grey.
-
-    References: Beck & Teboulle, A fast iterative shrinkage-thresholding algorithm (2009);
-    O'Donoghue & Candès, Adaptive restart for accelerated gradient schemes (2015).
 
     Args:
         weight: λ ≥ 0, in nats per unit of a coefficient; choose it on validation images.
@@ -79,54 +76,28 @@ class Wavelet(Solver):
         return levels
 
 
-class WaveletRun(ProximalRun):
+class WaveletRun(FISTARun):
     """The batch of a `Wavelet`; `values["log_prior"]` is −λ‖Ψx‖₁."""
 
     def __init__(self, solver: Wavelet, levels: int, problem: Problem) -> None:
         self.weight, self.levels = solver.weight, levels
         self.low_pass = LOW_PASS[solver.family]
         super().__init__(problem, "Wavelet")
-        self.ahead = self.x.clone()
-        self.momentum = torch.ones_like(self.values["misfit"])
 
-    def step(self) -> None:
-        """Make one step of FISTA, eq. 4.1–4.3; a row that turns uphill loses its momentum."""
-        x = self._shrunk(self.descended(self.ahead))
-        moved = x - self.x
-        uphill = ((self.ahead - x) * moved).flatten(1).sum(1) > 0
-        before = torch.where(uphill, 1, self.momentum)
-        self.momentum = (1 + (1 + 4 * before.square()).sqrt()) / 2
-        pace = ((before - 1) / self.momentum).to(x)
-        self.ahead = x + pace.view(-1, 1, 1, 1) * moved
-        self.x = x
-        self.measure()
+    def penalty(self, x: Tensor) -> Tensor:
+        """λ‖Ψx‖₁ of images x (B, C, H, W)."""
+        size = details(self._transformed(x), self.levels).abs()
+        return self.weight * size.flatten(1).sum(1, dtype=torch.float64)
 
-    def measure(self) -> None:
-        """Update misfit, log prior and loss."""
-        super().measure()
-        size = details(self._transformed(self.x), self.levels).abs()
-        log_prior = -self.weight * size.flatten(1).sum(1, dtype=torch.float64)
-        loss = self.values["misfit"] - log_prior
-        self.values = {"loss": loss, **self.values, "log_prior": log_prior}
-
-    def _transformed(self, x: Tensor) -> Tensor:
-        return transform(x, self.low_pass, self.levels)
-
-    def _shrunk(self, x: Tensor) -> Tensor:
+    def shrunk(self, x: Tensor) -> Tensor:
         """Soft thresholding of the details by λ times the step size."""
         coefficients = self._transformed(x)
         shrunk = torch.nn.functional.relu(coefficients.abs() - self.weight * self.step_size)
         shrunk = details(shrunk * coefficients.sign() - coefficients, self.levels)
         return inverse(coefficients + shrunk, self.low_pass, self.levels)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Images, values and momentum."""
-        return {**super().state_dict(), "ahead": self.ahead, "momentum": self.momentum}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from such a state."""
-        super().load_state_dict(state)
-        self.ahead, self.momentum = state["ahead"], state["momentum"]
+    def _transformed(self, x: Tensor) -> Tensor:
+        return transform(x, self.low_pass, self.levels)
 
 
 def details(coefficients: Tensor, levels: int) -> Tensor:
