@@ -13,7 +13,7 @@ from evaluation.experiment import check_names
 from evaluation.table import SECONDS, Metric, Table
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.recording import similarity
-from flowprior.metrics import lpips, typicality
+from flowprior.metrics import lpips, psnr, typicality
 
 MORE_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
 
@@ -117,6 +117,24 @@ class Similarity(Measure):
             "python -c \"import lpips; lpips.LPIPS(net='alex')\" downloads it once; then measure "
             "into a new folder.",
         ]
+
+
+class PrintedPSNR(Measure):
+    """PSNR in the convention of Table 1 of Chavez (2022): (PSNR + 48.13 dB)/2.
+
+    There the root of the squared error was taken twice, on the scale of 8 bits. The published
+    numbers compare with this column; `psnr` is the true one.
+    """
+
+    metrics = (Metric("printed_psnr", "PSNR, as printed", "dB", True, ranked=False),)
+
+    def __call__(
+        self, estimate: Estimate, problem: Problem, truth: Tensor | None
+    ) -> Mapping[str, Tensor]:
+        """See `Measure`."""
+        if truth is None:
+            return {}
+        return {"printed_psnr": (by_rows(psnr, estimate.x, truth) + 20 * math.log10(255)) / 2}
 
 
 def residual_notes(table: Table) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
+import yaml
 from pytorch_lightning.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -103,3 +104,10 @@ def scalars(run: Path, name: str) -> dict[int, float]:
     steps = [event.step for event in events.Scalars(name)]
     assert steps == sorted(set(steps)), steps
     return {event.step: event.value for event in events.Scalars(name)}
+
+
+def with_weights(config: Path, weights: Path) -> list[str]:
+    """Options that put these weights in the place of those which a config names by their folder."""
+    given = yaml.safe_load(config.read_text())["evaluation"]["init_args"].get("priors", {})
+    priors = [f"priors.{name}" for name, one in given.items() if isinstance(one, str)]
+    return [f"--evaluation.{name}={weights}" for name in priors or ["weights"]]

@@ -16,7 +16,7 @@ import evaluate
 import flowprior
 from flowprior.command_line import run_command
 from tests.conftest import make_perturbed_glow
-from tests.entry_points import ROOT, finish, start
+from tests.entry_points import ROOT, finish, start, with_weights
 
 CONFIG = """
 evaluation:
@@ -270,7 +270,6 @@ def test_interrupt_during_the_imports_is_one_word(folder: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")))
 def test_every_config_can_be_built(path: Path, folder: Path) -> None:
     parser = evaluate.make_parser()
-    option = "priors.glow" if "priors:" in path.read_text() else "weights"
-    weights = (f"--evaluation.{option}", str(folder / "weights"))
-    config = parser.parse_args(["--config", path.stem, *weights])
+    options = with_weights(path, folder / "weights")
+    config = parser.parse_args(["--config", path.stem, *options])
     assert parser.instantiate(config).evaluation.title

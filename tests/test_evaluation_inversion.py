@@ -25,7 +25,7 @@ from evaluation.table import Table
 from evaluation.tuning import grid
 from flowprior.inversion import BatchedLBFGS, Checkpoint
 from tests.conftest import make_perturbed_glow
-from tests.entry_points import ROOT, finish, start
+from tests.entry_points import ROOT, finish, start, with_weights
 from tests.inversion_tables import (
     BLUR,
     DATA,
@@ -397,9 +397,10 @@ def test_flow_in_double_precision(folder, plain):
 
 def configured(name: str) -> InversionEvaluation:
     """The evaluation of a config, with the weights that come with flowprior."""
-    weights = ("--evaluation.priors.glow", str(ROOT / "weights" / "glow_layers_32"))
+    path = ROOT / "configs" / "evaluate" / f"{name}.yaml"
+    options = with_weights(path, ROOT / "weights" / "glow_layers_32")
     parser = evaluate.make_parser()
-    return parser.instantiate(parser.parse_args(["--config", name, *weights])).evaluation
+    return parser.instantiate(parser.parse_args(["--config", name, *options])).evaluation
 
 
 CONFIGS = sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))
