@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+import flowprior
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Result
-from evaluation.sources import checked_device
-from evaluation.table import Metric, Table
-from flowprior.command_line import ROOT
+from evaluation.sources import checked_device, found_weights
+from evaluation.table import SECONDS, Metric, Table
 from flowprior.figures import image_grid
 from flowprior.flows import Flow
 
@@ -54,6 +54,7 @@ class SamplingSpeed(Evaluation):
 
     Raises:
         ValueError: an option is out of its range.
+        WeightsError: there are no weights.
     """
 
     title = "Sampling speed"
@@ -77,7 +78,7 @@ class SamplingSpeed(Evaluation):
         self.batch_sizes = batch_sizes or [1, 64]
         self.repeats = repeats
         self.device = checked_device(device)
-        self.weights = weights
+        self.weights = None if weights is None else found_weights(weights)
         self.temperatures = temperatures or [0.0, 0.5, 0.7, 0.8, 0.9, 1.0]
         if not samplers:
             raise ValueError("samplers must name at least one flow")
@@ -104,19 +105,25 @@ class SamplingSpeed(Evaluation):
         name, size = cell.labels["flow"], cell.labels["batch"]
         flow = self.samplers[name].flow
         parameters = sum(parameter.numel() for parameter in flow.parameters()) / 1e6
-        seconds = self._seconds[size, name]
+        seconds = self._seconds[size, name] / size
         return [
-            {"milliseconds": 1e3 * seconds[call] / size, "parameters": parameters}
+            {
+                "milliseconds": 1e3 * seconds[call],
+                SECONDS.name: seconds[call],
+                "parameters": parameters,
+            }
             for call in images
         ]
+
+    def notes(self, table: Table) -> Sequence[str]:
+        """What n counts."""
+        return ["n: calls of each flow. Flows take turns, after two calls that are not counted."]
 
     def figures(self, table: Table, results: Sequence[Result]) -> Mapping[str, tuple[Figure, str]]:
         """Samples of the trained flow: the same latents at every temperature."""
         if self.weights is None:
             return {}
-        import flowprior
-
-        flow = flowprior.load(ROOT / self.weights)
+        flow = flowprior.load(self.weights)
         rows = [
             flow.to_unit_range(
                 flow.sample(SHOWN, temperature, generator=torch.Generator().manual_seed(0))
@@ -128,7 +135,9 @@ class SamplingSpeed(Evaluation):
         figure = image_grid(
             images, len(titles), titles, value_range=(0, 1), label="value in [0, 1]"
         )
-        return {"temperatures": (figure, f"Samples of {self.weights}; one latent in each row.")}
+        return {
+            "temperatures": (figure, f"Samples of {self.weights.name}: one latent in each row.")
+        }
 
     @cached_property
     def _seconds(self) -> dict[tuple[int, str], np.ndarray]:
