@@ -50,6 +50,7 @@ class Glow(MultiScaleFlow):
     Reference: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1×1 Convolutions" (2018);
     the latent canvas and split priors follow Li & Denli, Gaussianization layers.
 
+    >>> import torch
     >>> flow = Glow(1, 16, levels=2, steps=2, hidden_channels=8).eval()
     >>> x = torch.rand(3, 1, 16, 16) - 0.5
     >>> z, log_det = flow.encode(x)
