@@ -1,5 +1,6 @@
 """How well a flow models a data set: likelihood, invertibility, typicality, speed, samples."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Labels, Result, labels_text
-from evaluation.experiment import Published, published_value
+from evaluation.experiment import Published, check_names, published_value
 from evaluation.sources import checked_device, found_weights, weights_fingerprint
 from evaluation.table import Metric, Table
 from flowprior.command_line import UsageError
@@ -42,16 +43,10 @@ class Trained:
     Args:
         weights: folder that training exported.
         data: the data set; its test split is used, dequantised once with fixed noise.
-
-    Raises:
-        WeightsError: there are no weights.
     """
 
     weights: Path
     data: ImageDataModule
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", found_weights(self.weights))
 
     @property
     def name(self) -> str:
@@ -59,8 +54,12 @@ class Trained:
         folder = self.weights.resolve()
         return folder.parent.name if folder.name == "weights" else folder.name
 
-    def load(self, device: str) -> Flow:
+    def load(self, device: str, option: str) -> Flow:
         """The flow, frozen.
+
+        Args:
+            device: where to put it.
+            option: where the config has it, for errors.
 
         Raises:
             WeightsError: the weights are damaged.
@@ -71,7 +70,7 @@ class Trained:
             given, expected = getattr(flow, name), getattr(self.data, name)
             if tuple(given) != tuple(expected):
                 raise UsageError(
-                    f"evaluation.weights models images of {name} {given}, evaluation.data gives "
+                    f"{option}weights models images of {name} {given}, {option}data gives "
                     f"{expected}: they must be equal"
                 )
         return flow
@@ -136,7 +135,10 @@ class DensityEvaluation(Evaluation):
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.rows = [Trained(weights, data), *(others or [])]
+        self.rows = [Trained(found_weights(weights), data)]
+        for place, other in enumerate(others or []):
+            folder = found_weights(other.weights, f"others[{place}].weights")
+            self.rows.append(Trained(folder, other.data))
         names = [trained.name for trained in self.rows]
         if len(set(names)) < len(names):
             raise ValueError(f"others: folders of weights must have different names, got {names}")
@@ -147,8 +149,15 @@ class DensityEvaluation(Evaluation):
         self.device = checked_device(device)
 
     def check(self) -> None:
-        """The flows must fit their data."""
-        _ = self.flows
+        """The flows must fit their data, and `dimensions` and `published` the flows."""
+        smallest = min(math.prod(flow.image_shape) for flow in self.flows.values())
+        if self.dimensions and self.dimensions > smallest:
+            raise UsageError(
+                f"evaluation.dimensions={self.dimensions}: images have only {smallest} pixels"
+            )
+        names = sorted({metric.name for metric in self.metrics})
+        for published in self.published:
+            check_names(published.metrics, names, "evaluation.published: no metric")
 
     def cells(self) -> Sequence[Cell]:
         """A row for each flow."""
@@ -226,7 +235,11 @@ class DensityEvaluation(Evaluation):
     @cached_property
     def flows(self) -> dict[str, Flow]:
         """The trained flows by name, frozen and warm; see `Trained.load`."""
-        flows = {trained.name: trained.load(self.device) for trained in self.rows}
+        options = ["evaluation.", *(f"evaluation.others[{n}]." for n in range(len(self.rows) - 1))]
+        flows = {
+            trained.name: trained.load(self.device, option)
+            for trained, option in zip(self.rows, options, strict=True)
+        }
         with torch.no_grad():
             for flow in flows.values():
                 flow.encode(torch.zeros(1, *flow.image_shape, device=self.device))

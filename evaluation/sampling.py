@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ class SamplingSpeed(Evaluation):
             raise ValueError("samplers must name at least one flow")
         if repeats < 1 or min(self.batch_sizes) < 1:
             raise ValueError("repeats and batch_sizes must be at least 1")
+        if not all(0 <= temperature < math.inf for temperature in self.temperatures):
+            raise ValueError(f"temperatures must be finite and >= 0, got {self.temperatures}")
 
     def cells(self) -> Sequence[Cell]:
         """A row for each batch size and flow."""

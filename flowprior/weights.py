@@ -130,10 +130,15 @@ def _build(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Fl
         # somebody else may not be made for that.
         place = torch.device("meta") if ours else nullcontext()
         with _at_most(len(tensors)), torch.random.fork_rng(devices=[]), place:
-            return kind(**arguments)
+            flow = kind(**arguments)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{path}: wrong arguments for {kind.__name__}: {reason}") from None
+    missing = sorted(flow.arguments.keys() - arguments.keys())
+    if ours and missing:  # a default that is not what the weights were trained with
+        hint = "; it was 2.0 before there was the option" if missing == ["log_scale_limit"] else ""
+        raise WeightsError(f"{path}: arguments must have {', '.join(missing)}{hint}")
+    return flow
 
 
 def _find_flow(path: Path, name: Any) -> type[Flow]:

@@ -30,7 +30,7 @@ from flowprior.inversion.total_variation import (
     total_variation,
 )
 from flowprior.metrics import psnr, ssim, typicality
-from flowprior.physics import Gaussian, Laplace, Relative, make_operator
+from flowprior.physics import Gaussian, Laplace, Poisson, Relative, make_operator
 from tests.inversion_problems import SIZE, blur, identity, images_of, small_decoder, small_glow
 
 SOLVER = TotalVariation(1.0)
@@ -305,3 +305,28 @@ def test_recording_without_the_truth_or_latents(prior, truth):
     invert(None, identity, truth, start=truth, solver=SOLVER, **options)
     assert recording.typicality == recording.diagnostics == {}
     assert Recording().curves == {}
+
+
+@pytest.mark.parametrize("gain", [1.0, 10.0])
+def test_poisson_noise_goes_to_lbfgs(truth, gain):
+    noise = Poisson(gain)
+    y = noise.add(truth, seed=0, indices=range(3))
+    problem = make_problem(None, identity, y, noise=noise, start=truth)
+    assert isinstance(TotalVariation(3.0).begin(problem), LBFGSRun)
+    found = invert(None, identity, y, noise=noise, solver=TotalVariation(0.1), start=y.clamp(0, 1))
+    assert (found.history["loss"][-1] < found.history["loss"][0] - 1e-3).all()
+
+
+@pytest.mark.parametrize("weight", [100.0, 1e4])
+def test_loss_never_rises(truth, weight):
+    y = Gaussian(0.2).add(truth, seed=0, indices=range(3))
+    options = {"sigma": 0.2, "solver": TotalVariation(weight), "start": y.clamp(0, 1)}
+    loss = invert(None, identity, y, iterations=60, **options).history["loss"]
+    assert (loss.diff(dim=0) <= 0).all()
+    assert (loss[-1] < loss[0]).all()
+
+
+def test_operator_that_sees_nothing(truth):
+    found = invert(None, lambda x: 0 * x, 0 * truth, sigma=0.1, solver=SOLVER, start=truth)
+    assert found.finite.all()
+    assert (total_variation(found.x, 0.0) < total_variation(truth, 0.0)).all()

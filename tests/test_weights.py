@@ -348,3 +348,13 @@ def test_flow_loaded_and_used_in_inference_mode_still_gives_gradients(exported):
         loaded.decode(z)[0].sum().backward()
         assert z.grad.abs().sum() > 0
         torch.testing.assert_close(loaded.log_prob(x), expected)
+
+
+def test_arguments_that_the_class_has_by_now_are_asked_for(exported):
+    """A default may be another one than the weights were trained with."""
+    _, folder = exported
+    config = json.loads((folder / "config.json").read_text())
+    del config["arguments"]["log_scale_limit"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"must have log_scale_limit; it was 2\.0 before"):
+        flowprior.load(folder)

@@ -35,9 +35,9 @@ class Glow(MultiScaleFlow):
         steps: flow steps per level.
         hidden_channels: width of the coupling networks.
         coupling: "additive" (as the G-layers paper) or "affine".
-        log_scale_limit: largest |log scale| of an affine coupling, above 0. Each coupling can
-            stretch by its exponential: at 2, a trained flow may answer an image that is unlike its
-            training images with values that single precision cannot carry back. None for the
+        log_scale_limit: largest |log scale| of an affine coupling, in [0.001, 10]. Each coupling
+            can stretch by its exponential: at 2, a trained flow may answer an image that is unlike
+            its training images with values that single precision cannot carry back. None for the
             published scale sigmoid(s + 2), which stretches without bound in decoding.
         memory_efficient: rebuild activations by inversion in the backward pass: memory flat in
             depth for about a third more time. Under autocast the exact flow state is kept every

@@ -147,9 +147,9 @@ def check_counts(**counts: int) -> None:
 
 
 def check_log_scale_limit(limit: float | None) -> None:
-    """Raise ValueError unless it is positive or None."""
-    if limit is not None and not limit > 0:
-        raise ValueError(f"log_scale_limit must be above 0, or null, got {limit}")
+    """Raise ValueError unless it is None or such that its exponential is of use."""
+    if limit is not None and not 1e-3 <= limit <= 10:
+        raise ValueError(f"log_scale_limit must be in [0.001, 10], or null, got {limit}")
 
 
 def _to_canvas(left: list[Tensor | None]) -> Tensor:

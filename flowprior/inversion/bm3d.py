@@ -82,7 +82,8 @@ def _check_identity(problem: Problem) -> None:
     probe = torch.rand(shape, generator=generator).to(problem.like)
     with torch.no_grad():
         predicted = problem.forward(probe)
-    if predicted.shape != probe.shape or not torch.allclose(predicted, probe):
+    same_kind = predicted.shape == probe.shape and predicted.dtype == probe.dtype
+    if not same_kind or not torch.allclose(predicted, probe):
         raise ValueError(
             f"physics: BM3D only denoises, where A(x) = x; {problem.forward.name} is not that"
         )

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior.inversion.descent import chosen
 from flowprior.inversion.images import ImageRun
 from flowprior.inversion.problem import Problem
+from flowprior.physics.noise import SNR, Gaussian
 
 POWER_ITERATIONS = 30
 CONJUGATE_ITERATIONS = 10
@@ -38,10 +40,15 @@ class ProximalRun(ImageRun):
     """
 
     def __init__(self, problem: Problem, who: str) -> None:
-        problem.misfit(None, who)
+        noise = problem.misfit(None, who)
         super().__init__(problem)
+        if not isinstance(noise, Gaussian | SNR):
+            raise NotQuadratic(
+                f"{who} needs Gaussian noise, got {type(noise).__name__}; TotalVariation takes any"
+            )
         self._at_zero = self.misfit_gradient(torch.zeros_like(self.x))
         largest = curvature(self.misfit_gradient, self._at_zero, who)
+        largest = torch.where(largest > 0, largest, 1)  # an operator that sees nothing
         self.step_size = (1 / (MARGIN * largest)).view(-1, 1, 1, 1)
 
     def descended(self, x: Tensor) -> Tensor:
@@ -87,16 +94,23 @@ class FISTARun(ProximalRun):
         """The proximal map: z that minimise penalty(z) + ‖z − x‖²/(2·step_size)."""
 
     def step(self) -> None:
-        """Make one step of FISTA, eq. 4.1–4.3; a row that turns uphill loses its momentum."""
-        x = self.shrunk(self.descended(self.ahead))
-        moved = x - self.x
-        uphill = ((self.ahead - x) * moved).flatten(1).sum(1) > 0
-        before = torch.where(uphill, 1, self.momentum)
-        self.momentum = (1 + (1 + 4 * before.square()).sqrt()) / 2
-        pace = ((before - 1) / self.momentum).to(x)
-        self.ahead = x + pace.view(-1, 1, 1, 1) * moved
-        self.x = x
+        """Make one step of FISTA, eq. 4.1–4.3; a row that turns uphill loses its momentum.
+
+        A row whose loss would rise, which an inexact proximal map can cause, stays where it is.
+        """
+        last, loss = self.x, self.values["loss"]
+        self.x = self.shrunk(self.descended(self.ahead))
+        moved = self.x - last
+        uphill = ((self.ahead - self.x) * moved).flatten(1).sum(1) > 0
         self.measure()
+        worse = ~(self.values["loss"] <= loss)
+        before = torch.where(uphill | worse, 1, self.momentum)
+        self.momentum = (1 + (1 + 4 * before.square()).sqrt()) / 2
+        pace = ((before - 1) / self.momentum).to(moved)
+        self.ahead = self.x + pace.view(-1, 1, 1, 1) * moved
+        if worse.any():
+            self.x, self.ahead = (chosen(worse, last, x) for x in (self.x, self.ahead))
+            self.measure()
 
     def measure(self) -> None:
         """Update misfit, log prior and loss."""

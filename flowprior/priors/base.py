@@ -74,7 +74,7 @@ class Prior(nn.Module, ABC):
 
         The generator lives on the CPU, so a seed gives the same images on every device.
         """
-        if n < 1 or temperature < 0:
+        if n < 1 or not 0 <= temperature < float("inf"):
             raise ValueError(f"sample needs n >= 1 and temperature >= 0, got {n} and {temperature}")
         like = self.like
         z = torch.randn(n, *self.latent.shape, generator=generator, dtype=like.dtype)

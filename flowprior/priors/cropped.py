@@ -17,18 +17,21 @@ class Cropped(Prior):
         prior: a flow, or any prior with `decode` and `encode`.
         image_size: height and width of the middle, one number or (H, W); an even number of pixels
             less than those of the prior.
-        border: value around the images that are encoded, in [0, 1].
+        border: value around the images that are encoded, in [0, 1]. The default is the middle of
+            the lowest of 256 levels, where the noise of dequantised black pixels lies.
 
     Raises:
         ValueError: names the option.
     """
 
     def __init__(
-        self, prior: Prior, image_size: int | tuple[int, int], border: float = 0.0
+        self, prior: Prior, image_size: int | tuple[int, int], border: float = 0.5 / 256
     ) -> None:
         require(prior, ("decode", "encode"), "Cropped")
         channels, *whole = prior.image_shape
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or any(not isinstance(side, int) for side in size):
+            raise ValueError(f"image_size must be one or two whole numbers, got {image_size!r}")
         margins = [(large - small) // 2 for large, small in zip(whole, size, strict=True)]
         fits = [n + 2 * m for n, m in zip(size, margins, strict=True)] == whole
         if min(size) < 1 or min(margins) < 0 or not fits:
@@ -41,6 +44,7 @@ class Cropped(Prior):
         self.prior = prior
         self.border = border
         self._margins = margins
+        self.train(prior.training)
 
     def generate(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         r"""Images (B, C, H, W) of latents z (B, \*latent.shape)."""
