@@ -73,13 +73,9 @@ def tv_solvers(y: Tensor, physics: torch.nn.Module) -> dict[str, Callable[[int],
     """Images after a number of iterations, by solver."""
     from deepinv.optim import FISTA, L2, PGD, TVPrior
 
-    shape = tuple(y.shape[1:])
-
-    def ours(iterations: int, smoothing: float) -> Tensor:
-        solver = TotalVariation(WEIGHT, smoothing=smoothing)
-        start = y.clamp(0, 1)
-        options = {"sigma": SIGMA, "image_shape": shape, "start": start}
-        return invert(None, physics, y, solver=solver, iterations=iterations, **options).x
+    def ours(iterations: int) -> Tensor:
+        options = {"sigma": SIGMA, "start": y.clamp(0, 1), "iterations": iterations}
+        return invert(None, physics, y, solver=TotalVariation(WEIGHT), **options).x
 
     def theirs(iterations: int, kind: type, inner: int) -> Tensor:
         # ‖A‖ = 1, so that σ² is the largest step; their λ multiplies the prior.
@@ -91,7 +87,7 @@ def tv_solvers(y: Tensor, physics: torch.nn.Module) -> dict[str, Callable[[int],
             return model(y, physics, init=(start, start))
 
     return {
-        "flowprior TotalVariation": partial(ours, smoothing=1e-3),
+        "flowprior TotalVariation": ours,
         "deepinv PGD, 20 inner": partial(theirs, kind=PGD, inner=20),
         "deepinv FISTA, 20 inner": partial(theirs, kind=FISTA, inner=20),
         "deepinv FISTA, 100 inner": partial(theirs, kind=FISTA, inner=100),

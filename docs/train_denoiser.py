@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datamodules import MNIST
+from flowprior.io import atomic_path
 from flowprior.metrics import psnr
 
 OPTIONS = {"in_channels": 1, "out_channels": 1, "nc": [16, 32, 64, 64], "nb": 1, "pretrained": None}
@@ -60,7 +61,9 @@ def train(root: str, out: Path, steps: int) -> None:
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     state, first = out / "state.pt", 0
     if state.is_file():
-        first, weights, moments = torch.load(state, weights_only=True)
+        first, whole, weights, moments = torch.load(state, weights_only=True)
+        if whole != steps:
+            raise SystemExit(f"--steps={steps}: {out} was begun with {whole}; give another --out")
         model.load_state_dict(weights)
         optimizer.load_state_dict(moments)
     images, saved = digits(root, "train"), time.monotonic()
@@ -72,7 +75,8 @@ def train(root: str, out: Path, steps: int) -> None:
         loss.backward()
         optimizer.step()
         if time.monotonic() - saved > SAVE_EVERY:
-            torch.save((step + 1, model.state_dict(), optimizer.state_dict()), state)
+            with atomic_path(state) as temporary:
+                torch.save((step + 1, steps, model.state_dict(), optimizer.state_dict()), temporary)
             print(f"step {step + 1} of {steps}: loss {loss.item():.4f}", flush=True)
             saved = time.monotonic()
     export(model.eval(), out, {"steps": steps, "batch": BATCH, "learning_rate": RATE}, root)

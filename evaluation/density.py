@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,14 @@ from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Labels, Result, labels_text
 from evaluation.experiment import Published, check_names, published_value
-from evaluation.sources import checked_device, found_weights, weights_fingerprint
 from evaluation.table import Metric, Table
+from evaluation.weights import checked_device, found_weights, weights_fingerprint
 from flowprior.command_line import UsageError
 from flowprior.figures import histogram, image_grid, qq_plot
 from flowprior.flows import Flow, standard_normal_log_prob
 from flowprior.identity import code_digest, identity
 from flowprior.metrics import (
-    bits_per_dim,
-    flat_noise_log_density,
+    coded_bits_per_dim,
     largest_patch_correlation,
     typicality,
 )
@@ -43,16 +42,25 @@ class Trained:
     Args:
         weights: folder that training exported.
         data: the data set; its test split is used, dequantised once with fixed noise.
+        dimensions: number of pixels that bits per dimension count, where a border of known pixels
+            surrounds the images; by default all.
     """
 
     weights: Path
     data: ImageDataModule
+    dimensions: int | None = None
 
     @property
     def name(self) -> str:
         """Of the weights' folder, or of the run that it is in."""
         folder = self.weights.resolve()
         return folder.parent.name if folder.name == "weights" else folder.name
+
+    def bits_per_dim(self, log_prob: Tensor, x: Tensor) -> Tensor:
+        """Of images x (B, C, H, W) with log densities log_prob (B,), in nats: (B,)."""
+        data, pixels = self.data, x[0].numel()
+        bits = coded_bits_per_dim(log_prob, x, data.n_bits, data.data_range, data.flat_noise)
+        return bits * (pixels / (self.dimensions or pixels))
 
     def load(self, device: str, option: str) -> Flow:
         """The flow, frozen.
@@ -63,7 +71,8 @@ class Trained:
 
         Raises:
             WeightsError: the weights are damaged.
-            UsageError: its images are not of the data's shape and range.
+            UsageError: its images are not of the data's shape and range, or have fewer pixels than
+                `dimensions`.
         """
         flow = flowprior.load(self.weights, device)
         for name in ("image_shape", "data_range"):
@@ -73,6 +82,12 @@ class Trained:
                     f"{option}weights models images of {name} {given}, {option}data gives "
                     f"{expected}: they must be equal"
                 )
+        pixels = math.prod(flow.image_shape)
+        if self.dimensions is not None and not 1 <= self.dimensions <= pixels:
+            raise UsageError(
+                f"{option}dimensions={self.dimensions}: expected 1 to {pixels}, the pixels of an "
+                "image"
+            )
         return flow
 
 
@@ -90,8 +105,7 @@ class DensityEvaluation(Evaluation):
         weights: folder that training exported.
         data: the data set; its test split is used, dequantised once with fixed noise.
         others: further flows, a row for each.
-        dimensions: number of pixels that bits per dimension count, where a border of known pixels
-            surrounds the images; by default all.
+        dimensions: of the first flow; see `Trained`.
         published: numbers of papers; those of no row stand below the table.
         images: number of test images, from the first; null for all.
         batch_size: images per batch.
@@ -131,30 +145,24 @@ class DensityEvaluation(Evaluation):
         batch_size: int = 64,
         device: str = "auto",
     ) -> None:
-        counts = {"images": images, "batch_size": batch_size, "dimensions": dimensions}
-        for name, value in counts.items():
+        for name, value in (("images", images), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.rows = [Trained(found_weights(weights), data)]
+        self.rows = [Trained(found_weights(weights), data, dimensions)]
         for place, other in enumerate(others or []):
             folder = found_weights(other.weights, f"others[{place}].weights")
-            self.rows.append(Trained(folder, other.data))
+            self.rows.append(replace(other, weights=folder))
         names = [trained.name for trained in self.rows]
         if len(set(names)) < len(names):
             raise ValueError(f"others: folders of weights must have different names, got {names}")
-        self.dimensions = dimensions
         self.published = published or []
         self.images = images
         self.batch_size = batch_size
         self.device = checked_device(device)
 
     def check(self) -> None:
-        """The flows must fit their data, and `dimensions` and `published` the flows."""
-        smallest = min(math.prod(flow.image_shape) for flow in self.flows.values())
-        if self.dimensions and self.dimensions > smallest:
-            raise UsageError(
-                f"evaluation.dimensions={self.dimensions}: images have only {smallest} pixels"
-            )
+        """The flows must fit their data, and `published` the metrics."""
+        _ = self.flows
         names = sorted({metric.name for metric in self.metrics})
         for published in self.published:
             check_names(published.metrics, names, "evaluation.published: no metric")
@@ -175,7 +183,7 @@ class DensityEvaluation(Evaluation):
             "weights": weights_fingerprint(trained.weights, flow),
             "data": identity(data.fingerprint()),
             **({"data_code": code} if code else {}),
-            **({"dimensions": self.dimensions} if self.dimensions else {}),
+            **({"dimensions": trained.dimensions} if trained.dimensions else {}),
         }
         images = range(len(data.images("test")))[: self.images]
         return TrainedCell(labels, images, settings, self.batch_size, trained=trained)
@@ -191,7 +199,7 @@ class DensityEvaluation(Evaluation):
             (back, _), decoding = self._timed(flow.decode, z)
         log_prob = standard_normal_log_prob(z) + log_det
         columns = {
-            "bits_per_dim": self._bits_per_dim(data, x, log_prob.cpu()),
+            "bits_per_dim": cell.trained.bits_per_dim(log_prob.cpu(), x),
             "nll": -log_prob,
             "reconstruction_error": (back.cpu() - x).abs().flatten(1).amax(1),
             **typicality(z),
@@ -244,13 +252,6 @@ class DensityEvaluation(Evaluation):
             for flow in flows.values():
                 flow.encode(torch.zeros(1, *flow.image_shape, device=self.device))
         return flows
-
-    def _bits_per_dim(self, data: ImageDataModule, x: Tensor, log_prob: Tensor) -> Tensor:
-        if data.flat_noise:
-            log_prob = log_prob - flat_noise_log_density(x, data.n_bits, data.data_range)
-        pixels = x[0].numel()
-        bits = bits_per_dim(log_prob, pixels, data.n_bits, data.data_range)
-        return bits * (pixels / (self.dimensions or pixels))
 
     def _keep(
         self, cell: TrainedCell, images: Sequence[int], x: Tensor, z: Tensor, arrays: ArrayStore

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule
-from evaluation.arrays import ArrayStore, Cache, kept_of_row, write_recovered
+from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Labels, Result
 from evaluation.baselines import Data
 from evaluation.experiment import (
@@ -24,6 +24,7 @@ from evaluation.experiment import (
     chosen,
     published_value,
 )
+from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, measured, residual_notes
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
@@ -220,6 +221,21 @@ class InversionEvaluation(Evaluation):
         """The same with the options that were found to be best."""
         other = copy.copy(self)
         other.choices = list(choices)
+        return other
+
+    def on_validation_images(
+        self, methods: dict[str, Method], experiments: list[Experiment]
+    ) -> Self:
+        """Other methods and experiments on the first validation images, from the first seed.
+
+        Without rows of the data, pictures and published numbers: it is measured several times.
+        """
+        other = copy.copy(self)
+        other.methods, other.experiments = methods, experiments
+        other.title = f"{self.title}: options tried on validation images"
+        other.source = SimulatedData(self.data, self.tune_images, "val")
+        other.seeds, other.published = self.seeds[:1], []
+        other.baselines = other.pictured = False
         return other
 
     def names(self, experiment: Experiment) -> list[str]:

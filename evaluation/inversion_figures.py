@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from callbacks.inversion_curves import margins, progress_grid, write_margin
-from evaluation.arrays import file_names, is_finite
+from evaluation.arrays import file_names
 from evaluation.base import Result, labels_text
+from evaluation.inversion_arrays import is_finite
 from flowprior.figures import curve_panels, image_grid, qq_plot
 
 if TYPE_CHECKING:

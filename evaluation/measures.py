@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evaluation.arrays import is_finite
 from evaluation.base import Result, labels_text
 from evaluation.experiment import check_names
+from evaluation.inversion_arrays import is_finite
 from evaluation.table import SECONDS, Metric, Table
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.recording import similarity

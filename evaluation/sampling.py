@@ -16,8 +16,8 @@ import torch
 import flowprior
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Result
-from evaluation.sources import checked_device, found_weights
 from evaluation.table import SECONDS, Metric, Table
+from evaluation.weights import checked_device, found_weights
 from flowprior.figures import image_grid
 from flowprior.flows import Flow
 
@@ -89,16 +89,20 @@ class SamplingSpeed(Evaluation):
             raise ValueError(f"temperatures must be finite and >= 0, got {self.temperatures}")
 
     def cells(self) -> Sequence[Cell]:
-        """A row for each batch size and flow."""
+        """A row for each batch size and flow; times of another run do not compare."""
+        settings = {
+            "samplers": [
+                [name, type(sampler.flow).__name__, sampler.flow.arguments, sampler.cached]
+                for name, sampler in self.samplers.items()
+            ],
+            "batch_sizes": self.batch_sizes,
+            "repeats": self.repeats,
+            "device": self.device,
+        }
         return [
-            Cell(
-                {"batch": size, "flow": name},
-                range(self.repeats),
-                {"flow": sampler.flow.arguments, "cached": sampler.cached, "device": self.device},
-                batch_size=self.repeats,
-            )
+            Cell({"batch": size, "flow": name}, range(self.repeats), settings, self.repeats)
             for size in self.batch_sizes
-            for name, sampler in self.samplers.items()
+            for name in self.samplers
         ]
 
     def evaluate(

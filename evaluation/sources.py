@@ -11,11 +11,10 @@ from torch import Tensor
 import flowprior
 from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment, ImageShape, StartName
-from flowprior.command_line import ROOT
-from flowprior.identity import code_digest, digest, file_digest, identity
+from evaluation.weights import checked_device, found_weights, weights_fingerprint
+from flowprior.identity import digest, identity
 from flowprior.inversion import Forward, smoothed
 from flowprior.priors import Prior
-from flowprior.weights import WeightsError
 
 Split = Literal["val", "test"]
 _MOST_KEPT = 1000  # noiseless data of images
@@ -223,35 +222,3 @@ class PriorSource:
     def __getstate__(self) -> dict[str, Any]:
         """Without what is loaded: every process loads its own, on its device."""
         return {**vars(self), "_loaded": {}}
-
-
-def weights_fingerprint(folder: Path, loaded: Prior) -> dict[str, Any]:
-    """What tells exported weights from others: all of the folder, and a user's own code."""
-    files = {file: file_digest(folder / file) for file in ("model.safetensors", "config.json")}
-    return {**files, "code": code_digest(type(loaded))}
-
-
-def found_weights(folder: Path, option: str = "weights") -> Path:
-    """The folder of an exported flow: as given, or beside evaluate.py.
-
-    Raises WeightsError if it is in neither place.
-    """
-    for candidate in (folder, ROOT / folder):
-        if (candidate / "model.safetensors").is_file():
-            return candidate
-    raise WeightsError(
-        f"{option}: there is no exported flow in {folder}; train one first, "
-        f"or give another folder with --evaluation.{option}"
-    )
-
-
-def checked_device(device: str) -> str:
-    """The device of that name, "auto" resolved; ValueError if it is not on this machine."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
-        reason = str(error).splitlines()[0]
-        raise ValueError(f'device={device}: expected "auto", "cpu" or "cuda": {reason}') from None
-    return device

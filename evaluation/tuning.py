@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import math
@@ -12,8 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from evaluation.base import Labels, labels_key, labels_text
-from evaluation.experiment import Method
-from evaluation.sources import SimulatedData
+from evaluation.experiment import Experiment, Method
 from evaluation.table import Row, Table
 from flowprior.inversion import Solver
 
@@ -170,7 +168,7 @@ def tuned(
         if (method := evaluation.methods[name]).tune
     ]
     for extensions in range(EXTENSIONS + 1):
-        trial = on_validation_images(evaluation, trials)
+        trial = _all_trials(evaluation, trials)
         rows = {labels_key(row.labels): row for row in measured(trial).rows}
         choices = [one.choice(evaluation, rows, trial.source.count) for one in trials]
         wider = [one.wider(choice) for one, choice in zip(trials, choices, strict=True)]
@@ -217,23 +215,17 @@ class Trial:
         return other
 
 
-def on_validation_images(
-    evaluation: InversionEvaluation, trials: Sequence[Trial]
-) -> InversionEvaluation:
+def _all_trials(evaluation: InversionEvaluation, trials: Sequence[Trial]) -> InversionEvaluation:
     """The same on the first validation images, for each value that a method has to try."""
-    other = copy.copy(evaluation)
-    other.title = f"{evaluation.title}: options tried on validation images"
-    other.source = SimulatedData(evaluation.data, evaluation.tune_images, "val")
-    other.seeds, other.baselines, other.published = evaluation.seeds[:1], False, []
-    other.pictured = False  # grids are extended several times, and each time all is written anew
-    other.methods, other.experiments = {}, []
+    methods: dict[str, Method] = {}
+    experiments: list[Experiment] = []
     for one in trials:
         tried = variants(one.name, one.method)
         tried = {f"{one.number}, {one.prior}, {name}": method for name, method in tried.items()}
         experiment = evaluation.experiments[one.number]
-        other.methods |= tried
-        other.experiments.append(replace(experiment, methods=list(tried), priors=[one.prior]))
-    return other
+        methods |= tried
+        experiments.append(replace(experiment, methods=list(tried), priors=[one.prior]))
+    return evaluation.on_validation_images(methods, experiments)
 
 
 def _score(row: Row, metric: str) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from flowprior.flows import Flow
-from flowprior.metrics import bits_per_dim, flat_noise_log_density
+from flowprior.metrics import coded_bits_per_dim
 
 
 class Loss(ABC):
@@ -46,10 +46,7 @@ class MaximumLikelihood(Loss):
     def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
         """See `Loss`."""
         log_prob = flow.log_prob(images)
-        noise = 0
-        if self.flat_noise:
-            noise = flat_noise_log_density(images, self.n_bits, flow.data_range)
-        bits = bits_per_dim(log_prob - noise, images[0].numel(), self.n_bits, flow.data_range)
+        bits = coded_bits_per_dim(log_prob, images, self.n_bits, flow.data_range, self.flat_noise)
         return {"bits_per_dim": bits, "nll": -log_prob}
 
 

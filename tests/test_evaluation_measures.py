@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import arrays, inversion
-from evaluation.arrays import ArrayStore, Cache
+from evaluation import inversion, inversion_arrays
+from evaluation.arrays import ArrayStore
+from evaluation.inversion_arrays import Cache
 from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
 from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
 
@@ -219,7 +220,7 @@ def test_shared_projection_counts_for_all_who_use_it(monkeypatch, tmp_path):
     found = []
     # The recording counts what passes in a call: from the first to the last second of each clock.
     for clock in (Clock(0, 1, 9, 10), Clock(0, 1)):
-        monkeypatch.setattr(arrays, "time", clock)
+        monkeypatch.setattr(inversion_arrays, "time", clock)
         used = Recording()
         rows = Cache(store, [4, 5], "prior", used)("projection", of, lambda: 2 * of)
         assert torch.equal(rows, 2 * of)

@@ -11,7 +11,7 @@ from evaluation.arrays import ArrayStore
 from evaluation.sampling import Sampler, SamplingSpeed
 from flowprior.flows import Coupling1x1Flow, Glow
 from tests.conftest import make_perturbed_glow
-from tests.entry_points import finish
+from tests.entry_points import finish, start
 
 CONFIG = """
 evaluation:
@@ -49,6 +49,11 @@ def test_table_and_figure(tmp_path: Path) -> None:
         assert stats["milliseconds"]["mean"] == pytest.approx(expected)
         assert stats["parameters"]["mean"] == pytest.approx(parameters_of_glow())
     assert (tmp_path / "speed/figures/temperatures.png").stat().st_size
+    # Times of two runs are not mixed.
+    again = ("--config", "speed.yaml", "--output", "speed", "--evaluation.repeats", "5")
+    process = start(tmp_path, "evaluate.py", *again)
+    assert "repeats was 4" in process.communicate(timeout=300)[0]
+    assert process.returncode == 2
 
 
 def parameters_of_glow() -> float:

@@ -330,3 +330,16 @@ def test_operator_that_sees_nothing(truth):
     found = invert(None, lambda x: 0 * x, 0 * truth, sigma=0.1, solver=SOLVER, start=truth)
     assert found.finite.all()
     assert (total_variation(found.x, 0.0) < total_variation(truth, 0.0)).all()
+
+
+def test_data_of_one_image_do_not_choose_the_algorithm_of_another(truth):
+    """Data of 10⁷ leave nothing of the differences that tell whether a misfit is quadratic."""
+    y = blur(truth).float()
+    y[1] *= 1e7
+    options = {"sigma": 0.1, "solver": SOLVER, "image_shape": (1, SIZE, SIZE), "iterations": 5}
+    together = invert(None, blur, y, **options)
+    for row in range(3):
+        alone = invert(None, blur, y[row : row + 1], **options)
+        assert torch.equal(alone.x[0], together.x[row])
+    problem = make_problem(None, blur, y, sigma=0.1, image_shape=(1, SIZE, SIZE))
+    assert isinstance(SOLVER.begin(problem), VariationRun)

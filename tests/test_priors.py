@@ -208,6 +208,11 @@ class TestCropped:
         with pytest.raises(ValueError, match=message):
             Cropped(flow, **options)
 
+    def test_a_conditional_prior_is_refused(self, flow):
+        flow.conditional = True
+        with pytest.raises(ValueError, match="conditional"):
+            Cropped(flow, (6, 12))
+
     def test_needs_a_flow(self):
         decoder = Module(nn.Identity(), (1, 2, 2), [1, 2, 2])
         with pytest.raises(ValueError, match="Cropped needs a log-determinant"):

@@ -16,6 +16,8 @@ from flowprior.flows.multi_scale import (
 )
 from flowprior.flows.split_gaussian import StandardGaussian
 
+UNPADDED = {1: 1, 2: 2, 4: 3}
+"""Size of the kernels on maps of 1×1, 2×2 and 4×4."""
 LARGEST_EARLY_MAP = 4
 """Half of the channels leave after every scale with maps of this side or smaller."""
 
@@ -75,7 +77,7 @@ class Coupling1x1Flow(MultiScaleFlow):
         channels = in_channels
         for count in steps:
             channels, height, width = 4 * channels, height // 2, width // 2
-            side = height if height == width else max(height, width, LARGEST_EARLY_MAP + 1)
+            side = height if height == width in UNPADDED else None
             levels.append(CouplingLevel(channels, side, count, hidden_channels, log_scale_limit))
             leave.append(max(height, width) <= LARGEST_EARLY_MAP)
             channels = channels // 2 if leave[-1] else channels
@@ -105,7 +107,7 @@ class CouplingLevel(nn.Module):
     def __init__(
         self,
         channels: int,
-        side: int,
+        side: int | None,
         steps: int,
         hidden_channels: int,
         log_scale_limit: float | None,
@@ -147,23 +149,23 @@ class CouplingLevel(nn.Module):
 
 
 class NormalizedNet(nn.Module):
-    """conv → ActNorm → ReLU → conv with zero initial weights, on square maps of a given side.
+    """conv → ActNorm → ReLU → conv with zero initial weights.
 
-    The kernels are 3×3 on maps of 5×5 and larger, 1×1 on 1×1 maps. On 4×4 and 2×2 maps unpadded
-    kernels of 3×3 and 2×2 see the whole map: they leave half the side and four times the channels,
-    which are un-squeezed again. The output is multiplied by exp(3g), g learned for each channel, as
-    in Glow.
+    The kernels are 3×3 and padded, but for square maps of side 1, 2 and 4. There they are not
+    padded: on 4×4 and 2×2 maps they leave half the side and four times the channels, which are
+    un-squeezed again. The output is multiplied by exp(3g), g learned for each channel, as in Glow.
 
-    Maps (B, in_channels, side, side) to (B, out_channels, side, side).
+    Maps (B, in_channels, H, W) to (B, out_channels, H, W); `side` is that of maps in `UNPADDED`,
+    None for all others.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, hidden_channels: int, side: int
+        self, in_channels: int, out_channels: int, hidden_channels: int, side: int | None
     ) -> None:
         super().__init__()
         self.unsqueezes = side in (2, 4)
-        kernel = {1: 1, 2: 2}.get(side, 3)
-        padding = 0 if self.unsqueezes or side == 1 else 1
+        kernel = UNPADDED.get(side, 3)
+        padding = 1 if side is None else 0
         hidden, out = (
             (4 if self.unsqueezes else 1) * count for count in (hidden_channels, out_channels)
         )
@@ -176,12 +178,12 @@ class NormalizedNet(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the net to x (B, in_channels, side, side)."""
+        """Apply the net to x (B, in_channels, H, W)."""
         h = self._unsqueezed(F.relu(self.norm(self.conv1(x)), inplace=True))
         return self._unsqueezed(self.conv2(h) * torch.exp(3 * self.log_gain))
 
     def initialize(self, x: Tensor) -> None:
-        """Set the ActNorm from x (B, in_channels, side, side)."""
+        """Set the ActNorm from x (B, in_channels, H, W)."""
         self.norm.initialize(self.conv1(x))
 
     def _unsqueezed(self, x: Tensor) -> Tensor:

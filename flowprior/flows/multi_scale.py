@@ -44,7 +44,8 @@ class MultiScaleFlow(Flow):
         data_range: (low, high) of the images.
         arguments: those of the subclass's constructor.
         levels: from the finest to the coarsest.
-        gaussians: of what leaves after each level; None where nothing leaves.
+        gaussians: of what leaves after each level; None where nothing leaves. All leave after the
+            last.
         memory_efficient: rebuild activations by inversion in the backward pass.
     """
 

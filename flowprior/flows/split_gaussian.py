@@ -57,10 +57,6 @@ class ChannelPrior(SplitGaussian):
 class StandardGaussian(SplitGaussian):
     """N(0, I): what leaves is a latent as it is."""
 
-    def standardize(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (z, 0)."""
-        return z, z.new_zeros(len(z))
-
-    def restore(self, epsilon: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return (ε, 0)."""
-        return epsilon, epsilon.new_zeros(len(epsilon))
+    def statistics(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """0 and log 1."""
+        return z.new_zeros(()), z.new_zeros(())

@@ -1,12 +1,13 @@
 """Gradient and least-squares steps, for linear operators with Gaussian noise."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.descent import chosen
 from flowprior.inversion.images import ImageRun
 from flowprior.inversion.problem import Problem
@@ -40,14 +41,10 @@ class ProximalRun(ImageRun):
     """
 
     def __init__(self, problem: Problem, who: str) -> None:
-        noise = problem.misfit(None, who)
+        check_quadratic(problem, who)
         super().__init__(problem)
-        if not isinstance(noise, Gaussian | SNR):
-            raise NotQuadratic(
-                f"{who} needs Gaussian noise, got {type(noise).__name__}; TotalVariation takes any"
-            )
         self._at_zero = self.misfit_gradient(torch.zeros_like(self.x))
-        largest = curvature(self.misfit_gradient, self._at_zero, who)
+        largest = curvature(self.misfit_gradient, self._at_zero)
         largest = torch.where(largest > 0, largest, 1)  # an operator that sees nothing
         self.step_size = (1 / (MARGIN * largest)).view(-1, 1, 1, 1)
 
@@ -73,8 +70,10 @@ class ProximalRun(ImageRun):
         return x + change
 
 
-class FISTARun(ProximalRun):
+class FISTARun(ProximalRun, ABC):
     """Minimise the misfit and a penalty with a proximal map, by FISTA with restarts.
+
+    A subclass sets what its `penalty` needs before it calls this constructor, which measures.
 
     References: Beck & Teboulle, A fast iterative shrinkage-thresholding algorithm (2009);
     O'Donoghue & Candès, Adaptive restart for accelerated gradient schemes (2015).
@@ -129,30 +128,47 @@ class FISTARun(ProximalRun):
         self.ahead, self.momentum = state["ahead"], state["momentum"]
 
 
-def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor, who: str) -> Tensor:
+def check_quadratic(problem: Problem, who: str) -> None:
+    """Raise NotQuadratic unless the noise is Gaussian and A affine, whatever the data are."""
+    noise = problem.misfit(None, who)
+    if not isinstance(noise, Gaussian | SNR):
+        raise NotQuadratic(
+            f"{who} needs Gaussian noise, got {type(noise).__name__}; TotalVariation takes any"
+        )
+    probe = _probe(problem.like.new_zeros(len(problem.y), *problem.image_shape))
+    with torch.no_grad():
+        at = [by_rows(problem.forward, x, problem.rows) for x in (0 * probe, probe, 2 * probe)]
+    slope, excess = at[1] - at[0], at[2] - 2 * at[1] + at[0]
+    if not (_size(excess) <= 1e-3 * _size(slope)).all():
+        raise NotQuadratic(
+            f"{who} needs a linear physics, which {problem.forward.name} is not; TotalVariation "
+            "takes any"
+        )
+
+
+def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:
     """Largest curvature of a quadratic misfit, (B,), by power iteration.
 
     Args:
         gradient: of the misfit, at images (B, C, H, W).
         at_zero: its value at images of zeros.
-        who: name of the solver, for errors.
-
-    Raises:
-        NotQuadratic: the gradient is not an affine function.
     """
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(at_zero.shape[1:], generator=generator).to(at_zero).expand_as(at_zero)
-    slope = gradient(direction) - at_zero
-    excess = gradient(2 * direction) - at_zero - 2 * slope
-    if not (_square(excess) <= 1e-6 * _square(slope)).all():
-        raise NotQuadratic(
-            f"{who} needs a linear physics and Gaussian noise: the misfit is not quadratic in x; "
-            "TotalVariation takes any"
-        )
+    slope = gradient(_probe(at_zero)) - at_zero
     for _ in range(POWER_ITERATIONS):
         direction = slope / _square(slope).sqrt().clamp(min=TINY)
         slope = gradient(direction) - at_zero
     return _square(slope).sqrt().flatten()
+
+
+def _probe(like: Tensor) -> Tensor:
+    """The same random image for all rows of `like` (B, C, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape[1:], generator=generator).to(like).expand_as(like)
+
+
+def _size(data: Tensor) -> Tensor:
+    """Norm of the data of each image, (B,)."""
+    return data.abs().flatten(1).square().sum(1).sqrt()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

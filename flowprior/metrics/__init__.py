@@ -1,6 +1,11 @@
 """Metric conventions in one place."""
 
-from flowprior.metrics.density import FLAT_NOISE_STD, bits_per_dim, flat_noise_log_density
+from flowprior.metrics.density import (
+    FLAT_NOISE_STD,
+    bits_per_dim,
+    coded_bits_per_dim,
+    flat_noise_log_density,
+)
 from flowprior.metrics.images import lpips, psnr, ssim
 from flowprior.metrics.round_trip import (
     unusual_images,
@@ -12,6 +17,7 @@ from flowprior.metrics.typicality import largest_patch_correlation, patches, typ
 __all__ = [
     "FLAT_NOISE_STD",
     "bits_per_dim",
+    "coded_bits_per_dim",
     "flat_noise_log_density",
     "largest_patch_correlation",
     "lpips",

@@ -34,6 +34,27 @@ def bits_per_dim(
     return -(log_prob / dimensions + log_bin) / math.log(2)
 
 
+def coded_bits_per_dim(
+    log_prob: Tensor,
+    images: Tensor,
+    n_bits: int | None,
+    data_range: tuple[float, float],
+    flat_noise: bool,
+) -> Tensor:
+    """Bits per dimension, (B,), of dequantised images with their log densities log_prob (B,).
+
+    Args:
+        log_prob: in nats.
+        images: (B, C, H, W) in `data_range`.
+        n_bits: bits that they were quantised to, or None.
+        data_range: (low, high).
+        flat_noise: whether the noise is that of `flat_noise_log_density`; otherwise it is uniform.
+    """
+    if flat_noise:
+        log_prob = log_prob - flat_noise_log_density(images, n_bits, data_range)
+    return bits_per_dim(log_prob, images[0].numel(), n_bits, data_range)
+
+
 def flat_noise_log_density(
     images: Tensor, n_bits: int, data_range: tuple[float, float] = (-0.5, 0.5)
 ) -> Tensor:

@@ -12,6 +12,7 @@ class Bijection(Protocol):
 
     image_shape: tuple[int, int, int]
     data_range: tuple[float, float]
+    like: Tensor
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map images to latents and log-determinants."""
@@ -37,7 +38,7 @@ def unusual_images(
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
     squares = 2 ** (torch.arange(count) % 4)[:, None, None, None]
     board = ((rows // squares + columns // squares) % 2).float()
-    angles = 2 * math.pi * steps
+    angles = 2 * math.pi * (1 - 1 / count) * steps
     ramp = torch.cos(angles) * (rows / height - 0.5) + torch.sin(angles) * (columns / width - 0.5)
     noise = torch.rand(2, count, *image_shape, generator=generator)
     images = {
@@ -59,9 +60,8 @@ def worst_round_trip(flow: Bijection, images: Tensor) -> float:
 
     1e30 where it is not finite, so that every format can hold it.
     """
-    like = next(flow.parameters())
     low, high = flow.data_range
-    x = low + (high - low) * images.to(like)
+    x = low + (high - low) * images.to(flow.like)
     back = flow.decode(flow.encode(x)[0])[0]
     worst = ((back - x).abs().max() / (high - low)).item()
     return worst if math.isfinite(worst) else 1e30

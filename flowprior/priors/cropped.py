@@ -8,13 +8,15 @@ from flowprior.priors.base import Prior, require
 
 
 class Cropped(Prior):
-    """The middle of the images of a flow, such as digits without the border they were trained with.
+    """The middle of the images of a flow, such as digits without their border.
 
-    x = crop(G(z)). The border is free, so log-determinants and densities are those of the image
-    with its border: "log_density" looks for the most probable pair.
+    x = crop(G(z)). `encode` puts a constant border around x, so that generate(encode(x)) = x, but
+    latents whose border is another do not come back. In `decode` the border is free, so that
+    log-determinants and densities are those of the image with its border: "log_density" looks for
+    the most probable pair.
 
     Args:
-        prior: a flow, or any prior with `decode` and `encode`.
+        prior: a flow, or any prior with `decode` and `encode` that is not conditional.
         image_size: height and width of the middle, one number or (H, W); an even number of pixels
             less than those of the prior.
         border: value around the images that are encoded, in [0, 1]. The default is the middle of
@@ -28,6 +30,8 @@ class Cropped(Prior):
         self, prior: Prior, image_size: int | tuple[int, int], border: float = 0.5 / 256
     ) -> None:
         require(prior, ("decode", "encode"), "Cropped")
+        if prior.conditional:
+            raise ValueError("prior of Cropped must not be conditional")
         channels, *whole = prior.image_shape
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(size) != 2 or any(not isinstance(side, int) for side in size):
