@@ -215,9 +215,10 @@ class DensityEvaluation(Evaluation):
 
     def notes(self, table: Table) -> Sequence[str]:
         """What was published of flows that are no row here."""
+        titles = {metric.name: metric.title for metric in reversed(self.metrics)}
         return [
-            f"Published: {labels_text(one.labels)}: "
-            + ", ".join(f"{metric} {value:g}" for metric, value in one.metrics.items())
+            f"Published, {labels_text(one.labels)}: "
+            + ", ".join(f"{titles[name]} {value:g}" for name, value in one.metrics.items())
             for one in self.published
             if not any(one.matches(row.labels) for row in table.rows)
         ]
