@@ -26,6 +26,8 @@ from flowprior.flows.base import Flow
 from flowprior.io import atomic_write
 
 FORMAT = "flowprior-weights-1"
+# What older versions did where weights now have an argument, as JSON.
+BEFORE = {"log_scale_limit": "2.0", "shift_limit": "null"}
 
 
 class WeightsError(ValueError):
@@ -136,7 +138,8 @@ def _build(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Fl
         raise WeightsError(f"{path}: wrong arguments for {kind.__name__}: {reason}") from None
     missing = sorted(flow.arguments.keys() - arguments.keys())
     if ours and missing:  # a default that is not what the weights were trained with
-        hint = "; it was 2.0 before there was the option" if missing == ["log_scale_limit"] else ""
+        before = [f"{name} was {BEFORE[name]}" for name in missing if name in BEFORE]
+        hint = f"; before there was the option, {' and '.join(before)}" if before else ""
         raise WeightsError(f"{path}: arguments must have {', '.join(missing)}{hint}")
     return flow
 

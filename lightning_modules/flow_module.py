@@ -60,6 +60,8 @@ class FlowModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Freeze what the loss does not train, and drop the gradients of an earlier phase."""
+        if stage == "fit":
+            self.flow.train()  # a loaded flow is in evaluation mode
         self.loss.n_bits = getattr(self.trainer.datamodule, "n_bits", None)
         self.loss.flat_noise = getattr(self.trainer.datamodule, "flat_noise", False)
         trained = {id(parameter) for parameter in self.trained_parameters()}

@@ -10,6 +10,11 @@ from tests.reference import coupling1x1 as reference
 
 STEPS = {4: [2, 1], 8: [1, 2, 2], (8, 16): [1, 1, 2], 16: [1, 1, 2, 3]}
 
+LIMITS = [
+    {"log_scale_limit": 0.5, "shift_limit": 0.2},
+    {"log_scale_limit": None, "shift_limit": None},
+]
+
 
 def perturbed(channels=1, size=8, scale=0.05, dtype=torch.float64, training=False, **options):
     torch.manual_seed(0)
@@ -37,11 +42,11 @@ def test_published_size():
     assert left == [False, False, True, True, True]
 
 
-@pytest.mark.parametrize("limit", [0.5, None])
+@pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("size", STEPS)
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
-def test_round_trip_both_ways(size, limit, dtype, atol):
-    flow = perturbed(2, size, dtype=dtype, log_scale_limit=limit, scale=0.03)
+def test_round_trip_both_ways(size, limits, dtype, atol):
+    flow = perturbed(2, size, dtype=dtype, **limits, scale=0.03)
     x = images(flow, 3)
     z, log_det = flow.encode(x)
     assert z.shape == x.shape
@@ -51,10 +56,10 @@ def test_round_trip_both_ways(size, limit, dtype, atol):
     torch.testing.assert_close(back_log_det, -log_det, atol=10 * atol, rtol=atol)
 
 
-@pytest.mark.parametrize("limit", [0.5, None])
+@pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("size", [4, 8])
-def test_log_det_is_that_of_the_full_jacobian(size, limit):
-    flow = perturbed(1, size, log_scale_limit=limit, scale=0.1).requires_grad_(False)
+def test_log_det_is_that_of_the_full_jacobian(size, limits):
+    flow = perturbed(1, size, **limits, scale=0.1).requires_grad_(False)
     x = images(flow, 1)
     z, log_det = flow.encode(x)
     for function, at, found in [
@@ -67,24 +72,24 @@ def test_log_det_is_that_of_the_full_jacobian(size, limit):
         torch.testing.assert_close(found[0], expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("limit", [0.5, None])
+@pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("size", STEPS)
-def test_equals_the_slow_reference(size, limit):
-    flow = perturbed(2, size, log_scale_limit=limit, scale=0.1)
+def test_equals_the_slow_reference(size, limits):
+    flow = perturbed(2, size, **limits, scale=0.1)
     x = images(flow, 2)
     z, log_det = flow.encode(x)
     expected = reference.log_prob(
-        flow.state_dict(), flow.image_shape, STEPS[size], limit, x.numpy()
+        flow.state_dict(), flow.image_shape, STEPS[size], tuple(limits.values()), x.numpy()
     )
     np.testing.assert_allclose(z.detach(), expected[0], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(log_det.detach(), expected[1], rtol=1e-10)
     np.testing.assert_allclose(flow.log_prob(x).detach(), expected[2], rtol=1e-10)
 
 
-@pytest.mark.parametrize("limit", [0.5, None])
+@pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("method", ["encode", "decode"])
-def test_memory_flat_gradients_equal_autograd(method, limit):
-    flow = perturbed(1, 16, log_scale_limit=limit, scale=0.03)
+def test_memory_flat_gradients_equal_autograd(method, limits):
+    flow = perturbed(1, 16, **limits, scale=0.03)
     found = {}
     for flat in (True, False):
         flow.memory_efficient = flat
@@ -149,6 +154,7 @@ def test_weights_survive_saving(tmp_path):
         ({"hidden_channels": 0}, "hidden_channels"),
         ({"in_channels": 0}, "in_channels"),
         ({"log_scale_limit": 0}, "log_scale_limit"),
+        ({"shift_limit": 0}, r"shift_limit must be in \[0\.1, 1000\], or null, got 0"),
         ({"data_range": (1, 1)}, "data_range"),
     ],
 )

@@ -91,16 +91,22 @@ def test_log_det_is_that_of_the_full_jacobian(perturbed_glow, coupling, size):
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 12)])
 @pytest.mark.parametrize(
-    ("coupling", "limit"), [("additive", 0.5), ("affine", 0.5), ("affine", 2.0), ("affine", None)]
+    ("coupling", "limits"),
+    [
+        ("additive", (0.5, None)),
+        ("additive", (0.5, 0.3)),
+        ("affine", (0.5, 0.3)),
+        ("affine", (2.0, 8.0)),
+        ("affine", (None, None)),
+    ],
 )
-def test_equals_the_slow_reference(perturbed_glow, coupling, limit, size):
-    flow = perturbed_glow(
-        2, size, levels=2, steps=2, coupling=coupling, log_scale_limit=limit, scale=0.2
-    )
+def test_equals_the_slow_reference(perturbed_glow, coupling, limits, size):
+    options = dict(zip(("log_scale_limit", "shift_limit"), limits, strict=True))
+    flow = perturbed_glow(2, size, levels=2, steps=2, coupling=coupling, scale=0.2, **options)
     x = images(flow, 2)
     z, log_det = flow.encode(x)
     expected = reference.log_prob(
-        flow.state_dict(), flow.image_shape, 2, 2, coupling, limit, x.numpy()
+        flow.state_dict(), flow.image_shape, 2, 2, coupling, limits, x.numpy()
     )
     np.testing.assert_allclose(z.detach(), expected[0], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(log_det.detach(), expected[1], rtol=1e-10)

@@ -51,8 +51,9 @@ def latent(flow, batch=2, seed=1):
 @pytest.mark.parametrize("size", [8, (4, 12)])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("coupling", COUPLINGS)
-def test_gradients_equal_autograd_in_float64(perturbed_glow, coupling, method, size):
-    flow = perturbed_glow(2, size, levels=2, steps=4, coupling=coupling)
+@pytest.mark.parametrize("shift_limit", [0.2, None])
+def test_gradients_equal_autograd_in_float64(perturbed_glow, shift_limit, coupling, method, size):
+    flow = perturbed_glow(2, size, levels=2, steps=4, coupling=coupling, shift_limit=shift_limit)
     flat, plain = both(flow, latent(flow), method)
     for name, expected in plain.items():
         assert expected.norm() > 0, name

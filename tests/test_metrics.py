@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowprior.flows import Glow
 from flowprior.metrics import (
     bits_per_dim,
     largest_patch_correlation,
@@ -197,6 +198,20 @@ class TestRoundTrip:
         assert worst_round_trip(flow, images) == pytest.approx(0.25)
         flow.decode = lambda z: (decode(z)[0] / 0, None)
         assert worst_round_trip(flow, images) == 1e30
+
+    @pytest.mark.parametrize("coupling", ["additive", "affine"])
+    def test_limited_shifts_do_not_grow_with_the_state(self, coupling):
+        """Free shifts grow from step to step, until single precision holds nothing else."""
+        worst = {}
+        for limit in (None, 8.0):
+            torch.manual_seed(0)
+            options = {"hidden_channels": 16, "coupling": coupling, "shift_limit": limit}
+            flow = Glow(1, 16, levels=2, steps=8, **options).eval().requires_grad_(False)
+            for parameter in flow.levels.get_submodule("0.nets").parameters():
+                parameter.add_(0.4 * torch.randn_like(parameter))
+            worst[limit] = max(unusual_round_trips(flow).values())
+        assert worst[8.0] < 1
+        assert worst[None] > 1e3 * worst[8.0]
 
     def test_every_kind_is_tried(self):
         flow = make_perturbed_glow(1, 8, levels=2, steps=2)

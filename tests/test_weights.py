@@ -85,6 +85,7 @@ def test_config_says_how_to_rebuild(exported):
         "hidden_channels": 6,
         "coupling": "affine",
         "log_scale_limit": 0.5,
+        "shift_limit": 8.0,
         "memory_efficient": True,
         "data_range": [-1.0, 1.0],
     }
@@ -354,7 +355,8 @@ def test_arguments_that_the_class_has_by_now_are_asked_for(exported):
     """A default may be another one than the weights were trained with."""
     _, folder = exported
     config = json.loads((folder / "config.json").read_text())
-    del config["arguments"]["log_scale_limit"]
+    del config["arguments"]["log_scale_limit"], config["arguments"]["shift_limit"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match=r"must have log_scale_limit; it was 2\.0 before"):
+    message = r"before there was the option, log_scale_limit was 2\.0 and shift_limit was null"
+    with pytest.raises(WeightsError, match=message):
         flowprior.load(folder)

@@ -17,15 +17,17 @@ CouplingKind = Literal["additive", "affine"]
 class Coupling:
     """y_a = x_a, y_b = x_b·exp(s(x_a)) + t(x_a), or its inverse, as a layer of a chain.
 
-    The output channels of `net` are t (additive, s = 0) or (r, t). The log-scale s of an affine
-    coupling is `log_scale_limit`·tanh(r / `log_scale_limit`), or log sigmoid(r + 2) where there is
-    no limit. a is the first half of the channels, or the second where `swapped`. Under autocast
-    only `net` runs in low precision, not the state and the log-determinant.
+    The output channels of `net` are u (additive, s = 0) or (r, u). The shift t is
+    `shift_limit`·tanh(u / `shift_limit`), or u where there is no limit. The log-scale s of an
+    affine coupling is `log_scale_limit`·tanh(r / `log_scale_limit`), or log sigmoid(r + 2) where
+    there is no limit. a is the first half of the channels, or the second where `swapped`. Under
+    autocast only `net` runs in low precision, not the state and the log-determinant.
     """
 
     net: nn.Module
     kind: CouplingKind
     log_scale_limit: float | None
+    shift_limit: float | None
     swapped: bool = False
     inverted: bool = False
 
@@ -56,13 +58,13 @@ class Coupling:
         log_scale, shift = self._split(out.detach())
         b = self.flipped()._move(y_b, log_scale, shift)
         if log_scale is None:
-            grad_out = grad_b
+            grad_out = self._shift_slope(shift) * grad_b
         else:
             # The inverse y_b = (b − t)·exp(−s) has the signs of all these gradients turned.
             by_log_scale = y_b if self.inverted else y_b - shift
             grad_log_scale = grad_b * by_log_scale + grad_log_det.view(-1, 1, 1, 1)
             scaled = grad_b * torch.exp(-log_scale if self.inverted else log_scale)
-            grad_shift = scaled if self.inverted else grad_b
+            grad_shift = self._shift_slope(shift) * (scaled if self.inverted else grad_b)
             grad_out = torch.cat([grad_log_scale * self._slope(log_scale), grad_shift], 1)
             grad_b = scaled
         grad_out = -grad_out if self.inverted else grad_out
@@ -85,11 +87,19 @@ class Coupling:
 
     def _split(self, out: Tensor) -> tuple[Tensor | None, Tensor]:
         if self.kind == "additive":
-            return None, out
+            return None, self._bounded_shift(out)
         raw, shift = out.chunk(2, 1)
+        shift = self._bounded_shift(shift)
         if self.log_scale_limit is None:
             return F.logsigmoid(raw + 2), shift
         return bounded(raw, self.log_scale_limit), shift
+
+    def _bounded_shift(self, raw: Tensor) -> Tensor:
+        return raw if self.shift_limit is None else bounded(raw, self.shift_limit)
+
+    def _shift_slope(self, shift: Tensor) -> Tensor | float:
+        """Derivative of the shift by what the net gave for it."""
+        return 1.0 if self.shift_limit is None else 1 - (shift / self.shift_limit).square()
 
     def _slope(self, log_scale: Tensor) -> Tensor:
         """Derivative of the log-scale by what the net gave for it."""

@@ -11,7 +11,7 @@ from flowprior.flows.multi_scale import (
     MultiScaleFlow,
     Runner,
     check_counts,
-    check_log_scale_limit,
+    check_limits,
     image_size_of,
 )
 from flowprior.flows.split_gaussian import StandardGaussian
@@ -31,7 +31,7 @@ class Coupling1x1Flow(MultiScaleFlow):
     maps of 4×4 or smaller. z ~ N(0, I) directly; the latents of all scales are arranged as one
     canvas of the image's shape, as in `Glow`.
 
-    The defaults with 3 channels of 32×32 are the published architecture but for the bounded scale:
+    The defaults with 3 channels of 32×32 are the published architecture but for the bounds:
     32.7 million parameters.
 
     Args:
@@ -40,6 +40,7 @@ class Coupling1x1Flow(MultiScaleFlow):
         steps: flow steps of each scale, from the finest.
         hidden_channels: width of the coupling networks.
         log_scale_limit: largest |log scale| of a coupling; None for the published sigmoid(s + 2).
+        shift_limit: largest |shift| of a coupling; None for the published shift without bound.
         memory_efficient: rebuild activations by inversion in the backward pass.
         data_range: (low, high) of the images.
 
@@ -65,12 +66,13 @@ class Coupling1x1Flow(MultiScaleFlow):
         steps: list[int] | tuple[int, ...] = (2, 2, 2, 4, 4),
         hidden_channels: int = 512,
         log_scale_limit: float | None = 0.5,
+        shift_limit: float | None = 8.0,
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         check_counts(in_channels=in_channels, hidden_channels=hidden_channels, steps=len(steps))
         check_counts(**{f"steps[{scale}]": count for scale, count in enumerate(steps)})
-        check_log_scale_limit(log_scale_limit)
+        check_limits(log_scale_limit, shift_limit)
         height, width = image_size_of(image_size, len(steps))
         levels: list[CouplingLevel] = []
         leave: list[bool] = []
@@ -78,7 +80,9 @@ class Coupling1x1Flow(MultiScaleFlow):
         for count in steps:
             channels, height, width = 4 * channels, height // 2, width // 2
             side = height if height == width in UNPADDED else None
-            levels.append(CouplingLevel(channels, side, count, hidden_channels, log_scale_limit))
+            levels.append(
+                CouplingLevel(channels, side, count, hidden_channels, log_scale_limit, shift_limit)
+            )
             leave.append(max(height, width) <= LARGEST_EARLY_MAP)
             channels = channels // 2 if leave[-1] else channels
         leave[-1] = True
@@ -92,6 +96,7 @@ class Coupling1x1Flow(MultiScaleFlow):
                 "steps": list(steps),
                 "hidden_channels": hidden_channels,
                 "log_scale_limit": log_scale_limit,
+                "shift_limit": shift_limit,
                 "memory_efficient": memory_efficient,
                 "data_range": list(data_range),
             },
@@ -111,13 +116,14 @@ class CouplingLevel(nn.Module):
         steps: int,
         hidden_channels: int,
         log_scale_limit: float | None,
+        shift_limit: float | None,
     ) -> None:
         super().__init__()
         self.norms = nn.ModuleList(ActNorm(channels) for _ in range(steps))
         self.nets = nn.ModuleList(
             NormalizedNet(channels // 2, channels, hidden_channels, side) for _ in range(steps)
         )
-        self.log_scale_limit = log_scale_limit
+        self.limits = log_scale_limit, shift_limit
 
     def encode(self, x: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
         """Return (y, log_det) with the layers applied by `run`."""
@@ -145,7 +151,7 @@ class CouplingLevel(nn.Module):
 
     def _coupling(self, step: int) -> Coupling:
         swapped = step % 2 == 0  # the published coupling moves the first half by the second
-        return Coupling(self.nets[step], "affine", self.log_scale_limit, swapped)
+        return Coupling(self.nets[step], "affine", *self.limits, swapped)
 
 
 class NormalizedNet(nn.Module):

@@ -10,7 +10,7 @@ from flowprior.flows.multi_scale import (
     MultiScaleFlow,
     Runner,
     check_counts,
-    check_log_scale_limit,
+    check_limits,
     image_size_of,
 )
 from flowprior.flows.split_gaussian import ChannelPrior, ConditionalPrior
@@ -39,6 +39,9 @@ class Glow(MultiScaleFlow):
             can stretch by its exponential: at 2, a trained flow may answer an image that is unlike
             its training images with values that single precision cannot carry back. None for the
             published scale sigmoid(s + 2), which stretches without bound in decoding.
+        shift_limit: largest |shift| of a coupling, in [0.1, 1000]; None for the published shift,
+            which grows with the state and the next shift with it, so that images far from the
+            training images come back wrong.
         memory_efficient: rebuild activations by inversion in the backward pass: memory flat in
             depth for about a third more time. Under autocast the exact flow state is kept every
             `anchor_steps` steps, because networks in bfloat16 are not rebuilt exactly.
@@ -69,13 +72,14 @@ class Glow(MultiScaleFlow):
         hidden_channels: int = 512,
         coupling: CouplingKind = "additive",
         log_scale_limit: float | None = 0.5,
+        shift_limit: float | None = 8.0,
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-0.5, 0.5),
     ) -> None:
         check_counts(
             in_channels=in_channels, levels=levels, steps=steps, hidden_channels=hidden_channels
         )
-        check_log_scale_limit(log_scale_limit)
+        check_limits(log_scale_limit, shift_limit)
         if coupling not in ("additive", "affine"):
             raise ValueError(f'coupling must be "additive" or "affine", got {coupling!r}')
         height, width = image_size_of(image_size, levels)
@@ -91,10 +95,14 @@ class Glow(MultiScaleFlow):
                 "hidden_channels": hidden_channels,
                 "coupling": coupling,
                 "log_scale_limit": log_scale_limit,
+                "shift_limit": shift_limit,
                 "memory_efficient": memory_efficient,
                 "data_range": list(data_range),
             },
-            [GlowLevel(c, steps, hidden_channels, coupling, log_scale_limit) for c in channels],
+            [
+                GlowLevel(c, steps, hidden_channels, coupling, log_scale_limit, shift_limit)
+                for c in channels
+            ],
             [*(ConditionalPrior(c // 2) for c in channels[:-1]), ChannelPrior(channels[-1])],
             memory_efficient,
         )
@@ -110,6 +118,7 @@ class GlowLevel(nn.Module):
         hidden_channels: int,
         coupling: CouplingKind,
         log_scale_limit: float | None,
+        shift_limit: float | None,
     ) -> None:
         super().__init__()
         half = channels // 2
@@ -119,7 +128,7 @@ class GlowLevel(nn.Module):
             CouplingNet(half, out_channels, hidden_channels) for _ in range(steps)
         )
         self.coupling = coupling
-        self.log_scale_limit = log_scale_limit
+        self.limits = log_scale_limit, shift_limit
 
     def encode(self, x: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
         """Return (y, log_det) with the layers applied by `run`."""
@@ -141,7 +150,7 @@ class GlowLevel(nn.Module):
         return x
 
     def _coupling(self, step: int) -> Coupling:
-        return Coupling(self.nets[step], self.coupling, self.log_scale_limit)
+        return Coupling(self.nets[step], self.coupling, *self.limits)
 
     def _layers(
         self, x: Tensor, run: Runner, inverted: bool = False

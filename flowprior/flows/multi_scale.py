@@ -147,10 +147,14 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {count}")
 
 
-def check_log_scale_limit(limit: float | None) -> None:
-    """Raise ValueError unless it is None or such that its exponential is of use."""
-    if limit is not None and not 1e-3 <= limit <= 10:
-        raise ValueError(f"log_scale_limit must be in [0.001, 10], or null, got {limit}")
+def check_limits(log_scale_limit: float | None, shift_limit: float | None) -> None:
+    """Raise ValueError unless each is None or such that a coupling is of use."""
+    for name, limit, low, high in (
+        ("log_scale_limit", log_scale_limit, 0.001, 10),
+        ("shift_limit", shift_limit, 0.1, 1000),
+    ):
+        if limit is not None and not low <= limit <= high:
+            raise ValueError(f"{name} must be in [{low}, {high}], or null, got {limit}")
 
 
 def _to_canvas(left: list[Tensor | None]) -> Tensor:

@@ -8,21 +8,21 @@ from tests.reference.glow import convolve as padded_convolution
 from tests.reference.glow import squeeze
 
 
-def log_prob(state, image_shape, steps, limit, images):
+def log_prob(state, image_shape, steps, limits, images):
     """Return (latent canvas, log_det, log density) of `images` (B, C, H, W)."""
     state = {name: value.detach().double().numpy() for name, value in state.items()}
-    results = [_one(state, image_shape, steps, limit, image) for image in images]
+    results = [_one(state, image_shape, steps, limits, image) for image in images]
     return tuple(np.stack(column) for column in zip(*results, strict=True))
 
 
-def _one(state, image_shape, steps, limit, image):
+def _one(state, image_shape, steps, limits, image):
     h, index = np.asarray(image, dtype=np.float64), np.arange(math.prod(image_shape))
     index = index.reshape(image_shape)
     canvas, log_det = np.full(math.prod(image_shape), np.nan), 0.0
     for level, count in enumerate(steps):
         h, index = squeeze(h), squeeze(index)
         for step in range(count):
-            h, term = _step(state, level, step, limit, h)
+            h, term = _step(state, level, step, limits, h)
             log_det += term
         if level < len(steps) - 1 and h.shape[1] <= 4 and h.shape[2] <= 4:
             half = len(h) // 2
@@ -33,7 +33,7 @@ def _one(state, image_shape, steps, limit, image):
     return canvas.reshape(image_shape), log_det, log_density
 
 
-def _step(state, level, step, limit, h):
+def _step(state, level, step, limits, h):
     channels, height, width = h.shape
     half = channels // 2
     h, log_scale = _act_norm(state, f"levels.{level}.norms.{step}", h)
@@ -41,7 +41,9 @@ def _step(state, level, step, limit, h):
     first, second = h[:half], h[half:]
     kept, moved = (second, first) if step % 2 == 0 else (first, second)
     out = _net(state, f"levels.{level}.nets.{step}", kept)
+    limit, shift_limit = limits
     raw, shift = out[:half], out[half:]
+    shift = shift if shift_limit is None else shift_limit * np.tanh(shift / shift_limit)
     log_scale = -np.log1p(np.exp(-raw - 2)) if limit is None else limit * np.tanh(raw / limit)
     moved = moved * np.exp(log_scale) + shift
     pair = [moved, kept] if step % 2 == 0 else [kept, moved]

@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 
-def log_prob(state, image_shape, levels, steps, coupling, limit, images):
+def log_prob(state, image_shape, levels, steps, coupling, limits, images):
     """Return (latent canvas, log_det, log density) of `images` (B, C, H, W)."""
     state = {name: value.detach().double().numpy() for name, value in state.items()}
-    results = [_one(state, image_shape, levels, steps, coupling, limit, image) for image in images]
+    results = [_one(state, image_shape, levels, steps, coupling, limits, image) for image in images]
     return tuple(np.stack(column) for column in zip(*results, strict=True))
 
 
@@ -26,7 +26,7 @@ def canvas_positions(image_shape, levels):
     return [*leaving, index]
 
 
-def _one(state, image_shape, levels, steps, coupling, limit, image):
+def _one(state, image_shape, levels, steps, coupling, limits, image):
     h = np.asarray(image, dtype=np.float64)
     log_det = 0.0
     canvas = np.full(math.prod(image_shape), np.nan)
@@ -34,7 +34,7 @@ def _one(state, image_shape, levels, steps, coupling, limit, image):
     for level in range(levels):
         h = squeeze(h)
         for step in range(steps):
-            h, term = _step(state, level, step, coupling, limit, h)
+            h, term = _step(state, level, step, coupling, limits, h)
             log_det += term
         if level < levels - 1:
             half = len(h) // 2
@@ -53,7 +53,7 @@ def _one(state, image_shape, levels, steps, coupling, limit, image):
     return canvas.reshape(image_shape), log_det, log_density
 
 
-def _step(state, level, step, coupling, limit, h):
+def _step(state, level, step, coupling, limits, h):
     channels, height, width = h.shape
     name = f"levels.{level}.convolutions"
     part = {
@@ -79,13 +79,16 @@ def _step(state, level, step, coupling, limit, h):
         out = convolve(out, state[f"{net}.{layer}.weight"], state[f"{net}.{layer}.bias"])
         if layer != "conv3":
             out = np.maximum(out, 0)
+    limit, shift_limit = limits
+    shift = out if coupling == "additive" else out[half:]
+    shift = shift if shift_limit is None else shift_limit * np.tanh(shift / shift_limit)
     if coupling == "additive":
-        moved = moved + out
+        moved = moved + shift
     else:
         raw = out[:half]
         one_sided = -np.log1p(np.exp(-raw - 2))
         log_scale = one_sided if limit is None else limit * np.tanh(raw / limit)
-        moved = np.exp(log_scale) * moved + out[half:]
+        moved = np.exp(log_scale) * moved + shift
         log_det += log_scale.sum()
     return np.concatenate([kept, moved]), log_det
 
