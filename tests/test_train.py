@@ -94,6 +94,18 @@ def test_trajectory_is_that_of_a_plain_loop(reference: Path) -> None:
         assert torch.equal(value, weights(reference)[f"flow.{name}"]), name
 
 
+def test_run_starts_from_exported_weights(folder: Path, reference: Path) -> None:
+    config = yaml.safe_load(TINY)
+    exported = {"folder": str(reference / "weights")}
+    config["model"]["flow"] = {"class_path": "flowprior.load", "init_args": exported}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    train_here(folder, "--trainer.max_steps", "1")
+    after = weights(folder / "runs" / "tiny")
+    for name, before in flowprior.load(**exported).named_parameters():
+        moved = (after[f"flow.{name}"] - before).abs().max()
+        assert 0 < moved < 2e-3, name  # one step of Adam at 1e-3
+
+
 def wait_for_step(run: Path, step: int, process) -> None:
     """Wait until the run has a checkpoint at this step or later."""
     path = run / "checkpoints" / "last.ckpt"

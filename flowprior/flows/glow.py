@@ -22,11 +22,7 @@ class Glow(MultiScaleFlow):
     Each of `levels` levels squeezes 2×2 pixels into channels and runs `steps` steps of ActNorm →
     invertible 1×1 convolution → coupling; half of the channels leave after each level but the last.
     The half that leaves is standardised by a learned Gaussian given the half that stays, so that
-    the public latent is N(0, I). The latents of all levels are arranged as one *canvas* of the
-    image's shape by undoing splits and squeezes: each of its 2^levels × 2^levels blocks holds
-    entries of all levels.
-
-    ActNorm is initialised by the first batch encoded in training mode, over all processes at once.
+    the public latent is N(0, I), arranged as one canvas of the image's shape (`MultiScaleFlow`).
 
     Args:
         in_channels: channels C of the images.
