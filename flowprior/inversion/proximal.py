@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,9 +45,18 @@ class ProximalRun(ImageRun):
         check_quadratic(problem, who)
         super().__init__(problem)
         self._at_zero = self.misfit_gradient(torch.zeros_like(self.x))
-        largest = curvature(self.misfit_gradient, self._at_zero)
+        largest = self._largest_curvature()
         largest = torch.where(largest > 0, largest, 1)  # an operator that sees nothing
-        self.step_size = (1 / (MARGIN * largest)).view(-1, 1, 1, 1)
+        self.step_size = (1 / (MARGIN * largest)).expand(len(self.x)).view(-1, 1, 1, 1)
+
+    def _largest_curvature(self) -> Tensor:
+        """Largest curvature of each image's misfit, (B,), or (1,) where all have the same."""
+        problem = self.problem
+        if problem.forward.images is not None or not isinstance(problem.noise, Gaussian):
+            return curvature(self.misfit_gradient, self._at_zero)
+        # The data have no part in it: zeros do not let the batch in by rounding.
+        one = ImageRun(replace(problem, y=torch.zeros_like(problem.y[:1])), 0 * self.x[:1])
+        return curvature(one.misfit_gradient, one.misfit_gradient(one.x))
 
     def descended(self, x: Tensor) -> Tensor:
         """Images after a gradient step of the misfit from x (B, C, H, W)."""
