@@ -1,5 +1,6 @@
 """What solvers over images share: where they start, what they measure, their random numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class ImageRun:
     """
 
     z = None
+    rows_per_call = 1
+    """Images in each call of the operator (`batch_invariant.rows_per_call`)."""
 
     def __init__(self, problem: Problem, x: Tensor | None = None) -> None:
         self.problem = problem
@@ -54,11 +57,14 @@ class ImageRun:
         self.x = chosen(self.finite, self.x, self._kept)
         self._kept = self.x.clone()
         if self.problem.noise is not None:
-            self.values = {"misfit": by_rows(self._misfit, self.x, self.problem.rows)}
+            self.values = {"misfit": self._by_rows(self._misfit, self.x)}
 
     def misfit_gradient(self, x: Tensor) -> Tensor:
         """Gradient of the misfit at images x (B, C, H, W), of the same shape."""
-        return by_rows(self._gradient, x, self.problem.rows)
+        return self._by_rows(self._gradient, x)
+
+    def _by_rows(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        return by_rows(function, x, self.problem.rows, size=self.rows_per_call)
 
     def _misfit(self, x: Tensor, rows: Tensor) -> Tensor:
         noise = self.problem.misfit(None, type(self).__name__)

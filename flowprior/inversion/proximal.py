@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowprior.inversion.batch_invariant import by_rows
+from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.descent import chosen
-from flowprior.inversion.images import ImageRun
+from flowprior.inversion.images import ImageRun, first_images
 from flowprior.inversion.problem import Problem
 from flowprior.physics.noise import SNR, Gaussian
 
-POWER_ITERATIONS = 30
+POWER_ITERATIONS = 100
+STILL = 1e-3
+"""Relative gain at which power iteration ends."""
 CONJUGATE_ITERATIONS = 10
 TINY = 1e-30
 MARGIN = 1.05
@@ -43,6 +45,9 @@ class ProximalRun(ImageRun):
 
     def __init__(self, problem: Problem, who: str) -> None:
         check_quadratic(problem, who)
+        self.problem = problem
+        first = first_images(problem)[:1]
+        self.rows_per_call = rows_per_call(self._gradient, first, problem.rows[:1])
         super().__init__(problem)
         self._at_zero = self.misfit_gradient(torch.zeros_like(self.x))
         largest = self._largest_curvature()
@@ -164,10 +169,16 @@ def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:
         at_zero: its value at images of zeros.
     """
     slope = gradient(_probe(at_zero)) - at_zero
+    largest = _square(slope).sqrt()
+    found, moving = torch.zeros_like(largest), torch.ones_like(largest, dtype=torch.bool)
     for _ in range(POWER_ITERATIONS):
-        direction = slope / _square(slope).sqrt().clamp(min=TINY)
-        slope = gradient(direction) - at_zero
-    return _square(slope).sqrt().flatten()
+        slope = gradient(slope / largest.clamp(min=TINY)) - at_zero
+        largest = _square(slope).sqrt()
+        gain, found = largest - found, torch.where(moving, largest, found)
+        moving = moving & (gain > STILL * largest)
+        if not moving.any():
+            break
+    return found.flatten()
 
 
 def _probe(like: Tensor) -> Tensor:
