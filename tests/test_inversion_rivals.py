@@ -292,6 +292,19 @@ def test_curvature_is_the_squared_norm_of_the_operator():
     assert ((found <= expected * (1 + 1e-9)) & (found * MARGIN > expected)).all()
 
 
+def test_curvature_finds_one_eigenvalue_among_many():
+    """It hardly shows in the first iterations."""
+    generator = torch.Generator().manual_seed(1)
+    unit = torch.randn(1, 1, 128, 128, generator=generator)
+    unit = unit / unit.norm()
+
+    def gradient(x):
+        return x + 0.5 * (x * unit).sum((1, 2, 3), keepdim=True) * unit
+
+    found = curvature(gradient, torch.zeros(3, 1, 128, 128))
+    torch.testing.assert_close(found, torch.full((3,), 1.5), rtol=0.02, atol=0)
+
+
 @pytest.mark.parametrize("solver", ["Wavelet", "PlugAndPlay"])
 def test_noise_that_is_not_gaussian_is_refused(solver):
     y = steps(count=2)[1]

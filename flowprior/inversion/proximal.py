@@ -14,7 +14,8 @@ from flowprior.inversion.images import ImageRun, first_images
 from flowprior.inversion.problem import Problem
 from flowprior.physics.noise import SNR, Gaussian
 
-POWER_ITERATIONS = 100
+POWER_ITERATIONS = 15, 100
+"""Fewest and most. The largest of many eigenvalues takes some to stand out."""
 STILL = 1e-3
 """Relative gain at which power iteration ends."""
 CONJUGATE_ITERATIONS = 10
@@ -171,11 +172,12 @@ def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:
     slope = gradient(_probe(at_zero)) - at_zero
     largest = _square(slope).sqrt()
     found, moving = torch.zeros_like(largest), torch.ones_like(largest, dtype=torch.bool)
-    for _ in range(POWER_ITERATIONS):
+    fewest, most = POWER_ITERATIONS
+    for iteration in range(1, most + 1):
         slope = gradient(slope / largest.clamp(min=TINY)) - at_zero
         largest = _square(slope).sqrt()
         gain, found = largest - found, torch.where(moving, largest, found)
-        moving = moving & (gain > STILL * largest)
+        moving = moving & ((gain > STILL * largest) | (iteration < fewest))
         if not moving.any():
             break
     return found.flatten()
