@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
@@ -66,6 +67,7 @@ def main() -> None:
     output = output_folder(config)
     settings = parser.dump(config)
     try:
+        torch.manual_seed(0)  # networks without weights of their own are the same when resumed
         evaluation = parser.instantiate(config).evaluation
         processes = config.processes or default_processes(evaluation)
         with ProcessPool(processes) if processes > 1 else nullcontext() as pool:

@@ -211,7 +211,8 @@ class InversionEvaluation(Evaluation):
         tunable = [name for name, method in self.methods.items() if method.tune]
         untuned = [] if self.choices or not tunable else [f"Not tuned: {', '.join(tunable)}."]
         of_measures = [n for m in self.measures for n in m.notes(self.source.has_truth)]
-        return [*map(str, self.choices), *untuned, *residual_notes(table), *of_measures]
+        residuals = residual_notes(table) if self.pictured else []
+        return [*map(str, self.choices), *untuned, *residuals, *of_measures]
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """From `published`."""

@@ -149,13 +149,19 @@ def residual_notes(table: Table) -> list[str]:
     found = []
     if high:
         found.append(
-            f"Residuals larger than the noise: {'; '.join(high)}. The prior does not explain the "
+            f"Residuals larger than the noise: {_first(high)}. The prior does not explain the "
             "data, or data and noise are not in the units of the operator (images in [0, 1]), or "
             "it takes more iterations or a smaller beta."
         )
     if low:
-        found.append(f"Residuals smaller than the noise, which is fitted: {'; '.join(low)}.")
+        found.append(f"Residuals smaller than the noise, which is fitted: {_first(low)}.")
     return found
+
+
+def _first(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return "; ".join(names[:most]) + (f"; and in {more} more rows" if more > 0 else "")
 
 
 def measured(

@@ -316,3 +316,16 @@ def test_own_module_sees_the_truth_only_where_it_is_known(folder, whole):
     settings |= {"observations": "y.npy", "experiments": SETTINGS["experiments"][1:]}
     rows = table(folder, "measured", {**settings, "iterations": 1}, **IMPORTS)
     assert all("brightness" in row["metrics"] and "psnr" not in row["metrics"] for row in rows)
+
+
+def test_networks_drawn_by_a_config_are_the_same_when_resumed(folder, whole, capsys):
+    settings = deepcopy(SETTINGS)
+    network = {"class_path": "deepinv.models.DnCNN", "init_args": {"pretrained": None}}
+    network["init_args"] |= {"in_channels": 1, "out_channels": 1, "depth": 2, "nf": 2}
+    denoiser = solver("PlugAndPlay", denoiser=network, stages=2)
+    settings["methods"] = {"untrained": {"solver": denoiser}}
+    settings["experiments"] = settings["experiments"][1:]
+    for word in ("untrained", "Already finished"):
+        torch.seed()  # as some libraries do when they are imported
+        table(folder, "drawn", settings, **IMPORTS)
+        assert word in capsys.readouterr().out

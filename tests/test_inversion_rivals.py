@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from flowprior.identity import identity as described
 from flowprior.inversion import (
     BM3D,
     MAP,
@@ -427,6 +428,9 @@ def test_denoisers_of_deepinv_with_weights_of_a_file(tmp_path, make):
     expected = invert(None, blur, y, solver=PlugAndPlay(trained), **options)
     assert torch.equal(found.x, expected.x)
     assert all(torch.equal(p, b) for p, b in zip(other.parameters(), before, strict=True))
+    # What the network had before its weights were read tells no evaluation from another.
+    solvers = [PlugAndPlay(network, weights) for network in (other, make())]
+    assert described(solvers[0]) == described(solvers[1]) != described(PlugAndPlay(make()))
     with pytest.raises(ValueError, match=r"^weights="):
         PlugAndPlay(Smoother(), weights)
 

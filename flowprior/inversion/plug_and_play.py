@@ -42,8 +42,9 @@ class PlugAndPlay(Solver):
         stages: number of iterations, at least 2.
 
     Raises:
-        ValueError: names the option; later, if the denoiser does not take the images, the operator
-            is not linear or the noise is not Gaussian.
+        ValueError: names the option, or the weights are missing, damaged or of another network;
+            later, if the denoiser does not take the images, the operator is not linear or the
+            noise is not Gaussian.
     """
 
     denoiser: nn.Module
@@ -59,37 +60,18 @@ class PlugAndPlay(Solver):
         check_positive("first_level", self.first_level)
         check_whole("stages", self.stages, 2)
         if self.weights is not None:
-            self.loaded()
+            object.__setattr__(self, "denoiser", _with_weights(self.denoiser, self.weights))
 
     def begin(self, problem: Problem) -> "PlugAndPlayRun":
         """Start from the given images, or from grey ones."""
         return PlugAndPlayRun(self, problem)
-
-    def loaded(self) -> nn.Module:
-        """A frozen copy of the denoiser with its weights.
-
-        Raises:
-            ValueError: the file is missing, damaged, or of another network.
-        """
-        model = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
-        if self.weights is None:
-            return model
-        try:
-            model.load_state_dict(load_file(self.weights))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"weights={Path(self.weights)}: expected a safetensors file of the parameters of "
-                f"{type(model).__name__}: {reason}"
-            ) from error
-        return model
 
 
 class PlugAndPlayRun(ProximalRun):
     """The batch of a `PlugAndPlay`."""
 
     def __init__(self, solver: PlugAndPlay, problem: Problem) -> None:
-        self.model = solver.loaded().to(problem.like)
+        self.model = copy.deepcopy(solver.denoiser).eval().requires_grad_(False).to(problem.like)
         _check_denoiser(self.model, problem)
         super().__init__(problem, "PlugAndPlay")
         self.solver, self.done = solver, 0
@@ -125,6 +107,20 @@ class PlugAndPlayRun(ProximalRun):
         """Resume from such a state."""
         super().load_state_dict(state)
         self.done = state["done"]
+
+
+def _with_weights(denoiser: nn.Module, path: str) -> nn.Module:
+    """A copy with the parameters of a file; ValueError if it is missing, damaged, or another's."""
+    model = copy.deepcopy(denoiser)
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"weights={Path(path)}: expected a safetensors file of the parameters of "
+            f"{type(model).__name__}: {reason}"
+        ) from error
+    return model
 
 
 @torch.no_grad()
