@@ -1,6 +1,7 @@
-"""Trains the denoiser of digits in weights/denoiser_mnist, for `flowprior.inversion.PlugAndPlay`.
+"""Trains the denoisers in weights, for `flowprior.inversion.PlugAndPlay`.
 
-    python docs/train_denoiser.py --root data --out runs/denoiser_mnist
+    python docs/train_denoiser.py mnist --root data
+    python docs/train_denoiser.py layers_32
 
 The network is deepinv's DRUNet, small, which sees the noise level as a second channel. Noise has
 standard deviations drawn from U(0, 0.5) on images in [0, 1]. The run resumes where it was stopped,
@@ -18,7 +19,7 @@ from deepinv.models import DRUNet
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datamodules import MNIST
+from datamodules import MNIST, ImageDataModule, LayerModels
 from flowprior.io import atomic_path
 from flowprior.metrics import psnr
 
@@ -27,14 +28,21 @@ RATE, BATCH, SAVE_EVERY = 2e-3, 32, 60.0
 LEVELS = (0.1, 0.2, 0.4)
 
 
-def digits(root: str, split: str) -> Tensor:
-    """All images (N, 1, 28, 28) of a split, in [0, 1]."""
-    data = MNIST(root, data_range=(0.0, 1.0)).dataset(split, dequantized=False)
-    return data.__getitems__([(0, index) for index in range(len(data))])
+def data_set(name: str, root: str) -> ImageDataModule:
+    """The images of a denoiser."""
+    if name == "mnist":
+        return MNIST(root, data_range=(0.0, 1.0))
+    return LayerModels(image_size=32, data_range=(0.0, 1.0))
+
+
+def images_of(data: ImageDataModule, split: str) -> Tensor:
+    """All images (N, C, H, W) of a split, in [0, 1]."""
+    images = data.dataset(split, dequantized=False)
+    return images.__getitems__([(0, index) for index in range(len(images))])
 
 
 def noisy(step: int, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean images (B, 1, 28, 28) of a step, their noisy versions, and the noise levels (B,)."""
+    """Clean images (B, C, H, W) of a step, their noisy versions, and the noise levels (B,)."""
     generator = torch.Generator().manual_seed(step)
     clean = images[torch.randint(len(images), (BATCH,), generator=generator)]
     sigma = 0.5 * torch.rand(BATCH, generator=generator)
@@ -54,7 +62,7 @@ def scores(model: torch.nn.Module, images: Tensor) -> dict[str, list[float]]:
     return found
 
 
-def train(root: str, out: Path, steps: int) -> None:
+def train(data: ImageDataModule, out: Path, steps: int) -> None:
     """Minimise the root mean square error of each image, by Adam with a cosine schedule."""
     torch.manual_seed(0)
     model = DRUNet(**OPTIONS)
@@ -66,7 +74,7 @@ def train(root: str, out: Path, steps: int) -> None:
             raise SystemExit(f"--steps={steps}: {out} was begun with {whole}; give another --out")
         model.load_state_dict(weights)
         optimizer.load_state_dict(moments)
-    images, saved = digits(root, "train"), time.monotonic()
+    images, saved = images_of(data, "train"), time.monotonic()
     for step in range(first, steps):
         optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
         clean, y, sigma = noisy(step, images)
@@ -79,31 +87,40 @@ def train(root: str, out: Path, steps: int) -> None:
                 torch.save((step + 1, steps, model.state_dict(), optimizer.state_dict()), temporary)
             print(f"step {step + 1} of {steps}: loss {loss.item():.4f}", flush=True)
             saved = time.monotonic()
-    export(model.eval(), out, {"steps": steps, "batch": BATCH, "learning_rate": RATE}, root)
+    export(model.eval(), out, {"steps": steps, "batch": BATCH, "learning_rate": RATE}, data)
 
 
-def export(model: torch.nn.Module, out: Path, training: dict[str, float], root: str) -> None:
+def export(
+    model: torch.nn.Module, out: Path, training: dict[str, float], data: ImageDataModule
+) -> None:
     """Write the weights and their card."""
     save_file(model.state_dict(), out / "model.safetensors")
     card = {
         "class_path": "deepinv.models.DRUNet",
         "init_args": OPTIONS,
-        "training": {"data": "MNIST, 55000 training digits, [0, 1]", "sigma": [0, 0.5], **training},
-        "psnr_of_noisy_and_denoised_by_sigma": scores(model, digits(root, "val")[:1000]),
+        "training": {"data": describe(data), "sigma": [0, 0.5], **training},
+        "psnr_of_noisy_and_denoised_by_sigma": scores(model, images_of(data, "val")[:1000]),
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     print(json.dumps(card["psnr_of_noisy_and_denoised_by_sigma"]))
 
 
+def describe(data: ImageDataModule) -> str:
+    """What the denoiser has seen."""
+    return f"{type(data).__name__}, {len(data.dataset('train'))} training images, [0, 1]"
+
+
 def main() -> None:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=["mnist", "layers_32"], help="of the data set")
     parser.add_argument("--root", default="data", help="folder that holds MNIST/raw")
-    parser.add_argument("--out", type=Path, default=Path("runs/denoiser_mnist"))
+    parser.add_argument("--out", type=Path, help="default: runs/denoiser_<name>")
     parser.add_argument("--steps", type=int, default=4000)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    train(options.root, options.out, options.steps)
+    out = options.out or Path("runs", f"denoiser_{options.name}")
+    out.mkdir(parents=True, exist_ok=True)
+    train(data_set(options.name, options.root), out, options.steps)
 
 
 if __name__ == "__main__":

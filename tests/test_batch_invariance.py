@@ -157,6 +157,7 @@ def test_operators(name):
         "super_resolution": {"factor": 3},
         "gaussian_blur": {"kernel_size": 9},
         "random_gaussian": {"measurements": 31},
+        "phase_retrieval": {"measurements": 31},
     }.get(name, {})
     image = (1 if "tomography" in name else 2, 15, 15)
     check(make_operator(name, image, **options).A, image, sizes=(1, 5, 17, 33))

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from datamodules import LayerModels
 from flowprior.identity import identity as described
 from flowprior.inversion import (
     BM3D,
@@ -487,22 +488,21 @@ def test_solvers_that_need_no_prior_take_one():
 
 @pytest.fixture
 def training(monkeypatch):
-    """The script that trains a denoiser, on a few random images."""
+    """The script that trains a denoiser; it saves after each step."""
     path = ROOT / "docs" / "train_denoiser.py"
     spec = importlib.util.spec_from_file_location("train_denoiser", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(module, "digits", lambda root, split: images)
     monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
     return module
 
 
 def test_training_of_a_denoiser_resumes(training, tmp_path, monkeypatch):
+    data = LayerModels(image_size=8, num_train=8, num_val=4, data_range=(0.0, 1.0))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-    training.train("", whole, 3)
+    training.train(data, whole, 3)
     noisy = training.noisy
 
     def stops(step, images):
@@ -512,9 +512,9 @@ def test_training_of_a_denoiser_resumes(training, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "noisy", stops)
     with pytest.raises(Interrupted):
-        training.train("", killed, 3)
+        training.train(data, killed, 3)
     monkeypatch.setattr(training, "noisy", noisy)
-    training.train("", killed, 3)
+    training.train(data, killed, 3)
     expected, found = (load_file(f / "model.safetensors") for f in (whole, killed))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -1,4 +1,4 @@
-"""Linear operators: adjoints, known values, references, determinism, mistakes."""
+"""Operators: adjoints, known values, references, determinism, mistakes."""
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ CASES = {
     "cartesian_mri": {},
     "limited_angle_ct": {"angles": 7},
 }
+NONLINEAR = {"crosshole_tomography", "phase_retrieval"}
 SHAPES = [(1, 16, 16), (3, 16, 16), (1, 16, 20), (3, 20, 16), (2, 16, 20)]
 
 
@@ -50,7 +51,7 @@ def normal(*shape, seed=0, dtype=torch.float64):
 
 
 def test_every_operator_is_tested():
-    assert {name.split()[0] for name in CASES} | {"crosshole_tomography"} == set(OPERATORS)
+    assert {name.split()[0] for name in CASES} | NONLINEAR == set(OPERATORS)
 
 
 @pytest.mark.parametrize(("name", "shape"), PAIRS)
@@ -226,6 +227,30 @@ def test_random_gaussian_has_unit_columns_in_expectation():
     assert matrix.square().sum(0).mean() == pytest.approx(1, abs=0.02)
 
 
+def test_phase_retrieval_is_the_squared_modulus():
+    physics = make_operator("phase_retrieval", (2, 8, 6), measurements=500).double()
+    assert {buffer.dtype for buffer in physics.buffers()} == {torch.float64}
+    x = normal(3, 2, 8, 6).requires_grad_()
+    rows = physics.real.matrix + 1j * physics.imaginary.matrix
+    inner = torch.einsum("mn,bn->bm", rows, x.flatten(1).to(rows))
+    y = physics.A(x)
+    torch.testing.assert_close(y, inner.abs().square())
+    assert torch.equal(physics.A(-x), y)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    expected = 2 * torch.einsum("mn,bm->bn", rows.conj(), inner).real  # Wirtinger's, by hand
+    torch.testing.assert_close(gradient.flatten(1), expected)
+
+
+def test_phase_retrieval_has_intensities_of_the_mean_square():
+    physics = make_operator("phase_retrieval", (1, 16, 16), measurements=4000, seed=1)
+    x = normal(1, 1, 16, 16, dtype=torch.float32)
+    share = physics.A(x)[0] / x.square().mean()
+    # Exponential with mean 1 and standard deviation 1.
+    assert share.mean() == pytest.approx(1, abs=5 / 4000**0.5)
+    assert share.std() == pytest.approx(1, abs=0.1)
+    assert not torch.equal(physics.real.matrix[0], physics.imaginary.matrix[0])
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 def test_cartesian_mri_is_a_masked_orthonormal_dft(channels):
     shape = (channels, 16, 20)
@@ -310,6 +335,8 @@ def test_buffers_move(name):
         ("colourisation", (1, 8, 8), {}, "channels"),
         ("random_gaussian", (1, 8, 8), {"measurements": 0}, "measurements"),
         ("random_gaussian", (1, 8, 8), {"measurements": 2.5}, "measurements"),
+        ("phase_retrieval", (1, 8, 8), {"measurements": 0}, "measurements"),
+        ("phase_retrieval", (1, 8, 8), {"seed": -1}, "seed"),
         ("cartesian_mri", (3, 8, 8), {}, "channels"),
         ("cartesian_mri", (1, 8, 8), {"acceleration": 0.5}, "acceleration"),
         ("cartesian_mri", (1, 8, 8), {"centre_fraction": 0.9}, "centre_fraction"),
@@ -330,6 +357,7 @@ def test_mistakes(name, shape, options, option):
     ("name", "shape", "other"),
     [
         ("random_gaussian", (1, 8, 8), (3, 8, 8)),
+        ("phase_retrieval", (1, 8, 8), (3, 8, 8)),
         ("colourisation", (3, 8, 8), (1, 8, 8)),
         ("cartesian_mri", (1, 8, 8), (2, 8, 8)),
         ("limited_angle_ct", (1, 8, 8), (1, 9, 9)),

@@ -24,6 +24,7 @@ _MODULES = {
         "gaussian_blur",
         "limited_angle_ct",
         "mean_blur",
+        "phase_retrieval",
         "random_gaussian",
         "random_inpainting",
         "super_resolution",

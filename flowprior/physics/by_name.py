@@ -23,6 +23,7 @@ OPERATORS: dict[str, Builder] = {
     "super_resolution": operators.super_resolution,
     "colourisation": operators.colourisation,
     "random_gaussian": operators.random_gaussian,
+    "phase_retrieval": operators.phase_retrieval,
     "cartesian_mri": operators.cartesian_mri,
     "limited_angle_ct": operators.limited_angle_ct,
     "crosshole_tomography": crosshole,

@@ -20,6 +20,7 @@ from flowprior.physics.linear import (
     ParallelBeam,
     RealMRI,
 )
+from flowprior.physics.phase_retrieval import Intensities
 
 ImageShape = tuple[int, int, int]
 
@@ -172,10 +173,38 @@ def random_gaussian(
     """
     _check_shape(image_shape)
     check_integer("measurements", measurements, least=1)
-    pixels = image_shape[0] * image_shape[1] * image_shape[2]
-    # Drawn in double precision, so that it is the same matrix in every precision.
-    matrix = torch.randn(measurements, pixels, generator=_generator(seed), dtype=torch.float64)
+    matrix = _normal_rows(measurements, image_shape, seed)
     return GaussianMeasurements(image_shape, (matrix / measurements**0.5).to(dtype))
+
+
+def phase_retrieval(
+    image_shape: ImageShape,
+    measurements: int = 2048,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Intensities:
+    """Intensities y_i = |⟨a_i, x⟩|², (B, m); a_i is complex normal with E|a_ij|² = 1/(C·H·W).
+
+    A y_i is the mean square of the pixels times an exponential variable of mean 1. Not linear; the
+    model of Candès et al., Phase retrieval via Wirtinger flow (2015), section 2.
+
+    Args:
+        image_shape: (C, H, W).
+        measurements: m ≥ 1; two to four times C·H·W determine an image up to its sign.
+        seed: of the a_i, ≥ 0.
+        dtype: type of the a_i.
+    """
+    _check_shape(image_shape)
+    check_integer("measurements", measurements, least=1)
+    rows = _normal_rows(2 * measurements, image_shape, seed)
+    parts = (rows / (2 * rows.shape[1]) ** 0.5).to(dtype).chunk(2)
+    return Intensities(*(GaussianMeasurements(image_shape, part.clone()) for part in parts))
+
+
+def _normal_rows(count: int, image_shape: ImageShape, seed: int) -> Tensor:
+    """Entries ~ N(0, 1), (count, C·H·W), in double precision: the same in every precision."""
+    shape = count, math.prod(image_shape)
+    return torch.randn(shape, generator=_generator(seed), dtype=torch.float64)
 
 
 def cartesian_mri(
