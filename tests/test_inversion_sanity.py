@@ -56,8 +56,7 @@ def test_clean_images_of_the_range_are_recovered(flow, name):
     assert psnr(found.x, x).min() > 30
 
 
-def test_without_a_penalty_the_noise_is_fitted_and_bayes_rule_prefers_to_remove_it():
-    flow = flowprior.load("weights/glow_layers_32_bounded")
+def test_without_a_penalty_the_noise_is_fitted_and_bayes_rule_prefers_to_remove_it(flow):
     models = next(LayerModels(image_size=32).batches("test", 4, dequantized=False))[1]
     x = flow.to_unit_range(models)
     y = x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
