@@ -73,11 +73,14 @@ def _fill(surfaces: np.ndarray, values: np.ndarray, rows: np.ndarray) -> np.ndar
 class LayerModelImages(ImageSource):
     """Layer models of one split, size x size; a model depends on (seed, split, index) alone."""
 
-    def __init__(self, size: int, num_images: int, split: str, seed: int = 0) -> None:
+    def __init__(
+        self, size: int, num_images: int, split: str, seed: int = 0, fault_throw: float = 0.0
+    ) -> None:
         self.size = size
         self.num_images = num_images
         self.name = f"layer_models/{split}"
         self.seed = seed
+        self.fault_throw = fault_throw
 
     def __len__(self) -> int:
         return self.num_images
@@ -95,11 +98,23 @@ class LayerModelImages(ImageSource):
         uniform, value = (np.stack(rows) for rows in zip(*map(_draw, rngs), strict=True))
         steps = np.arange(factor * (self.size - 1) + 1) / factor
         positions = (steps + 0.5) / self.size  # of rows and columns alike, in image widths
-        return _fill(_surfaces(uniform, positions), value, positions)[:, None]
+        surfaces = _surfaces(uniform, positions)
+        if self.fault_throw:
+            surfaces += self._throws(indices, positions)[:, None]
+        return _fill(surfaces, value, positions)[:, None]
+
+    def _throws(self, indices: Sequence[int], columns: np.ndarray) -> np.ndarray:
+        """How far each column is moved down, (B, W): one side of a fault, up or down."""
+        name = f"{self.name}/faults"
+        drawn = [random_stream(self.seed, name, index=index).random(2) for index in indices]
+        place, side = np.array(drawn)[..., None].swapaxes(0, 1)
+        moved = columns > 0.25 + 0.5 * place
+        return self.fault_throw * np.where(side < 0.5, moved, -1.0 * moved)
 
     def digest(self) -> str:
         """The settings, as nothing else decides."""
-        return f"{self.name} {self.size} {self.num_images} {self.seed}"
+        fault = f" {self.fault_throw}" if self.fault_throw else ""
+        return f"{self.name} {self.size} {self.num_images} {self.seed}{fault}"
 
 
 class LayerModels(ImageDataModule):
@@ -119,6 +134,9 @@ class LayerModels(ImageDataModule):
         num_train: number of training models.
         num_val: number of validation models.
         num_test: number of test models.
+        fault_throw: every model is cut by a vertical fault, somewhere in its middle half, on one
+            side of which everything lies deeper, or higher, by this part of the model's width; 0
+            for none. For truths that a flow has not seen.
         **options: of ``ImageDataModule``; ``seed`` is that of the models too.
     """
 
@@ -130,10 +148,13 @@ class LayerModels(ImageDataModule):
         num_train: int = 16000,
         num_val: int = 4000,
         num_test: int = 2000,
+        fault_throw: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(image_size, **options)
         require(image_size >= 8, "image_size", image_size, "at least 8")
+        require(0 <= fault_throw < 1, "fault_throw", fault_throw, "at least 0 and below 1")
+        self.fault_throw = fault_throw
         self.num_images = {"train": num_train, "val": num_val, "test": num_test}
         for split, number in self.num_images.items():
             require(number >= 1, f"num_{split}", number, "at least 1")
@@ -141,7 +162,8 @@ class LayerModels(ImageDataModule):
     def images(self, split: str) -> LayerModelImages:
         """Models of "train", "val" or "test", unquantised."""
         check_split(split)
-        return LayerModelImages(self.image_size, self.num_images[split], split, self.seed)
+        count = self.num_images[split]
+        return LayerModelImages(self.image_size, count, split, self.seed, self.fault_throw)
 
     def finer(self, indices: Sequence[int], factor: int, split: str = "test") -> Tensor:
         """Models on a finer grid, to simulate data on another grid than that of the inversion.

@@ -55,6 +55,7 @@ class Experiment:
         options: of the operator.
         noise: of the data. For measured data it is what the methods believe.
         assumed: options that the methods believe in, where they are wrong about some.
+        assumed_noise: what the methods believe of the noise, where they are wrong about it.
         data_operator: operator that makes the data, if it is another one than the methods use.
         data_options: its options, on top of `options`. An operator on a grid (one that takes
             `refine`) makes data on a finer one by default, so that data and inversion do not share
@@ -70,8 +71,14 @@ class Experiment:
     assumed: dict[str, Any] = field(default_factory=dict)
     data_operator: str | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
+    assumed_noise: Noise | None = None
     methods: list[str] | None = None
     priors: list[str] | None = None
+
+    @property
+    def believed_noise(self) -> Noise | None:
+        """The noise that the methods believe in."""
+        return self.noise if self.assumed_noise is None else self.assumed_noise
 
     def physics(self, image_shape: ImageShape) -> Any:
         """The operator that the methods believe in."""
@@ -90,6 +97,8 @@ class Experiment:
         """What results depend on, with the code of an operator of a user's own."""
         names = [name for name in (self.operator, self.data_operator) if name]
         described = identity(replace(self, labels={}, methods=None, priors=None))
+        if self.assumed_noise is None:  # as in records from before there was this option
+            del described["assumed_noise"]
         return {**described, "operators": identity([find_operator(name) for name in names])}
 
 

@@ -321,7 +321,7 @@ class InversionEvaluation(Evaluation):
             method, solver = self.methods[name], self.methods[name].solver
             if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
                 raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
-            unknown = experiment.noise is None and getattr(solver, "misfit", None) is None
+            unknown = experiment.believed_noise is None and getattr(solver, "misfit", None) is None
             if unknown or not solver.needs:
                 with _named(f"methods.{name}"), _prior_is_needed(solver):
                     solver.begin(problems[bool(solver.needs)])
@@ -354,7 +354,7 @@ def _made(
     physics = experiment.physics(prior.image_shape).to(like.device)
     physics = physics.double() if like.dtype == torch.float64 else physics
     y, shape = y.to(like.device, dtype), prior.image_shape
-    options |= {"noise": experiment.noise, "image_shape": shape}
+    options |= {"noise": experiment.believed_noise, "image_shape": shape}
     return make_problem(prior if needs_prior else None, physics, y, **options)
 
 

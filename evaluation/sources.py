@@ -155,10 +155,11 @@ class MeasuredData(_Source):
 
     def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
         """The first row of the data."""
-        if experiment.assumed or experiment.data_operator or experiment.data_options:
+        given = experiment.assumed or experiment.data_operator or experiment.data_options
+        if given or experiment.assumed_noise is not None:
             raise ValueError(
-                "assumed, data_operator and data_options are for simulated data, not for "
-                "observations"
+                "assumed, assumed_noise, data_operator and data_options are for simulated data, "
+                "not for observations"
             )
         return self.observations.y[:1]
 

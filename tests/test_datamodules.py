@@ -398,6 +398,7 @@ def test_images_without_quantisation():
         ({"num_workers": -1}, "data.num_workers=-1: expected 0 or more"),
         ({"seed": -1}, "data.seed=-1: expected 0 to"),
         ({"num_val": 0}, "data.num_val=0: expected at least 1"),
+        ({"fault_throw": -0.1}, "data.fault_throw=-0.1: expected at least 0"),
     ],
 )
 def test_wrong_options(options, message):
@@ -433,7 +434,8 @@ def test_class_of_ones_own(tmp_path, monkeypatch, kind):
 def test_fingerprint_of_layer_models_is_their_settings():
     before = small().fingerprint()
     assert before == small(batch_size=4, num_workers=2, horizontal_flips=True).fingerprint()
-    for change in ({"num_test": 6}, {"seed": 1}, {"image_size": 9}, {"n_bits": None}):
+    changes = [{"num_test": 6}, {"seed": 1}, {"image_size": 9}, {"n_bits": None}]
+    for change in [*changes, {"fault_throw": 0.1}]:
         assert small(**change).fingerprint() != before
     assert small().fingerprint("val") != before
 
@@ -491,6 +493,27 @@ def test_finer_grid_has_the_points_of_the_coarse_one(size, factor, seed):
     assert fine.shape == (2, 1, *[factor * (size - 1) + 1] * 2)
     coarse = torch.stack([data.images("test")[3], data.images("test")[0]])
     assert fine[..., ::factor, ::factor].equal(coarse)
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_fault_moves_one_side_of_a_model(factor):
+    throw = 0.25  # 8 pixels
+    whole = small(image_size=32, num_test=30).finer(range(30), factor)
+    cut = small(image_size=32, num_test=30, fault_throw=throw).finer(range(30), factor)
+    step, columns = 8 * factor, torch.arange(whole.shape[-1])
+    places, downwards = [], []
+    for before, after in zip(whole[:, 0], cut[:, 0], strict=True):
+        same = (before == after).all(0)
+        place = int(same.int().cumprod(0).sum())
+        assert torch.equal(same, columns < place) or same.all()
+        moved = after[:, place:], before[:, place:]
+        down = torch.equal(moved[0][step:], moved[1][:-step])
+        assert down or torch.equal(moved[0][:-step], moved[1][step:])
+        places.append(place / len(columns))
+        downwards.append(down)
+    assert 0.2 < min(places) < 0.35
+    assert 0.65 < max(places) < 0.8
+    assert 8 < sum(downwards) < 22
 
 
 def test_finer_grid_has_more_detail_of_the_same_layers():

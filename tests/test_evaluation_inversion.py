@@ -385,6 +385,25 @@ def test_missing_or_damaged_arrays_are_named(folder, plain, capsys):
         assert f"{file.parent.name}/0.npz, which belongs to a record" in line
 
 
+def test_wrong_belief_about_the_noise_changes_the_methods_and_not_the_data(folder):
+    tv = {"tv": {"solver": solver("TotalVariation", weight=3.0)}}
+    own = {"tv": {"solver": solver("TotalVariation", weight=3.0, misfit=noise(0.4))}}
+    right = {**BLUR, "noise": noise(0.1)}
+    wrong = {**right, "assumed_noise": noise(0.4)}
+    rows = {
+        name: table(folder, name, {**SIMULATED, "methods": methods, "experiments": [experiment]})
+        for name, methods, experiment in (
+            ("right", tv, right),
+            ("wrong", tv, wrong),
+            ("own misfit", own, right),
+        )
+    }
+    data = [found[0]["metrics"]["psnr"] for found in rows.values()]
+    assert data[0] == data[1] == data[2]
+    recovered = {name: found[1]["metrics"]["psnr"]["mean"] for name, found in rows.items()}
+    assert recovered["wrong"] == recovered["own misfit"] != recovered["right"]
+
+
 def test_flow_in_double_precision(folder, plain):
     flow = make_perturbed_glow(1, 16, levels=2, steps=2, coupling="affine")
     flowprior.save(flow, folder / "double")

@@ -135,6 +135,7 @@ WRONG = {
     "method": (experiment(methods=["flaw"]), ["method", "'flaw'", "flow + layers"]),
     "chosen prior": (experiment(priors=["glew"]), ["prior", "'glew'", "glow"]),
     "for simulated data": (experiment(assumed={"tau": 2.0}), ["assumed"]),
+    "noise of simulated data": (experiment(assumed_noise=SIGMA_255), ["assumed_noise"]),
     "rows alike": ({"experiments": [BLUR, BLUR]}, ["labels"]),
     "option to tune": (
         {"methods": {"flow": {"solver": solver(misfit=SIGMA_255), "tune": {"bata": [1]}}}},

@@ -4,12 +4,14 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
 
 from flowprior.physics import (
     SNR,
+    Contaminated,
     Gaussian,
     Laplace,
     Noise,
@@ -25,6 +27,7 @@ NOISES = [
     Relative(0.05),
     SNR(20),
     Laplace(0.1),
+    Contaminated(0.1, share=0.3, factor=4.0),
     Poisson(100),
 ]
 every_noise = pytest.mark.parametrize("noise", NOISES, ids=repr)
@@ -113,6 +116,7 @@ DEVIATIONS = [
     (Relative(0.05), 0.2),
     (SNR(20), 0.4),
     (Laplace(0.2), 0.2 * 2**0.5),
+    (Contaminated(0.2, 0.1, 5.0), 0.2 * 3.4**0.5),
     (Poisson(100), 0.2),
 ]
 
@@ -154,7 +158,7 @@ def test_known_values():
     torch.testing.assert_close(SNR(10).add(y, **keys), expected)
 
 
-@pytest.mark.parametrize("noise", [Gaussian(0), Relative(0.0), Laplace(0)])
+@pytest.mark.parametrize("noise", [Gaussian(0), Relative(0.0), Laplace(0), Contaminated(0)])
 def test_level_zero_adds_nothing_and_has_no_misfit(noise):
     y = signals(2)
     assert torch.equal(noise.add(y, seed=0, indices=[0, 1]), y)
@@ -237,6 +241,10 @@ def log_likelihood(noise, predicted, y):
     p, y = predicted.numpy(), y.numpy()
     if isinstance(noise, Laplace):
         return scipy.stats.laplace(p, noise.scale).logpdf(y).sum(1)
+    if isinstance(noise, Contaminated):
+        parts = [(1 - noise.share, noise.sigma), (noise.share, noise.factor * noise.sigma)]
+        density = sum(share * scipy.stats.norm(p, width).pdf(y) for share, width in parts)
+        return np.log(density).sum(1)
     if isinstance(noise, Poisson):
         return scipy.stats.poisson(noise.gain * p).logpmf((noise.gain * y).round()).sum(1)
     if isinstance(noise, SNR):
@@ -312,6 +320,18 @@ def test_gaussian_misfit_takes_the_square_last(sigma):
 def test_reciprocals_of_usual_levels_are_whole():
     assert 1 / 0.001 == 1000.0
     assert 1 / Gaussian(1, "255").deviation == 255.0
+
+
+def test_contaminated_noise_without_outliers_is_normal_and_forgives_them_with():
+    predicted, y = signals(2, torch.float64, (9,)), signals(2, torch.float64, (9,)).flip(0)
+    expected = Gaussian(0.3).misfit(predicted, y)
+    torch.testing.assert_close(Contaminated(0.3, 0.0).misfit(predicted, y), expected)
+    same = Contaminated(0.3, 0.4, 1.0).misfit(predicted, y) - expected
+    assert (same.max() - same.min()).abs() < 1e-10
+    far = row(0.0).requires_grad_()
+    Contaminated(0.1, 0.05, 10.0).misfit(far, row(20.0)).backward()
+    assert far.grad.item() == pytest.approx(-20.0)  # of N(0, 1), not of N(0, 0.01): −2000
+    assert Contaminated(1e-3).misfit(row(0.0), row(1e6)).isfinite()
 
 
 def test_complex_data():
@@ -401,6 +421,9 @@ def test_other_wrong_options():
         Poisson(0)
     with pytest.raises(ValueError, match="scale must be"):
         Gaussian(1.0, "8")
+    for options, option in (((1.0, 0.6), "share"), ((1.0, 0.1, 0), "factor")):
+        with pytest.raises(ValueError, match=f"{option} must be"):
+            Contaminated(*options)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 
 from flowprior.physics.noise import (
     SNR,
+    Contaminated,
     Gaussian,
     Laplace,
     Noise,
@@ -34,6 +35,7 @@ _MODULES = {
 __all__ = [
     *(name for names in _MODULES.values() for name in names),
     "SNR",
+    "Contaminated",
     "Gaussian",
     "Laplace",
     "Noise",

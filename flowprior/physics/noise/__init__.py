@@ -1,6 +1,7 @@
 """Noise models: each one draws the noise of data and gives the misfit that follows from it."""
 
 from flowprior.physics.noise.base import Noise
+from flowprior.physics.noise.contaminated import Contaminated
 from flowprior.physics.noise.draws import standard_normal
 from flowprior.physics.noise.laplace import Laplace
 from flowprior.physics.noise.normal import SNR, Gaussian, Relative
@@ -8,6 +9,7 @@ from flowprior.physics.noise.poisson import Poisson
 
 __all__ = [
     "SNR",
+    "Contaminated",
     "Gaussian",
     "Laplace",
     "Noise",
