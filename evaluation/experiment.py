@@ -26,8 +26,8 @@ class Method:
         iterations: maximum number; that of the evaluation by default.
         start: what it starts from; that of the evaluation by default.
         tune: values to try, by option of the solver, such as `{beta: [0.1, 1.0]}`; a dot reaches
-            into an option, as in `reparameterization.temperature`. `evaluate.py --tune` takes the
-            best on validation images.
+            into an option, as in `reparameterization.temperature`; `iterations` are those of the
+            method. `evaluate.py --tune` takes the best on validation images.
     """
 
     solver: Solver

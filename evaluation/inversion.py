@@ -26,10 +26,10 @@ from evaluation.experiment import (
 )
 from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
-from evaluation.measures import Measure, Similarity, check_distinct, measured, residual_notes
+from evaluation.measures import Measure, Similarity, check_distinct, fit_notes, measured
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
 from evaluation.table import SECONDS, Metric, Table
-from evaluation.tuning import Choice, variants, with_options
+from evaluation.tuning import Choice, variants, with_choice
 from flowprior.identity import digest, identity
 from flowprior.inversion import (
     Checkpoint,
@@ -211,8 +211,8 @@ class InversionEvaluation(Evaluation):
         tunable = [name for name, method in self.methods.items() if method.tune]
         untuned = [] if self.choices or not tunable else [f"Not tuned: {', '.join(tunable)}."]
         of_measures = [n for m in self.measures for n in m.notes(self.source.has_truth)]
-        residuals = residual_notes(table) if self.pictured else []
-        return [*map(str, self.choices), *untuned, *residuals, *of_measures]
+        fits = fit_notes(table) if self.pictured else []
+        return [*map(str, self.choices), *untuned, *fits, *of_measures]
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """From `published`."""
@@ -275,7 +275,7 @@ class InversionEvaluation(Evaluation):
         """A method with the options that were chosen for a row, if any were."""
         method = self.methods.get(name, DATA)
         best = [choice.best for choice in self.choices if choice.labels == labels]
-        return replace(method, solver=with_options(method.solver, best[0])) if best else method
+        return with_choice(method, best[0]) if best else method
 
     @cached_property
     def _fingerprints(self) -> dict[str, Any]:

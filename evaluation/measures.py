@@ -15,6 +15,8 @@ from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.recording import similarity
 from flowprior.metrics import lpips, psnr, typicality
 
+STILL = 0.5
+"""Percent: a row whose loss falls by more in its last tenth has not converged."""
 MORE_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
 
 
@@ -58,6 +60,7 @@ class Similarity(Measure):
         Metric("residual", "Residual/noise (1)"),
         Metric("residual_rms", "Residual, rms"),
         Metric("beta", "β chosen"),
+        Metric("falling", "Loss, fall in the last tenth", "%"),
         Metric("best_psnr", "PSNR, best iteration", "dB", True, ranked=False),
         Metric("best_ssim", "SSIM, best iteration", higher_is_better=True, ranked=False),
         Metric("best_lpips", "LPIPS, best iteration", "", False, "n/a", ranked=False),
@@ -81,6 +84,8 @@ class Similarity(Measure):
             found["residual_rms"] = residual.abs().flatten(1).square().mean(1).sqrt()
         if "beta" in estimate.history:
             found["beta"] = estimate.history["beta"][-1]
+        if len(estimate.history.get("loss", ())) > 1:
+            found["falling"] = fall(estimate.history["loss"])
         if estimate.z is not None and estimate.z.ndim == 4:
             latents = by_rows(typicality, estimate.z)
             found |= {name: latents[name] for name in ("radius", "kurtosis", "patch_energy_spread")}
@@ -119,6 +124,16 @@ class Similarity(Measure):
         ]
 
 
+def fall(loss: Tensor) -> Tensor:
+    """By how many percent losses (iterations + 1, B) fell in the last tenth, (B,); 0 if they rose.
+
+    Of the larger of the loss and its decrease in all: a loss may be about 0, or negative.
+    """
+    last, tenth = loss[-1], max(1, (len(loss) - 1) // 10)
+    size = last.abs().maximum((loss[0] - last).abs())
+    return 100 * (loss[-1 - tenth] - last).clamp(min=0) / torch.where(size > 0, size, 1)
+
+
 class PrintedPSNR(Measure):
     """PSNR in the convention of Table 1 of Chavez (2022): (PSNR + 48.13 dB)/2.
 
@@ -137,16 +152,22 @@ class PrintedPSNR(Measure):
         return {"printed_psnr": (by_rows(psnr, estimate.x, truth) + 20 * math.log10(255)) / 2}
 
 
-def residual_notes(table: Table) -> list[str]:
-    """Which methods do not fit the data as well as the noise allows, or fit the noise."""
-    means = [
-        (labels_text(row.labels), row.stats["residual"].mean)
-        for row in table.rows
-        if "residual" in row.stats and row.labels.get("method") != "data"
-    ]
+def fit_notes(table: Table) -> list[str]:
+    """Which methods had not converged, fit the data worse than the noise allows, or the noise."""
+    means = _means(table, "residual")
     high = [f"{name} ({mean:.3g})" for name, mean in means if mean is not None and mean > 1.3]
     low = [f"{name} ({mean:.2g})" for name, mean in means if mean is not None and mean < 0.7]
+    unfinished = [
+        f"{name} ({mean:.2g} %)"
+        for name, mean in _means(table, "falling")
+        if mean is not None and mean > STILL
+    ]
     found = []
+    if unfinished:
+        found.append(
+            f"Not converged, the loss still fell in the last tenth of the iterations: "
+            f"{_first(unfinished)}. More iterations may change these rows."
+        )
     if high:
         found.append(
             f"Residuals larger than the noise: {_first(high)}. The prior does not explain the "
@@ -156,6 +177,15 @@ def residual_notes(table: Table) -> list[str]:
     if low:
         found.append(f"Residuals smaller than the noise, which is fitted: {_first(low)}.")
     return found
+
+
+def _means(table: Table, metric: str) -> list[tuple[str, float | None]]:
+    """Name of each row of a method that has this metric, and its mean."""
+    return [
+        (labels_text(row.labels), row.stats[metric].mean)
+        for row in table.rows
+        if metric in row.stats and row.labels.get("method") != "data"
+    ]
 
 
 def _first(names: Sequence[str], most: int = 8) -> str:

@@ -65,6 +65,17 @@ def with_options(solver: Solver, options: Options) -> Solver:
     return solver
 
 
+def with_choice(method: Method, options: Options) -> Method:
+    """The method with other values of options of its solver, or of its `iterations`.
+
+    Raises:
+        ValueError: there is no such option, or it does not take the value.
+    """
+    rest = dict(options)
+    iterations = rest.pop("iterations", method.iterations)
+    return replace(method, solver=with_options(method.solver, rest), iterations=iterations)
+
+
 def _with_option(target: Any, names: Sequence[str], value: float, path: str) -> Any:
     name, *rest = names
     known = inspect.signature(type(target)).parameters
@@ -87,8 +98,7 @@ def variants(name: str, method: Method) -> dict[str, Method]:
     try:
         return {
             f"{name} {number}": replace(
-                method,
-                solver=with_options(method.solver, options),
+                with_choice(method, options),
                 labels={**(method.labels or {"method": name}), **options},
                 tune={},
             )

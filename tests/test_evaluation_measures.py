@@ -12,7 +12,7 @@ import torch
 from evaluation import inversion, inversion_arrays
 from evaluation.arrays import ArrayStore
 from evaluation.inversion_arrays import Cache
-from evaluation.measures import residual_notes
+from evaluation.measures import fit_notes
 from evaluation.table import Row, Table, summarise
 from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
 from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
@@ -244,7 +244,7 @@ def test_time_per_image_is_that_of_the_solver(folder, monkeypatch):
 def test_notes_name_some_rows_and_count_the_others():
     stats = {"residual": summarise([(0, 2.0)])}
     rows = [Row({"method": f"m{number}"}, stats) for number in range(30)]
-    (note,) = residual_notes(Table([], rows))
+    (note,) = fit_notes(Table([], rows))
     assert "method m7 (2); and in 22 more rows" in note
-    (note,) = residual_notes(Table([], rows[:8]))
+    (note,) = fit_notes(Table([], rows[:8]))
     assert "method m7 (2). The prior" in note

@@ -33,11 +33,12 @@ class BatchedLBFGS(Optimizer):
     `batch_invariant` and `by_rows`). A row that is no longer active does not move. The objective
     must not change between steps, because its last value and gradient are kept.
 
-    A row has converged when ‖∇f‖∞ ≤ `tolerance_grad` · max(s, |f|), when an iteration lowers f by
-    at most `tolerance_change` · max(s, |f|), s = min(1, |f| at the start), or when the quadratic
-    model promises less than the rounding error of f. A tolerance of 0 is never met by a change. A
-    loss counts as +∞ if it or its gradient is not finite. A row whose line search finds no lower
-    point forgets its curvature pairs; if the next search, along −∇f, fails too, the row has failed.
+    A row has converged when ‖∇f‖∞ ≤ `tolerance_grad` · max(s, |f|), when its last `window`
+    iterations lowered f by at most `tolerance_change` · max(s, |f|), s = min(1, |f| at the start),
+    or when the quadratic model promises less than the rounding error of f. A tolerance of 0 is
+    never met by a change. A loss counts as +∞ if it or its gradient is not finite. A row whose line
+    search finds no lower point forgets its curvature pairs; if the next search, along −∇f, fails
+    too, the row has failed.
 
     The closure computes the losses (B,), back-propagates their sum and returns them; the optimizer
     has set the gradient to None. A closure with an argument `rows`, a LongTensor of ascending
@@ -56,6 +57,7 @@ class BatchedLBFGS(Optimizer):
         max_evaluations: maximum number of evaluations per row and step.
         c1: constant of the sufficient decrease condition.
         c2: constant of the curvature condition; 0 < c1 < c2 < 1.
+        window: number of iterations whose decrease `tolerance_change` is about.
 
     Raises:
         ValueError: an option is out of its range, the parameter does not fit, or the closure
@@ -82,11 +84,12 @@ class BatchedLBFGS(Optimizer):
         max_evaluations: int = 25,
         c1: float = 1e-4,
         c2: float = 0.9,
+        window: int = 1,
     ) -> None:
-        if memory < 1 or max_evaluations < 1:
+        if min(memory, max_evaluations, window) < 1:
             raise ValueError(
-                "BatchedLBFGS: memory and max_evaluations must be at least 1, got "
-                f"{memory} and {max_evaluations}"
+                "BatchedLBFGS: memory, max_evaluations and window must be at least 1, got "
+                f"{memory}, {max_evaluations} and {window}"
             )
         if not (tolerance_grad >= 0 and tolerance_change >= 0):
             raise ValueError(
@@ -103,6 +106,7 @@ class BatchedLBFGS(Optimizer):
             "lr": 1.0,  # unused, but some tools read it
             "c1": c1,
             "c2": c2,
+            "window": window,
         }
         super().__init__(params, defaults)
 
@@ -187,7 +191,10 @@ class BatchedLBFGS(Optimizer):
 
     @property
     def _rows(self) -> dict[str, Any]:
-        """The state. Curvature pairs s, y (m, B, n) and ρ (m, B) are ring buffers of each row."""
+        """The state. Curvature pairs s, y (m, B, n) and ρ (m, B) are ring buffers of each row.
+
+        `past` (window, B) is one of the losses before the last iterations, for all rows alike.
+        """
         state = self.state[self._parameter]
         if not state:
             x, memory = self._flat, self.param_groups[0]["memory"]
@@ -199,6 +206,8 @@ class BatchedLBFGS(Optimizer):
             state |= {"gradients": torch.zeros_like(x), "gamma": scalar}
             state |= {name: x.new_zeros(memory, *x.shape) for name in ("s", "y")}
             state["rho"] = x.new_zeros(memory, len(x))
+            window = self.param_groups[0]["window"]
+            state["past"] = torch.full_like(state["losses"].expand(window, -1), torch.inf)
         return state
 
     def _move(self, rows: Tensor, values: Tensor) -> None:
@@ -311,7 +320,9 @@ class BatchedLBFGS(Optimizer):
 
     def _update_status(self, rows: Tensor, search: StrongWolfe, gradient: Tensor) -> None:
         state, loss = self._rows, search.low.loss
-        decrease = state["losses"][rows] - loss
+        window = len(state["past"])
+        state["past"][state["steps"] % window, rows] = state["losses"][rows]
+        decrease = state["past"][(state["steps"] + 1) % window, rows] - loss
         least = self.param_groups[0]["tolerance_change"] * loss.abs().maximum(state["scale"][rows])
         small = decrease <= least
         tried, moved = search.trials > 0, search.low.step > 0

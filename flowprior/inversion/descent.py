@@ -10,6 +10,8 @@ from flowprior.inversion.batched_lbfgs import BatchedLBFGS, RowStatus
 
 Optimizer = Literal["lbfgs", "adam"]
 Values = dict[str, Tensor]
+WINDOW = 20
+"""Iterations over which the decrease of a loss is judged: single ones of L-BFGS are uneven."""
 
 
 class Terms(Protocol):
@@ -81,11 +83,15 @@ class Descent:
 
 
 class LBFGSRun(Descent):
-    """L-BFGS, with its own history and strong-Wolfe line search for each image."""
+    """L-BFGS, with its own history and strong-Wolfe line search for each image.
 
-    def __init__(self, terms: Terms, v: nn.Parameter) -> None:
+    A row also ends when `WINDOW` iterations lower its loss by at most `tolerance` of it.
+    """
+
+    def __init__(self, terms: Terms, v: nn.Parameter, tolerance: float = 0.0) -> None:
         super().__init__(terms, v)
-        self.optimizer = BatchedLBFGS([v])
+        ends = {"tolerance_change": tolerance, "window": WINDOW} if tolerance else {}
+        self.optimizer = BatchedLBFGS([v], **ends)
         self.x, self.values = self._start()
         self.finite = _all_finite(self.values)
 
@@ -167,10 +173,16 @@ class AdamRun(Descent):
 
 
 def descend(
-    terms: Terms, v: nn.Parameter, optimizer: Optimizer, learning_rate: float
+    terms: Terms,
+    v: nn.Parameter,
+    optimizer: Optimizer,
+    learning_rate: float,
+    tolerance: float = 0.0,
 ) -> LBFGSRun | AdamRun:
     """Make the run of an optimiser by its name."""
-    return LBFGSRun(terms, v) if optimizer == "lbfgs" else AdamRun(terms, v, learning_rate)
+    if optimizer == "lbfgs":
+        return LBFGSRun(terms, v, tolerance)
+    return AdamRun(terms, v, learning_rate)
 
 
 def _all_finite(values: Values) -> Tensor:

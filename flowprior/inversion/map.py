@@ -44,6 +44,8 @@ class MAP(Solver):
             latent; z = v by default.
         optimizer: "lbfgs" or "adam".
         learning_rate: of Adam.
+        tolerance: of L-BFGS; an image ends when 20 iterations lower its loss by at most this part
+            of it. With 0 it goes on to the last digit, or to the maximum number of iterations.
         start_scale: standard deviation of the random start, v ~ N(0, start_scale² I), one draw for
             all images. 0 starts at v = 0.
         projection_iterations: maximum number for finding the latents of starting images.
@@ -59,6 +61,7 @@ class MAP(Solver):
     reparameterization: Layers | None = None
     optimizer: Optimizer = "lbfgs"
     learning_rate: float = 0.05
+    tolerance: float = 0.0
     start_scale: float = 1.0
     projection_iterations: int = 100
 
@@ -68,6 +71,7 @@ class MAP(Solver):
         check_choice("penalty", self.penalty, ("latent_norm", "log_density", "none"))
         check_choice("optimizer", self.optimizer, ("lbfgs", "adam"))
         check_positive("learning_rate", self.learning_rate)
+        check_number("tolerance", self.tolerance, least=0)
         check_number("start_scale", self.start_scale, least=0)
         check_whole("projection_iterations", self.projection_iterations, 0)
         check_noise("misfit", self.misfit)
@@ -92,7 +96,7 @@ class MAP(Solver):
         if not isinstance(v, nn.Parameter):
             v = nn.Parameter(v.detach().clone().to(problem.like))
         terms = LatentTerms(self, problem)
-        return descend(terms, v, self.optimizer, self.learning_rate)
+        return descend(terms, v, self.optimizer, self.learning_rate, self.tolerance)
 
     def start(self, problem: Problem) -> Tensor:
         """Latents v (B, n) to start from."""

@@ -1,0 +1,156 @@
+"""Every prior with every operator and every solver, or one line that says why not."""
+
+import pytest
+import torch
+import zuko
+from torch import nn
+
+from flowprior.flows import Coupling1x1Flow
+from flowprior.gaussianization import Gaussianization
+from flowprior.inversion import (
+    BM3D,
+    MAP,
+    DeepImagePrior,
+    Discrepancy,
+    PlugAndPlay,
+    Reconstructor,
+    Restarts,
+    TotalVariation,
+    Wavelet,
+    csgm,
+    glow_ip,
+    invert,
+    l1_map,
+)
+from flowprior.physics import OPERATORS, Gaussian, make_operator
+from flowprior.priors import Cropped, Module, Prior, from_zuko
+from tests.conftest import make_perturbed_glow
+
+SIZE = 16
+COUNT = 2
+ITERATIONS = 3
+
+
+class Smoother(nn.Module):
+    """Stands for a denoiser: the mean of an image and its blurred version."""
+
+    def forward(self, x, sigma):
+        return (x + nn.functional.avg_pool2d(x, 3, stride=1, padding=1)) / 2
+
+
+class TwoParts(nn.Module):
+    """A decoder of a style (3,) and a picture."""
+
+    def forward(self, style, picture):
+        return 0.5 + 0.1 * picture + 0.1 * style.mean(1).view(-1, 1, 1, 1)
+
+
+class Resized(nn.Module):
+    """Stands for a network that undoes the operator: grey where data are no images."""
+
+    def forward(self, y, physics):
+        y = y.real if y.is_complex() else y
+        return y.flatten(1).mean(1).view(-1, 1, 1, 1).expand(-1, channels_of(physics), SIZE, SIZE)
+
+
+def channels_of(physics):
+    return getattr(physics, "channels", 1)
+
+
+def coupling1x1(channels, size):
+    flow = Coupling1x1Flow(channels, size, steps=1, hidden_channels=4)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return flow
+
+
+def decoder(channels):
+    layers = [
+        nn.Linear(5, channels * SIZE**2),
+        nn.Sigmoid(),
+        nn.Unflatten(1, (channels, SIZE, SIZE)),
+    ]
+    return Module(nn.Sequential(*layers), (channels, SIZE, SIZE), [5])
+
+
+def zuko_flow(channels):
+    flow = zuko.flows.NICE(channels * SIZE**2, transforms=2, hidden_features=[8])
+    return from_zuko(flow, (channels, SIZE, SIZE))
+
+
+def two_parts(channels):
+    shape = (channels, SIZE, SIZE)
+    return Module(TwoParts(), shape, {"style": [3], "picture": list(shape)})
+
+
+PRIORS = {
+    "Glow": lambda channels: make_perturbed_glow(
+        channels, SIZE, levels=2, steps=1, scale=0.05, dtype=torch.float32
+    ),
+    "Coupling1x1Flow": lambda channels: coupling1x1(channels, SIZE),
+    "Cropped": lambda channels: Cropped(coupling1x1(channels, 2 * SIZE), SIZE),
+    "decoder": decoder,
+    "zuko": zuko_flow,
+    "two parts": two_parts,
+}
+LATENT = {
+    "MAP, latent norm": MAP(),
+    "MAP, density": MAP(penalty="log_density"),
+    "MAP, Adam": MAP(optimizer="adam"),
+    "MAP, layers": MAP(penalty="none", reparameterization=Gaussianization.robust()),
+    "l1_map": l1_map(),
+    "csgm": csgm(),
+    "glow_ip": glow_ip(),
+    "Restarts": Restarts(MAP(), count=2),
+    "Discrepancy": Discrepancy(MAP(), stage=1),
+}
+IMAGE = {
+    "TotalVariation": TotalVariation(1.0),
+    "Wavelet": Wavelet(1.0, levels=1),
+    "BM3D": BM3D(),
+    "PlugAndPlay": PlugAndPlay(Smoother(), stages=3),
+    "DeepImagePrior": DeepImagePrior(channels=4, layers=3),
+    "Reconstructor": Reconstructor(Resized()),
+}
+OPTIONS = {"random_gaussian": {"measurements": 20}, "phase_retrieval": {"measurements": 20}}
+CASES = [
+    *((prior, operator, solver) for prior in PRIORS for operator in OPERATORS for solver in LATENT),
+    *(("none", operator, solver) for operator in OPERATORS for solver in IMAGE),
+]
+
+
+def conflict(prior: str, operator: str, solver: str) -> str | None:
+    """Why these do not go together, in words of the error; None if they do."""
+    return None
+
+
+@pytest.mark.parametrize(("prior", "operator", "solver"), CASES)
+def test_prior_operator_solver(prior, operator, solver):
+    channels = 2 if operator == "colourisation" else 1
+    physics = make_operator(operator, (channels, SIZE, SIZE), **OPTIONS.get(operator, {}))
+    truth = torch.linspace(0.2, 0.8, SIZE).expand(COUNT, channels, SIZE, SIZE)
+    clean = physics.A(truth)
+    sigma = 0.1 * clean.std().item()
+    y = Gaussian(sigma).add(clean, seed=0, indices=range(COUNT))
+    known: Prior | None = None
+    if prior != "none":
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            known = PRIORS[prior](channels).eval().requires_grad_(False)
+    options = {"sigma": sigma, "iterations": ITERATIONS, "image_shape": (channels, SIZE, SIZE)}
+    options["solver"] = {**LATENT, **IMAGE}[solver]
+    why = conflict(prior, operator, solver)
+    if why is not None:
+        with pytest.raises(ValueError, match=why) as error:
+            invert(known, physics, y, **options)
+        assert "\n" not in str(error.value)
+        return
+    found = invert(known, physics, y, **options)
+    assert found.x.shape == truth.shape
+    assert found.finite.all()
+    assert found.x.isfinite().all()
+    assert (found.z is None) == (known is None)
+    curve = found.history["misfit"]
+    assert curve.shape[1:] == (COUNT,)
+    assert curve.isfinite().all()
