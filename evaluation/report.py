@@ -65,13 +65,13 @@ def write(
     writers = {"json": to_json, "csv": to_csv, "md": to_markdown, "tex": to_latex}
     for suffix, writer in writers.items():
         atomic_write(output / f"table.{suffix}", writer(table))
+    evaluation.write(results, output)
     pictures = _write_figures(evaluation.figures(table, results), output / "figures")
     with board(output / "tensorboard") as writer:
         writer.add_text("table", to_markdown(table))
         for picture in pictures:
             pixels = np.asarray(Image.open(io.BytesIO(picture.png)).convert("RGB"))
             writer.add_image(f"figures/{picture.name}", pixels, 0, dataformats="HWC")
-    evaluation.write(results, output)
     measuring = sum(result.metrics.get(SECONDS.name, 0.0) for result in results)
     facts, notes = environment(time.perf_counter() - start, measuring), evaluation.notes(table)
     page = report_html(evaluation.title, table, pictures, config_yaml, facts, notes)

@@ -46,7 +46,8 @@ def image_grid(
     """Images in rows; those with one channel get a colour bar. NaN and inf are magenta.
 
     Args:
-        images: (N, C, H, W) with C = 1 or 3, or (N, H, W).
+        images: (N, C, H, W) or (N, H, W). Three channels are colours; of two, or more than three,
+            the channels of an image are drawn side by side.
         columns: number of images in a row.
         titles: above the images: one for each, or one for each column.
         value_range: ends of the colours; by default [0, 1] for three channels, the range of the
@@ -131,8 +132,11 @@ def _pixels(images: Any) -> np.ndarray:
     pixels = to_numpy(images)
     if pixels.ndim == 3:
         pixels = pixels[:, None]
-    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
-        raise ValueError(f"images must be (N, 1 or 3, H, W) or (N, H, W), got {pixels.shape}")
+    if pixels.ndim != 4 or 0 in pixels.shape:
+        raise ValueError(f"images must be (N, C, H, W) or (N, H, W), got {pixels.shape}")
+    if pixels.shape[1] not in (1, 3):
+        count, _, height, _ = pixels.shape
+        pixels = pixels.transpose(0, 2, 1, 3).reshape(count, 1, height, -1)
     return pixels.transpose(0, 2, 3, 1).astype("float64")
 
 

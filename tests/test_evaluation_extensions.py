@@ -329,3 +329,34 @@ def test_networks_drawn_by_a_config_are_the_same_when_resumed(folder, whole, cap
         torch.seed()  # as some libraries do when they are imported
         table(folder, "drawn", settings, **IMPORTS)
         assert word in capsys.readouterr().out
+
+
+TWO_CHANNELS = """
+from torch import nn
+from flowprior.priors import Module, Prior
+
+
+def velocity_and_density() -> Prior:
+    net = nn.Sequential(nn.Linear(4, 288), nn.Sigmoid(), nn.Unflatten(1, (2, 12, 12)))
+    return Module(net, (2, 12, 12), [4])
+"""
+
+
+def test_images_of_two_channels_have_figures_curves_and_results(tmp_path):
+    (tmp_path / "physical.py").write_text(TWO_CHANNELS)
+    truth = np.random.default_rng(0).random((3, 2, 12, 12)).astype("float32")
+    np.savez(tmp_path / "measured.npz", y=truth, truth=truth)
+    settings = {
+        "priors": {"p": {"class_path": "physical.velocity_and_density"}},
+        "observations": "measured.npz",
+        "iterations": 2,
+        "methods": {"csgm": latent_norm()},
+        "experiments": [{"labels": {}, "operator": "denoising", "noise": noise(0.1)}],
+    }
+    table(tmp_path, "two", settings, imports=["physical"])
+    output = tmp_path / "two"
+    assert (output / "report.html").is_file()
+    assert {path.stem for path in (output / "figures").iterdir()} >= {"recovered", "latents"}
+    assert (output / "tensorboard" / "method-csgm").is_dir()
+    with np.load(next((output / "recovered").glob("*csgm.npz"))) as kept:
+        assert kept["x"].shape == (3, 2, 12, 12)

@@ -12,7 +12,7 @@ import torch
 from evaluation import inversion, inversion_arrays
 from evaluation.arrays import ArrayStore
 from evaluation.inversion_arrays import Cache
-from evaluation.measures import fit_notes
+from evaluation.measures import fall, fit_notes
 from evaluation.table import Row, Table, summarise
 from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
 from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
@@ -248,3 +248,25 @@ def test_notes_name_some_rows_and_count_the_others():
     assert "method m7 (2); and in 22 more rows" in note
     (note,) = fit_notes(Table([], rows[:8]))
     assert "method m7 (2). The prior" in note
+
+
+def test_fall_is_the_share_of_the_last_tenth():
+    loss = torch.tensor([[100.0, 50.0, -5.0, 1.0]]).repeat(21, 1)
+    loss[-2] = torch.tensor([51.0, 50.0, -4.0, 0.5])
+    loss[:-2] += torch.tensor([2.0, 0.0, 1.0, 0.0])
+    loss[-1] = torch.tensor([50.0, 50.0, -5.0, 1.0])
+    # After 20 iterations a tenth is two: from row 18.
+    expected = [100 * 52 / 52, 0.0, 100 * 1 / 5, 0.0]
+    assert fall(loss).tolist() == pytest.approx(expected)
+    assert fall(loss.new_zeros(3, 2)).tolist() == [0.0, 0.0]
+
+
+def test_rows_that_had_not_converged_are_named():
+    rows = [
+        Row({"method": name}, {"falling": summarise([(0, value)])})
+        for name, value in (("done", 0.1), ("underway", 2.0))
+    ]
+    (note,) = fit_notes(Table([], rows))
+    assert note.startswith("Not converged")
+    assert "method underway (2 %)" in note
+    assert "done" not in note

@@ -455,7 +455,15 @@ def test_image_grid_takes_what_it_says(shape):
     assert png_bytes(figure).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("shape", [(5, 2, 8, 8), (8, 8), (0, 3, 8, 8)])
+def test_image_grid_draws_other_numbers_of_channels_side_by_side():
+    images = np.random.default_rng(0).random((3, 2, 8, 6))
+    figure = image_grid(images)
+    drawn = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    np.testing.assert_array_equal(drawn[1], np.concatenate(images[1], axis=1))
+    assert len(drawn) == len(images)
+
+
+@pytest.mark.parametrize("shape", [(5, 0, 8, 8), (8, 8), (0, 3, 8, 8)])
 def test_image_grid_refuses_other_shapes(shape):
     with pytest.raises(ValueError, match="images"):
         image_grid(np.zeros(shape))

@@ -13,9 +13,9 @@ from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
 from evaluation.sources import SimulatedData
 from evaluation.table import Row, summarise
-from evaluation.tuning import Choice, _score, grid, with_options
+from evaluation.tuning import Choice, _score, grid, variants, with_choice, with_options
 from flowprior.gaussianization import Gaussianization, Identity
-from flowprior.inversion import MAP, Discrepancy, Restarts
+from flowprior.inversion import MAP, Discrepancy, Restarts, TotalVariation
 from flowprior.physics import Gaussian
 from tests.inversion_tables import (
     BLUR,
@@ -301,3 +301,13 @@ def test_validation_has_noise_of_its_own():
         source = SimulatedData(data, 2, split)
         noises.append(source.observed(experiment, [0, 1], 0) - source.truth([0, 1]))
     assert (noises[0] - noises[1]).abs().max() > 0.1
+
+
+def test_iterations_are_those_of_the_method():
+    method = Method(TotalVariation(1.0), iterations=7, tune={"iterations": [3, 30], "weight": [2]})
+    found = list(variants("tv", method).values())
+    assert [one.iterations for one in found] == [3, 30]
+    assert [one.solver.weight for one in found] == [2, 2]
+    assert with_choice(method, {"weight": 5.0}).iterations == 7
+    with pytest.raises(ValueError, match=r"^methods\.tv: .*iterations"):
+        variants("tv", Method(TotalVariation(1.0), tune={"iterations": [-1]}))

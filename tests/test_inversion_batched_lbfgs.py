@@ -459,3 +459,45 @@ def test_on_a_gpu():
         optimizer.step(closure)
     assert (optimizer.status == RowStatus.CONVERGED).all()
     torch.testing.assert_close(x.detach(), torch.ones_like(x), atol=1e-3, rtol=0)
+
+
+def valley(scale):
+    """Ill-conditioned quadratics, one in each row, that take many iterations."""
+    curvature = torch.logspace(0, 4, 40, dtype=torch.float64)
+
+    def closure_of(x):
+        def closure(rows):
+            losses = 1 + (x[rows].square() * curvature).sum(1) * scale[rows]
+            losses.sum().backward()
+            return losses
+
+        return closure
+
+    return closure_of
+
+
+@pytest.mark.parametrize("window", [1, 5])
+def test_rows_end_when_a_window_of_iterations_gains_too_little(window):
+    scale = torch.tensor([1.0, 1e-3, 1e-6], dtype=torch.float64)
+    starts = torch.linspace(0.5, 2, 120, dtype=torch.float64).view(3, 40)
+    tolerance = 1e-3
+
+    def run(rows):
+        x = torch.nn.Parameter(starts[rows].clone())
+        optimizer = BatchedLBFGS([x], tolerance_change=tolerance, window=window)
+        closure, curve = valley(scale[rows])(x), []
+        while optimizer.active.any():
+            curve.append(optimizer.step(closure))
+        return torch.stack(curve), optimizer.iterations
+
+    curve, iterations = run([0, 1, 2])
+    for row, count in enumerate(iterations.tolist()):
+        losses = curve[:count, row]
+        gains = (losses[:-window] - losses[window:]) / losses[window:]
+        assert (gains[:-1] > tolerance).all()
+        if count > window:
+            assert gains[-1] <= tolerance
+        alone, own = run([row])
+        assert own.tolist() == [count]
+        assert torch.equal(alone[-1, 0], curve[-1, row])
+    assert len(set(iterations.tolist())) > 1

@@ -34,7 +34,7 @@ from flowprior.inversion import (
 from flowprior.inversion.proximal import MARGIN, curvature
 from flowprior.inversion.wavelet import LOW_PASS, details, inverse, transform
 from flowprior.metrics import psnr
-from flowprior.physics import SNR, Gaussian, Laplace, crosshole, denoising, random_gaussian
+from flowprior.physics import SNR, Gaussian, Laplace, denoising, random_gaussian
 from flowprior.priors import Module
 from tests.inversion_problems import (
     Interrupted,
@@ -42,7 +42,6 @@ from tests.inversion_problems import (
     identity,
     images_of,
     interrupt_at,
-    mask,
     small_glow,
 )
 
@@ -94,48 +93,6 @@ def steps(size=12, count=33, dtype=torch.float32):
 @pytest.fixture(scope="module")
 def glow():
     return small_glow(12).float()
-
-
-OPERATORS = {
-    "identity": lambda: denoising(SHAPE),
-    "blur": lambda: blur,
-    "mask": lambda: mask,
-    "random": lambda: random_gaussian(SHAPE, measurements=20),
-    "eikonal": lambda: crosshole(SHAPE, sources=2, extent=70.0),
-}
-LINEAR, NOT_IDENTITY = "linear physics", "BM3D only denoises"
-CONFLICTS = {
-    **{("BM3D", name): NOT_IDENTITY for name in ("blur", "mask", "random", "eikonal")},
-    ("Wavelet", "eikonal"): LINEAR,
-    ("PlugAndPlay", "eikonal"): LINEAR,
-    # The model that stands for one of deepinv gives the data.
-    ("Reconstructor", "random"): "model must give images",
-    ("Reconstructor", "eikonal"): "model must give images",
-}
-
-
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("name", SOLVERS)
-def test_every_solver_with_every_operator(glow, name, operator):
-    physics, truth = OPERATORS[operator](), steps(count=2)[0]
-    clean = physics.A(truth) if hasattr(physics, "A") else physics(truth)
-    sigma = 0.1 * clean.std().item()
-    y = Gaussian(sigma).add(clean, seed=0, indices=range(2))
-    needs = SOLVERS[name].needs
-    options = {"sigma": sigma, "solver": SOLVERS[name], "iterations": 5, "image_shape": SHAPE}
-    conflict = CONFLICTS.get((name, operator))
-    if conflict:
-        with pytest.raises(ValueError, match=conflict) as error:
-            invert(None, physics, y, **options)
-        assert "\n" not in str(error.value)
-        return
-    found = invert(glow if needs else None, physics, y, **options)
-    assert found.x.shape == truth.shape
-    assert found.finite.all()
-    assert found.history["misfit"].shape == (6, 2)
-    if (name, operator) != ("GlowIP", "eikonal"):  # a weight for images, and times in seconds
-        falls = found.history.get("loss", found.history["misfit"])
-        assert (falls[-1] < falls[0]).all()
 
 
 @pytest.mark.parametrize("name", RIVALS)
