@@ -1,8 +1,9 @@
-"""Paired differences between methods of a table: python docs/inversion_study.py RUN METHOD.
+"""Paired differences between rows of a table: python docs/inversion_study.py RUN NAME=VALUE ...
 
-For every row of RUN that differs from a row of METHOD in nothing but the method: the mean
-difference, paired by image, its 95 % interval over the images, and the p-value of a paired t-test,
-corrected by Holm's method for all comparisons printed for the metric.
+NAME=VALUE are labels of the row to compare with, such as "method=latent norm" or "prior=free". For
+every row of RUN that differs from one of these in nothing but those labels: the mean difference,
+paired by image, its 95 % interval over the images, and the p-value of a paired t-test, corrected by
+Holm's method for all comparisons printed for the metric.
 """
 
 import json
@@ -32,26 +33,29 @@ def read(run: Path) -> dict[Labels, Values]:
     return rows
 
 
-def reference(labels: Labels, method: str) -> Labels:
-    """The labels of the row of another method."""
-    return frozenset({**dict(labels), "method": method}.items())
+def reference(labels: Labels, given: dict[str, str]) -> Labels:
+    """The labels of the row to compare with; of labels that the row lacks there is none."""
+    known = dict(labels)
+    if not given.keys() <= known.keys():
+        return labels
+    return frozenset({**known, **given}.items())
 
 
-def main(run: Path, method: str) -> None:
-    """Print the differences of every row to the row of the method beside it."""
+def main(run: Path, given: dict[str, str]) -> None:
+    """Print the differences of every row to the row beside it that has the given labels."""
     rows = read(run)
-    pairs = [labels for labels in rows if reference(labels, method) in rows.keys() - {labels}]
+    pairs = [labels for labels in rows if reference(labels, given) in rows.keys() - {labels}]
     for metric in METRICS:
         stats: list[tuple[Stat, Stat]] = [
-            (summarise(rows[labels][metric]), summarise(rows[reference(labels, method)][metric]))
+            (summarise(rows[labels][metric]), summarise(rows[reference(labels, given)][metric]))
             for labels in pairs
         ]
-        print(f"{metric}, less {method}:")
+        print(f"{metric}, less {labels_text(given)}, Holm over {len(pairs)} comparisons:")
         for labels, found in zip(pairs, compare(stats), strict=True):
-            name = labels_text(dict(sorted(labels, key=lambda label: label[0] == "method")))
+            name = labels_text(dict(sorted(labels, key=lambda label: label[0] in given)))
             interval = "?" if found.ci95 is None else f"{found.ci95:.3f}"
             print(f"  {name}: {found.mean:+.3f} ± {interval}, p {found.p_holm:.2g}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), dict(argument.split("=", 1) for argument in sys.argv[2:]))
