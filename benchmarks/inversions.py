@@ -4,8 +4,10 @@
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -36,13 +38,24 @@ def layer_data(count: int, side: int, device: str) -> tuple[Tensor, Tensor, torc
     return x, physics.A(x) + SIGMA * noise, physics
 
 
+@contextmanager
+def one_row_per_call() -> Iterator[None]:
+    """Without the rows that fill up a call, so that results depend on the batch's size."""
+    with ExitStack() as stack:
+        for module in ("descent", "proximal"):
+            name = f"flowprior.inversion.{module}.rows_per_call"
+            stack.enter_context(patch(name, lambda *_: 1))
+        yield
+
+
 def print_batches(arguments: argparse.Namespace, console: Console) -> None:
-    """Seconds per image of one call for all images, and of one call for each."""
+    """Seconds per image of one call for all images and of one for each, filled up or not."""
     flow = flowprior.load("weights/glow_layers_32", arguments.device)
     _, y, physics = layer_data(arguments.images, 32, arguments.device)
     options = {"sigma": SIGMA, "iterations": arguments.iterations}
     table = Table(title=f"{arguments.images} images 32x32, {arguments.iterations} iterations")
-    for heading in ("solver", "one by one, s/image", "all at once, s/image", "ratio (range)"):
+    headings = "solver", "one by one, s/image", "not filled up", "all at once", "ratios (range)"
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "solver" else "right")
     for name, prior, solver in [
         ("MAP, latent norm", flow, MAP()),
@@ -51,16 +64,27 @@ def print_batches(arguments: argparse.Namespace, console: Console) -> None:
     ]:
         shape = None if prior is not None else (1, 32, 32)
         recover = partial(invert, prior, physics, solver=solver, image_shape=shape, **options)
-        calls = {
-            "one": lambda recover=recover: [recover(row) for row in y.split(1)],
-            "all": lambda recover=recover: recover(y),
-        }
+
+        def alone(recover: Callable[[Tensor], object] = recover) -> None:
+            for row in y.split(1):
+                recover(row)
+
+        def alone_and_small(alone: Callable[[], None] = alone) -> None:
+            with one_row_per_call():
+                alone()
+
+        calls = {"one": alone, "small": alone_and_small, "all": partial(recover, y)}
         found = alternate(calls, arguments.repeats, wall_clock(arguments.device))
-        one, together = (min(found[key]) / len(y) for key in ("one", "all"))
-        ratios = sorted(a / b for a, b in zip(found["one"], found["all"], strict=True))
-        spread = f"{one / together:.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
-        table.add_row(name, f"{one:.3f}", f"{together:.3f}", spread)
+        seconds = [f"{min(times) / len(y):.3f}" for times in found.values()]
+        ratios = [ratio(found[name], found["all"]) for name in ("one", "small")]
+        table.add_row(name, *seconds, ", ".join(ratios))
     console.print(table)
+
+
+def ratio(times: list[float], others: list[float]) -> str:
+    """Ratio of the minima, and its range over the repeats."""
+    each = sorted(a / b for a, b in zip(times, others, strict=True))
+    return f"{min(times) / min(others):.2f} ({each[0]:.2f}–{each[-1]:.2f})"
 
 
 def objective(x: Tensor, y: Tensor, physics: torch.nn.Module) -> float:

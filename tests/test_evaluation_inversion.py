@@ -452,9 +452,10 @@ def test_tables_of_the_paper_have_all_their_rows():
             row = {"noise": noise_level, "β": beta, "method": "flow + layers"}
             assert row in labels
             assert evaluation.paper(row, "best_ssim") is not None
-    for name in ("tomography_layers", "deblur_layers", "rivals_layers"):  # rivals tuned alike
+    tuned_alike = {"tomography_layers": 5, "deblur_layers": 5, "study_layers": 9}
+    for name, count in tuned_alike.items():
         tuned = [m for m in configured(name).methods.values() if m.tune]
-        assert len(tuned) == 5
+        assert len(tuned) == count
         assert len({len(grid(method)) for method in tuned}) == 1
     ablation = configured("ablation_layers")
     layers = ablation.methods["paper: without ICA"].solver.reparameterization
