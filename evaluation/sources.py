@@ -119,7 +119,8 @@ class SimulatedData(_Source):
         if experiment.noise is None:
             return clean
         physics = self._operator(experiment)[1].physics
-        known = type(physics).__module__.startswith(("deepinv.", "flowprior."))
+        bases = type(physics).__mro__
+        known = any(base.__module__.startswith(("deepinv.", "flowprior.")) for base in bases)
         mask = getattr(physics, "mask", None) if known else None  # 1 where data are measured
         indices = [_FIRST[self.split] + image for image in images]
         return experiment.noise.add(clean, seed=seed, indices=indices, observed=mask)

@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepinv.physics import Inpainting
 
+from datamodules import LayerModels
+from evaluation.experiment import Experiment
+from evaluation.sources import SimulatedData
 from flowprior.inversion import Checkpoint
+from flowprior.physics import Gaussian
 from tests.entry_points import finish
 from tests.inversion_tables import (
     DATA,
@@ -329,3 +334,22 @@ def test_networks_drawn_by_a_config_are_the_same_when_resumed(folder, whole, cap
         torch.seed()  # as some libraries do when they are imported
         table(folder, "drawn", settings, **IMPORTS)
         assert word in capsys.readouterr().out
+
+
+class Stripes(Inpainting):
+    """Every other row is measured."""
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(image_shape, mask=(torch.arange(image_shape[1]) % 2 * 1.0).view(1, -1, 1))
+
+
+def observed(operator: str, images: int = 2) -> torch.Tensor:
+    data = LayerModels(image_size=16, num_test=images)
+    experiment = Experiment({}, f"{__name__}.{operator}", noise=Gaussian(0.5))
+    return SimulatedData(data, images).observed(experiment, range(images), seed=0)
+
+
+def test_mask_of_a_class_derived_from_deepinv_tells_where_noise_is():
+    y = observed("Stripes")
+    assert (y[:, :, ::2] == 0).all()
+    assert y[:, :, 1::2].std() > 0.4
