@@ -40,6 +40,7 @@ from flowprior.inversion import (
     make_problem,
     solve,
 )
+from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.priors import Prior
 
 if TYPE_CHECKING:
@@ -148,10 +149,15 @@ class InversionEvaluation(Evaluation):
         for name, method in self.methods.items():
             self.source.check_start(method.start or self.start)
             variants(name, method)
+        rows = dict.fromkeys(row for one in self.experiments for row in self.rows(one))
+        for prior, name in rows:
+            with _named(f"methods.{name}"):
+                self.methods[name].solver.check(self.priors.load(prior))
+        for prior, needs in dict.fromkeys(
+            (p, tuple(self.methods[n].solver.needs)) for p, n in rows
+        ):
+            check_prior(self.priors.load(prior), needs, who=f"priors.{prior}")
         for number, experiment in enumerate(self.experiments):
-            for prior, name in self.rows(experiment):
-                with _named(f"methods.{name}"):
-                    self.methods[name].solver.check(self.priors.load(prior))
             for prior in self._priors(experiment):
                 with _named(f"experiments[{number}]"):
                     self._probe(experiment, prior)
@@ -321,6 +327,8 @@ class InversionEvaluation(Evaluation):
             method, solver = self.methods[name], self.methods[name].solver
             if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
                 raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
+            with _named(f"methods.{name}"):
+                check_misfits(solver, problems[bool(solver.needs)])
             unknown = experiment.believed_noise is None and getattr(solver, "misfit", None) is None
             if unknown or not solver.needs:
                 with _named(f"methods.{name}"), _prior_is_needed(solver):
