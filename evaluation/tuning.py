@@ -81,6 +81,12 @@ def _with_option(target: Any, names: Sequence[str], value: float, path: str) -> 
     known = inspect.signature(type(target)).parameters
     if name not in known:
         raise ValueError(f"tune.{path}: {type(target).__name__} has no option {name}")
+    hidden = [option for option in known if not hasattr(target, option)]
+    if hidden:
+        raise ValueError(
+            f"tune.{path}: {type(target).__name__} must be a dataclass to be tuned, or have its "
+            f"options as attributes: it has no {hidden[0]}"
+        )
     given = {option: getattr(target, option) for option in known}
     if rest:
         value = _with_option(given[name], rest, value, path)

@@ -13,9 +13,9 @@ from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
 from evaluation.sources import SimulatedData
 from evaluation.table import Row, summarise
-from evaluation.tuning import Choice, _score, grid, with_options
+from evaluation.tuning import Choice, _score, grid, variants, with_options
 from flowprior.gaussianization import Gaussianization, Identity
-from flowprior.inversion import MAP, Discrepancy, Restarts
+from flowprior.inversion import MAP, Discrepancy, Restarts, Solver
 from flowprior.physics import Gaussian
 from tests.inversion_tables import (
     BLUR,
@@ -301,3 +301,18 @@ def test_validation_has_noise_of_its_own():
         source = SimulatedData(data, 2, split)
         noises.append(source.observed(experiment, [0, 1], 0) - source.truth([0, 1]))
     assert (noises[0] - noises[1]).abs().max() > 0.1
+
+
+class Plain(Solver):
+    """Its option has another name as an attribute."""
+
+    def __init__(self, step: float = 1.0) -> None:
+        self._step = step
+
+    def begin(self, problem): ...
+
+
+def test_a_solver_that_is_no_dataclass_cannot_be_tuned():
+    method = Method(Plain(), tune={"step": [1.0, 2.0]})
+    with pytest.raises(ValueError, match=r"methods.own: tune.step: Plain must be a dataclass"):
+        variants("own", method)
