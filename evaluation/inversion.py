@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -83,7 +83,8 @@ class InversionEvaluation(Evaluation):
         start_deviation: in pixels.
         batch_size: number of images that a process inverts at once. It changes nothing else.
         tune_images: number of validation images that `--tune` chooses options on.
-        tune_metric: what it makes as large as it can.
+        tune_metric: name of the metric that it makes as good as it can: one in the table, also of
+            `measures`, with `higher_is_better`.
         shown: number of images in figures.
         compare: labels whose values compete for the best number.
         published: numbers of a paper.
@@ -106,7 +107,7 @@ class InversionEvaluation(Evaluation):
         start_deviation: float = 5.0,
         batch_size: int = 25,
         tune_images: int = 16,
-        tune_metric: Literal["psnr", "ssim"] = "psnr",
+        tune_metric: str = "psnr",
         shown: int = 4,
         compare: tuple[str, ...] = ("method", "prior"),
         published: list[Published] | None = None,
@@ -142,6 +143,13 @@ class InversionEvaluation(Evaluation):
         found = [metric for measure in self.measures for metric in measure.metrics]
         # A column that nothing can fill is not even shown as missing.
         return found if self.source.has_truth else [replace(m, missing="") for m in found]
+
+    @property
+    def tuned_by(self) -> Metric:
+        """The metric that options are chosen by."""
+        directed = {m.name: m for m in self.metrics if m.higher_is_better is not None}
+        check_names([self.tune_metric], directed, "tune_metric: no metric with higher_is_better")
+        return directed[self.tune_metric]
 
     def check(self) -> None:
         """Fit together experiments, methods, priors and data, all before any is measured."""
@@ -343,6 +351,7 @@ class InversionEvaluation(Evaluation):
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
         check_distinct(self.measures)
+        _ = self.tuned_by
         known = {metric.name for metric in self.metrics}
         for published in self.published:
             check_names(published.metrics, sorted(known), "published: no metric")
