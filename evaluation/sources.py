@@ -207,8 +207,13 @@ class PriorSource:
         return self._loaded[name]
 
     def check(self, source: Source) -> None:
-        """Raise ValueError unless all priors model images such as those of the source."""
+        """Raise ValueError unless all priors model images such as those of the source, alone."""
         for name in self.given:
+            if self.load(name).conditional:
+                raise ValueError(
+                    f"priors.{name} is conditional, but tables have no conditions: use "
+                    "flowprior.inversion.invert(..., condition=)"
+                )
             shape = self.load(name).image_shape
             if source.image_shape not in (None, shape):
                 raise ValueError(
