@@ -360,3 +360,27 @@ def test_tables_have_no_conditions():
     source = SimulatedData(LayerModels(image_size=16, num_test=2), 2)
     with pytest.raises(ValueError, match=r"priors.mine is conditional.*invert\(..., condition=\)"):
         PriorSource({"mine": Shifted(size=16)}).check(source)
+
+
+class OnGrid(Stripes):
+    def __init__(self, image_shape: tuple[int, int, int], refine: int = 1) -> None:
+        super().__init__(image_shape)
+        self.refine = refine
+
+
+class Sharpened(Stripes):
+    """What it calls `refine` has nothing to do with a grid."""
+
+    def __init__(self, image_shape: tuple[int, int, int], refine: bool = True) -> None:
+        super().__init__(image_shape)
+        self.refine = refine
+
+
+@pytest.mark.parametrize(
+    ("operator", "given", "expected"),
+    [("OnGrid", {}, 4), ("OnGrid", {"refine": 1}, 1), ("Sharpened", {}, True)],
+)
+def test_own_operator_on_a_grid_makes_data_on_a_finer_one(operator, given, expected):
+    experiment = Experiment({}, f"{__name__}.{operator}", data_options=given)
+    assert experiment.data_physics((1, 16, 16)).refine is expected
+    assert int(experiment.physics((1, 16, 16)).refine) == 1
