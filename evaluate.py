@@ -25,6 +25,7 @@ from flowprior.command_line import (
     ROOT,
     UsageError,
     add_imports_option,
+    imported_beside,
     named_config_action,
     one_line,
     output_folder,
@@ -70,7 +71,8 @@ def main() -> None:
         torch.manual_seed(0)  # networks without weights of their own are the same when resumed
         evaluation = parser.instantiate(config).evaluation
         processes = config.processes or default_processes(evaluation)
-        with ProcessPool(processes) if processes > 1 else nullcontext() as pool:
+        workers = ProcessPool(processes, imported_beside(config)) if processes > 1 else None
+        with workers or nullcontext() as pool:
             if config.tune:
                 evaluation = _tuned(evaluation, output / "tuning", settings, pool)
             run(evaluation, output, settings, Console(), pool)

@@ -57,9 +57,9 @@ class Experiment:
         assumed: options that the methods believe in, where they are wrong about some.
         assumed_noise: what the methods believe of the noise, where they are wrong about it.
         data_operator: operator that makes the data, if it is another one than the methods use.
-        data_options: its options, on top of `options`. An operator on a grid (one that takes
-            `refine`) makes data on a finer one by default, so that data and inversion do not share
-            their discretisation; `{refine: 1}` makes them on the same.
+        data_options: its options, on top of `options`. An operator on a grid (one that takes an
+            integer `refine`, 1 by default) makes data on a finer one by default, so that data and
+            inversion do not share their discretisation; `{refine: 1}` makes them on the same.
         methods: names of those compared; all by default.
         priors: names of those compared; all by default.
     """
@@ -88,8 +88,8 @@ class Experiment:
         """The operator that makes the data."""
         name = self.data_operator or self.operator
         options = dict(self.options) if self.data_operator is None else {}
-        ours = find_operator(name).__module__.startswith("flowprior.")
-        if ours and "refine" in inspect.signature(find_operator(name)).parameters:
+        refine = inspect.signature(find_operator(name)).parameters.get("refine")
+        if refine is not None and type(refine.default) is int and refine.default == 1:
             options.setdefault("refine", REFINEMENT)
         return make_operator(name, image_shape, **{**options, **self.data_options})
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from flowprior.inversion import (
     make_problem,
     solve,
 )
+from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.priors import Prior
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class InversionEvaluation(Evaluation):
         start_deviation: in pixels.
         batch_size: number of images that a process inverts at once. It changes nothing else.
         tune_images: number of validation images that `--tune` chooses options on.
-        tune_metric: what it makes as large as it can.
+        tune_metric: name of the metric that it makes as good as it can: one in the table, also of
+            `measures`, with `higher_is_better`.
         shown: number of images in figures.
         compare: labels whose values compete for the best number.
         published: numbers of a paper.
@@ -105,7 +107,7 @@ class InversionEvaluation(Evaluation):
         start_deviation: float = 5.0,
         batch_size: int = 25,
         tune_images: int = 16,
-        tune_metric: Literal["psnr", "ssim"] = "psnr",
+        tune_metric: str = "psnr",
         shown: int = 4,
         compare: tuple[str, ...] = ("method", "prior"),
         published: list[Published] | None = None,
@@ -142,16 +144,28 @@ class InversionEvaluation(Evaluation):
         # A column that nothing can fill is not even shown as missing.
         return found if self.source.has_truth else [replace(m, missing="") for m in found]
 
+    @property
+    def tuned_by(self) -> Metric:
+        """The metric that options are chosen by."""
+        directed = {m.name: m for m in self.metrics if m.higher_is_better is not None}
+        check_names([self.tune_metric], directed, "tune_metric: no metric with higher_is_better")
+        return directed[self.tune_metric]
+
     def check(self) -> None:
         """Fit together experiments, methods, priors and data, all before any is measured."""
         self.priors.check(self.source)
         for name, method in self.methods.items():
             self.source.check_start(method.start or self.start)
             variants(name, method)
+        rows = dict.fromkeys(row for one in self.experiments for row in self.rows(one))
+        for prior, name in rows:
+            with _named(f"methods.{name}"):
+                self.methods[name].solver.check(self.priors.load(prior))
+        for prior, needs in dict.fromkeys(
+            (p, tuple(self.methods[n].solver.needs)) for p, n in rows
+        ):
+            check_prior(self.priors.load(prior), needs, who=f"priors.{prior}")
         for number, experiment in enumerate(self.experiments):
-            for prior, name in self.rows(experiment):
-                with _named(f"methods.{name}"):
-                    self.methods[name].solver.check(self.priors.load(prior))
             for prior in self._priors(experiment):
                 with _named(f"experiments[{number}]"):
                     self._probe(experiment, prior)
@@ -321,6 +335,8 @@ class InversionEvaluation(Evaluation):
             method, solver = self.methods[name], self.methods[name].solver
             if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
                 raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
+            with _named(f"methods.{name}"):
+                check_misfits(solver, problems[bool(solver.needs)])
             unknown = experiment.believed_noise is None and getattr(solver, "misfit", None) is None
             if unknown or not solver.needs:
                 with _named(f"methods.{name}"), _prior_is_needed(solver):
@@ -335,6 +351,7 @@ class InversionEvaluation(Evaluation):
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
         check_distinct(self.measures)
+        _ = self.tuned_by
         known = {metric.name for metric in self.metrics}
         for published in self.published:
             check_names(published.metrics, sorted(known), "published: no metric")

@@ -20,6 +20,7 @@ from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Result
 from evaluation.records import RecordStore
 from evaluation.table import SECONDS, Table, aggregate
+from flowprior.command_line import import_beside
 from flowprior.io import remove_temporaries
 from flowprior.processes import end_with_parent, interrupts_heeded, interrupts_held
 from flowprior.progress import SweepProgress
@@ -216,13 +217,15 @@ class ProcessPool(ProcessPoolExecutor):
 
     Args:
         processes: their number; more than there are GPUs share these.
+        imports: config files and modules beside them, which every process imports: an exported
+            flow of a user's own is looked up among what is imported already.
     """
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, imports: Sequence[tuple[Path, list[str]]] = ()) -> None:
         context = multiprocessing.get_context("spawn")  # a fork of CUDA or of threads fails
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
         started = context.Value("i", 0)
-        super().__init__(processes, context, _start_worker, (threads, started, _gpus()))
+        super().__init__(processes, context, _start_worker, (threads, started, _gpus(), imports))
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future:
         """Schedule a call; a process that this starts leaves Ctrl-C to this one."""
@@ -237,7 +240,9 @@ class ProcessPool(ProcessPoolExecutor):
             process.kill()  # Lightning lets nothing less end it
 
 
-def _start_worker(threads: int, started: Any, gpus: Sequence[str]) -> None:
+def _start_worker(
+    threads: int, started: Any, gpus: Sequence[str], imports: Sequence[tuple[Path, list[str]]]
+) -> None:
     end_with_parent()
     with started.get_lock():
         number = started.value
@@ -245,6 +250,8 @@ def _start_worker(threads: int, started: Any, gpus: Sequence[str]) -> None:
     if gpus:  # before anything of CUDA is used here
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     torch.set_num_threads(threads)
+    for config, names in imports:
+        import_beside(config, names)
 
 
 def _gpus() -> list[str]:

@@ -119,7 +119,8 @@ class SimulatedData(_Source):
         if experiment.noise is None:
             return clean
         physics = self._operator(experiment)[1].physics
-        known = type(physics).__module__.startswith(("deepinv.", "flowprior."))
+        bases = type(physics).__mro__
+        known = any(base.__module__.startswith(("deepinv.", "flowprior.")) for base in bases)
         mask = getattr(physics, "mask", None) if known else None  # 1 where data are measured
         indices = [_FIRST[self.split] + image for image in images]
         return experiment.noise.add(clean, seed=seed, indices=indices, observed=mask)
@@ -206,8 +207,13 @@ class PriorSource:
         return self._loaded[name]
 
     def check(self, source: Source) -> None:
-        """Raise ValueError unless all priors model images such as those of the source."""
+        """Raise ValueError unless all priors model images such as those of the source, alone."""
         for name in self.given:
+            if self.load(name).conditional:
+                raise ValueError(
+                    f"priors.{name} is conditional, but tables have no conditions: use "
+                    "flowprior.inversion.invert(..., condition=)"
+                )
             shape = self.load(name).image_shape
             if source.image_shape not in (None, shape):
                 raise ValueError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.base import Labels, labels_key, labels_text
 from evaluation.experiment import Experiment, Method
-from evaluation.table import Row, Table
+from evaluation.table import Metric, Row, Table
 from flowprior.inversion import Solver
 
 if TYPE_CHECKING:
@@ -81,6 +81,12 @@ def _with_option(target: Any, names: Sequence[str], value: float, path: str) -> 
     known = inspect.signature(type(target)).parameters
     if name not in known:
         raise ValueError(f"tune.{path}: {type(target).__name__} has no option {name}")
+    hidden = [option for option in known if not hasattr(target, option)]
+    if hidden:
+        raise ValueError(
+            f"tune.{path}: {type(target).__name__} must be a dataclass to be tuned, or have its "
+            f"options as attributes: it has no {hidden[0]}"
+        )
     given = {option: getattr(target, option) for option in known}
     if rest:
         value = _with_option(given[name], rest, value, path)
@@ -114,8 +120,8 @@ class Choice:
 
     Args:
         labels: of its row.
-        tried: options and the mean of the metric, in the order of the grid; −∞ where an image
-            failed.
+        tried: options and the mean of the metric, in the order of the grid; ∞, on the worse side,
+            where an image failed.
         metric: by which the best is best.
         images: number of validation images.
         given: number of the values that the config has; the others were added at the edges.
@@ -123,14 +129,15 @@ class Choice:
 
     labels: Labels
     tried: Sequence[tuple[Options, float]]
-    metric: str
+    metric: Metric
     images: int
     given: int
 
     @property
     def best(self) -> Options:
-        """The options with the largest mean."""
-        return max(self.tried, key=itemgetter(1))[0]
+        """The options with the best mean."""
+        better = max if self.metric.higher_is_better else min
+        return better(self.tried, key=itemgetter(1))[0]
 
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {value:g}" for name, value in self.best.items())
@@ -141,9 +148,10 @@ class Choice:
             f"{', '.join(f'{value:g}' for value in options.values())}: {score:.4g}"
             for options, score in self.tried
         )
+        side = "" if self.metric.higher_is_better else ", lower is better,"
         return (
-            f"{labels_text(self.labels)}: {chosen}{edge}, chosen by {self.metric} on {self.images} "
-            f"validation images (grid of {self.given}{extended}: {grid})"
+            f"{labels_text(self.labels)}: {chosen}{edge}, chosen by {self.metric.name}{side} on "
+            f"{self.images} validation images (grid of {self.given}{extended}: {grid})"
         )
 
     def _at_edge(self) -> bool:
@@ -165,7 +173,8 @@ def tuned(
         measured: runs an evaluation and gives its table; what it measured before is kept.
 
     Raises:
-        ValueError: no method has `tune`, or the data are measured, so that there is no truth.
+        ValueError: no method has `tune`, the data are measured, so that there is no truth, or no
+            row has the metric, as without the package that it takes.
     """
     if not any(method.tune for method in evaluation.methods.values()):
         raise ValueError("--tune: no method has values to try; give methods.NAME.tune")
@@ -180,6 +189,8 @@ def tuned(
     for extensions in range(EXTENSIONS + 1):
         trial = _all_trials(evaluation, trials)
         rows = {labels_key(row.labels): row for row in measured(trial).rows}
+        if all(evaluation.tune_metric not in row.stats for row in rows.values()):
+            raise ValueError(f"tune_metric={evaluation.tune_metric}: nothing has measured it")
         choices = [one.choice(evaluation, rows, trial.source.count) for one in trials]
         wider = [one.wider(choice) for one, choice in zip(trials, choices, strict=True)]
         if extensions == EXTENSIONS or wider == trials:
@@ -206,7 +217,7 @@ class Trial:
         self, evaluation: InversionEvaluation, rows: Mapping[str, Row], images: int
     ) -> Choice:
         """What is best, given the rows of the table of all trials."""
-        metric, points = evaluation.tune_metric, grid(self.method)
+        metric, points = evaluation.tuned_by, grid(self.method)
         found = [rows[labels_key({**self.labels, **options})] for options in points]
         tried = [(options, _score(row, metric)) for options, row in zip(points, found, strict=True)]
         given = len(grid(evaluation.methods[self.name]))
@@ -214,7 +225,7 @@ class Trial:
 
     def wider(self, choice: Choice) -> Trial:
         """The same with another value for each option that is best at an edge, if it takes it."""
-        if all(score == -math.inf for _, score in choice.tried):
+        if all(math.isinf(score) for _, score in choice.tried):
             return self
         tune = {name: extended(v, choice.best[name]) for name, v in self.method.tune.items()}
         try:
@@ -238,7 +249,9 @@ def _all_trials(evaluation: InversionEvaluation, trials: Sequence[Trial]) -> Inv
     return evaluation.on_validation_images(methods, experiments)
 
 
-def _score(row: Row, metric: str) -> float:
-    """The mean; −∞ where an image failed."""
-    stat = row.stats.get(metric)
-    return -math.inf if stat is None or stat.mean is None or stat.n_excluded else stat.mean
+def _score(row: Row, metric: Metric) -> float:
+    """The mean; ∞, on the worse side, where an image failed."""
+    stat = row.stats.get(metric.name)
+    if stat is None or stat.mean is None or stat.n_excluded:
+        return -math.inf if metric.higher_is_better else math.inf
+    return stat.mean

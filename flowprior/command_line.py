@@ -90,6 +90,12 @@ def add_imports_option(parser: ArgumentParser) -> None:
     )
 
 
+def imported_beside(config: Namespace) -> list[tuple[Path, list[str]]]:
+    """Each config file of a command, and the modules that its `imports` names."""
+    paths = [Path(str(path.absolute)) for path in config.config or []]
+    return [(path, read_config(path).get("imports") or []) for path in paths]
+
+
 def import_beside(config: Path, names: list[str]) -> None:
     """Import modules by name, also from the folder of `config`.
 

@@ -8,7 +8,7 @@ import json
 import math
 import sysconfig
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ def digest(*parts: str | Tensor) -> str:
 def code_digest(kind: type) -> str | None:
     """SHA-256 of the file that defines a class of a user's own, and of those that it imports.
 
-    Only files in the same folder count as imported ones. None for our classes and libraries'.
+    Only files in the same folder or package count as imported ones. None for our classes and
+    libraries'.
     """
     if kind.__module__.partition(".")[0] in _OURS:
         return None
@@ -54,21 +55,69 @@ def code_digest(kind: type) -> str | None:
         return None
     if path is None or path.startswith(_LIBRARIES) or not Path(path).is_file():
         return None
-    return digest(*(file_digest(file) for file in _with_imports(Path(path))))
+    files = _with_imports(Path(path).absolute(), kind.__module__)
+    return digest(*(file_digest(file) for file in files))
 
 
-def _with_imports(path: Path) -> list[Path]:
-    """A Python file and those beside it that it imports, directly or not."""
-    found, waiting = [], [path]
+def _with_imports(path: Path, module: str) -> list[Path]:
+    """The file of a module and those of its folder or package that it imports, directly or not."""
+    root = _root(path, module)
+    found, waiting, followed = set(), {path}, set()
     while waiting:
         file = waiting.pop()
-        found.append(file)
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
-            names += [getattr(node, "module", None) or ""]
-            beside = {path.parent / f"{str(name).partition('.')[0]}.py" for name in names}
-            waiting += [b for b in beside if b.is_file() and b not in {*found, *waiting}]
+        found.add(file)
+        new = {(file.parent, *one) for one in _imports(file.read_bytes())} - followed
+        followed |= new
+        waiting |= {other for one in new for other in _files(root, *one)} - found
     return sorted(found)
+
+
+def _root(path: Path, module: str) -> Path:
+    """The folder that holds the top package of a module, or the module itself."""
+    outside = next((p for p in path.parents if not (p / "__init__.py").is_file()), path.parent)
+    inside, names = path.with_suffix(""), tuple(module.split("."))
+    inside = inside.parent if inside.name == "__init__" else inside
+    if inside.parts[-len(names) :] != names:  # such as __main__
+        return outside
+    named = inside.parents[len(names) - 1]  # packages may lack an __init__.py
+    return named if outside.is_relative_to(named) else outside
+
+
+@functools.lru_cache(maxsize=256)
+def _imports(source: bytes) -> frozenset[tuple[int, str]]:
+    """Level and dotted name of all imports of a source; none if it cannot be parsed.
+
+    `from a import b` is a.b, whether b is a module or something in a.
+    """
+    found = set()
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return frozenset()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(0, alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = f"{node.module}." if node.module else ""
+            found |= {(node.level, f"{start}{alias.name}") for alias in node.names}
+    return frozenset(found)
+
+
+def _files(root: Path, folder: Path, level: int, name: str) -> Iterator[Path]:
+    """Files under `root` that an import in `folder` runs: of every part of a dotted name."""
+    names = name.split(".")
+    if not level and names[0] in _OURS:
+        return
+    folders = [folder, *(p for p in folder.parents if p.is_relative_to(root))]
+    for place in folders[level - 1 : level] if level else folders:
+        if level and (place / "__init__.py").is_file():
+            yield place / "__init__.py"
+        for part in names:
+            candidates = (place / f"{part}.py", place / part / "__init__.py")
+            yield from (candidate for candidate in candidates if candidate.is_file())
+            place = place / part
+            if not place.is_dir():
+                break
 
 
 def identity(value: Any) -> Any:

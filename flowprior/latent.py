@@ -71,12 +71,14 @@ class Latent:
         """Apply a module to each named part of v (B, size); the other parts stay as they are.
 
         Raises:
-            ValueError: there is no part of that name.
+            ValueError: there is no part of that name, or a module refuses its part.
         """
         self._check_names(layers, complete=False)
         if not layers:
             return v
-        parts = {n: layers[n](p) if n in layers else p for n, p in self.split(v).items()}
+        parts = {
+            n: _mapped(n, layers[n], p) if n in layers else p for n, p in self.split(v).items()
+        }
         return self.join(parts)
 
     def draw(self, count: int, *, seed: int, like: Tensor) -> Tensor:
@@ -94,6 +96,13 @@ class Latent:
         if unknown or missing:
             what = "no part " + ", ".join(unknown) if unknown else "missing " + ", ".join(missing)
             raise ValueError(f"latent: {what}; the parts are {', '.join(self.parts)}")
+
+
+def _mapped(name: str, layer: nn.Module, part: Tensor) -> Tensor:
+    try:
+        return layer(part)
+    except ValueError as error:
+        raise ValueError(f"latent part {name}: {error}") from error
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """evaluate.py, run as a user runs it: interrupted, killed, repeated, with mistakes."""
 
+import importlib
 import json
 import shutil
 import signal
@@ -17,6 +18,7 @@ import flowprior
 from flowprior.command_line import run_command
 from tests.conftest import make_perturbed_glow
 from tests.entry_points import ROOT, finish, start, with_weights
+from tests.inversion_tables import BLUR, DATA, noise, solver, write_config
 
 CONFIG = """
 evaluation:
@@ -162,17 +164,46 @@ def test_settings_beside_the_weights_are_noticed(
     assert "config.json" in line
 
 
+def save_own_flow(folder: Path, module: str) -> None:
+    (folder / f"{module}.py").write_text(OWN_FLOW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        own = importlib.import_module(module)
+        flow = own.MyGlow(1, 16, levels=2, steps=2, hidden_channels=8).eval()
+        flow.encode(torch.rand(4, 1, 16, 16) - 0.5)
+        flowprior.save(flow, folder / "weights")
+
+
+INVERSION = {
+    "priors": {"glow": "weights"},
+    "data": DATA,
+    "images": 4,
+    "iterations": 1,
+    "batch_size": 2,
+    "methods": {"map": {"solver": solver(), "start": "random"}},
+    "experiments": [{**BLUR, "noise": noise(0.1)}],
+}
+
+
+@pytest.mark.parametrize("kind", ["density", "inversion"])
+def test_worker_processes_know_an_own_flow(folder: Path, kind: str) -> None:
+    module = f"my_{kind}_glow"
+    save_own_flow(folder, module)
+    if kind == "density":
+        (folder / "own.yaml").write_text(f"imports: [{module}]{CONFIG}    images: 4\n")
+    else:
+        write_config(folder / "own.yaml", INVERSION, imports=[module])
+    (folder / "elsewhere").mkdir()
+    (folder / "weights").rename(folder / "elsewhere" / "weights")
+    arguments = ("--config", "../own.yaml", "--output", "own", "--processes", "2")
+    finish(folder / "elsewhere", "evaluate.py", *arguments)
+    assert (folder / "elsewhere" / "own" / "table.json").is_file()
+
+
 def test_changed_code_of_an_own_flow_is_noticed(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    (folder / "my_glow.py").write_text(OWN_FLOW)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        import my_glow
-
-        flow = my_glow.MyGlow(1, 16, levels=2, steps=2, hidden_channels=8).eval()
-        flow.encode(torch.rand(4, 1, 16, 16) - 0.5)
-        flowprior.save(flow, folder / "weights")
+    save_own_flow(folder, "my_glow")
     (folder / "density.yaml").write_text("imports: [my_glow]" + CONFIG)
     arguments = ("--config", "density.yaml", "--evaluation.images", "2")
     assert run_here(folder, *arguments) == 0, capsys.readouterr().err

@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepinv.physics import Inpainting
 
+from datamodules import LayerModels
+from evaluation.experiment import Experiment
+from evaluation.sources import PriorSource, SimulatedData
 from flowprior.inversion import Checkpoint
+from flowprior.physics import Gaussian
 from tests.entry_points import finish
+from tests.inversion_problems import Shifted
 from tests.inversion_tables import (
     DATA,
     noise,
@@ -360,3 +366,52 @@ def test_images_of_two_channels_have_figures_curves_and_results(tmp_path):
     assert (output / "tensorboard" / "method-csgm").is_dir()
     with np.load(next((output / "recovered").glob("*csgm.npz"))) as kept:
         assert kept["x"].shape == (3, 2, 12, 12)
+
+
+class Stripes(Inpainting):
+    """Every other row is measured."""
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(image_shape, mask=(torch.arange(image_shape[1]) % 2 * 1.0).view(1, -1, 1))
+
+
+def observed(operator: str, images: int = 2) -> torch.Tensor:
+    data = LayerModels(image_size=16, num_test=images)
+    experiment = Experiment({}, f"{__name__}.{operator}", noise=Gaussian(0.5))
+    return SimulatedData(data, images).observed(experiment, range(images), seed=0)
+
+
+def test_mask_of_a_class_derived_from_deepinv_tells_where_noise_is():
+    y = observed("Stripes")
+    assert (y[:, :, ::2] == 0).all()
+    assert y[:, :, 1::2].std() > 0.4
+
+
+def test_tables_have_no_conditions():
+    source = SimulatedData(LayerModels(image_size=16, num_test=2), 2)
+    with pytest.raises(ValueError, match=r"priors.mine is conditional.*invert\(..., condition=\)"):
+        PriorSource({"mine": Shifted(size=16)}).check(source)
+
+
+class OnGrid(Stripes):
+    def __init__(self, image_shape: tuple[int, int, int], refine: int = 1) -> None:
+        super().__init__(image_shape)
+        self.refine = refine
+
+
+class Sharpened(Stripes):
+    """What it calls `refine` has nothing to do with a grid."""
+
+    def __init__(self, image_shape: tuple[int, int, int], refine: bool = True) -> None:
+        super().__init__(image_shape)
+        self.refine = refine
+
+
+@pytest.mark.parametrize(
+    ("operator", "given", "expected"),
+    [("OnGrid", {}, 4), ("OnGrid", {"refine": 1}, 1), ("Sharpened", {}, True)],
+)
+def test_own_operator_on_a_grid_makes_data_on_a_finer_one(operator, given, expected):
+    experiment = Experiment({}, f"{__name__}.{operator}", data_options=given)
+    assert experiment.data_physics((1, 16, 16)).refine is expected
+    assert int(experiment.physics((1, 16, 16)).refine) == 1

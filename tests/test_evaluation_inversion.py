@@ -391,7 +391,9 @@ def test_wrong_belief_about_the_noise_changes_the_methods_and_not_the_data(folde
     right = {**BLUR, "noise": noise(0.1)}
     wrong = {**right, "assumed_noise": noise(0.4)}
     rows = {
-        name: table(folder, name, {**SIMULATED, "methods": methods, "experiments": [experiment]})
+        name: table(
+            folder, f"belief {name}", {**SIMULATED, "methods": methods, "experiments": [experiment]}
+        )
         for name, methods, experiment in (
             ("right", tv, right),
             ("wrong", tv, wrong),

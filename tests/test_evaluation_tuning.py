@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from datamodules import LayerModels
 from evaluation import tuning
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
+from evaluation.measures import Similarity
 from evaluation.sources import SimulatedData
-from evaluation.table import Row, summarise
+from evaluation.table import Metric, Row, summarise
 from evaluation.tuning import Choice, _score, grid, variants, with_choice, with_options
 from flowprior.gaussianization import Gaussianization, Identity
-from flowprior.inversion import MAP, Discrepancy, Restarts, TotalVariation
+from flowprior.inversion import MAP, Discrepancy, Restarts, Solver, TotalVariation
 from flowprior.physics import Gaussian
 from tests.inversion_tables import (
     BLUR,
@@ -35,6 +37,7 @@ from tests.inversion_tables import (
 )
 
 WEIGHTS = [0.1, 30.0, 1e5]
+PSNR, SSIM = (Metric(name, higher_is_better=True) for name in ("psnr", "ssim"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -230,7 +233,7 @@ def test_option_of_layers_without_options():
 )
 def test_choice_says_where_its_grid_ends(scores, best, edge):
     tried = [({"weight": w}, s) for w, s in zip(WEIGHTS, scores, strict=True)]
-    choice = Choice({"method": "tv"}, tried, "ssim", 4, given=3)
+    choice = Choice({"method": "tv"}, tried, SSIM, 4, given=3)
     assert choice.best == {"weight": best}
     assert ("edge of the grid" in str(choice)) == edge
 
@@ -238,8 +241,10 @@ def test_choice_says_where_its_grid_ends(scores, best, edge):
 def test_image_that_failed_keeps_a_value_from_being_chosen():
     stats = {"psnr": summarise([(0, 50.0), (1, float("nan"))]), "ssim": summarise([(0, 0.5)])}
     row = Row({"method": "tv"}, stats)
-    assert _score(row, "psnr") == float("-inf")
-    assert _score(row, "ssim") == 0.5
+    assert _score(row, PSNR) == float("-inf")
+    assert _score(row, SSIM) == 0.5
+    lowest = replace(PSNR, higher_is_better=False)
+    assert _score(row, lowest) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -311,3 +316,51 @@ def test_iterations_are_those_of_the_method():
     assert with_choice(method, {"weight": 5.0}).iterations == 7
     with pytest.raises(ValueError, match=r"^methods\.tv: .*iterations"):
         variants("tv", Method(TotalVariation(1.0), tune={"iterations": [-1]}))
+
+
+class Plain(Solver):
+    """Its option has another name as an attribute."""
+
+    def __init__(self, step: float = 1.0) -> None:
+        self._step = step
+
+    def begin(self, problem): ...
+
+
+def test_a_solver_that_is_no_dataclass_cannot_be_tuned():
+    method = Method(Plain(), tune={"step": [1.0, 2.0]})
+    with pytest.raises(ValueError, match=r"methods.own: tune.step: Plain must be a dataclass"):
+        variants("own", method)
+
+
+WORST = """
+from evaluation.measures import Measure
+from evaluation.table import Metric
+
+class Worst(Measure):
+    metrics = (Metric("worst", "Largest error", higher_is_better=False),)
+
+    def __call__(self, estimate, problem, truth):
+        return {"worst": (estimate.x - truth).abs().flatten(1).amax(1)}
+"""
+
+
+def test_an_own_measure_of_which_less_is_better(folder):
+    (folder / "my_worst.py").write_text(WORST)
+    settings = {**SETTINGS, "methods": {"tv": TV}, "experiments": SETTINGS["experiments"][1:]}
+    settings |= {"measures": [{"class_path": "my_worst.Worst"}], "tune_metric": "worst"}
+    table(folder, "worst", settings, "--tune", imports=["my_worst"])
+    report = (folder / "worst" / "report.html").read_text()
+    tried = {r["labels"]["weight"]: r["metrics"] for r in rows_of(folder / "worst" / "tuning")}
+    best = min(tried, key=lambda weight: tried[weight]["worst"]["mean"])
+    assert best != max(tried, key=lambda weight: tried[weight]["worst"]["mean"])
+    (cell,) = (s for labels, s in settings_of(folder / "worst").items() if "tv" in labels)
+    assert cell["solver"]["weight"] == best
+    assert "chosen by worst, lower is better, on 4" in report
+
+
+def test_a_metric_that_nothing_measures_is_one_line(folder, capsys, monkeypatch):
+    monkeypatch.setattr(Similarity, "metrics", (*Similarity.metrics, Metric("x", "", "", True)))
+    write_config(folder / "unmeasured.yaml", {**SETTINGS, "tune_metric": "x"})
+    assert run_here(folder, "--config", "unmeasured.yaml", "--tune") == 2
+    assert "tune_metric=x: nothing has measured it" in capsys.readouterr().err

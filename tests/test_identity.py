@@ -1,5 +1,7 @@
 """What tells a value from any other."""
 
+import importlib
+import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from flowprior.gaussianization import Gaussianization, Reparameterization
-from flowprior.identity import identity
+from flowprior.identity import code_digest, digest, file_digest, identity
 from flowprior.inversion import MAP
 
 
@@ -92,3 +94,88 @@ def test_objects_that_refer_back_to_themselves():
     for module in (first, second):
         module.parent = [module]
     assert identity(first) != identity(second)
+
+
+SPELLINGS = {
+    "from tools import x": "pk/tools.py",
+    "from .tools import x": "pk/tools.py",
+    "from . import tools": "pk/tools.py",
+    "from pk import tools": "pk/tools.py",
+    "from pk.tools import x": "pk/tools.py",
+    "import pk.tools": "pk/tools.py",
+    "import pk.tools as t": "pk/tools.py",
+    "from pk.sub.deep import x": "pk/sub/deep.py",
+    "from .sub import deep": "pk/sub/deep.py",
+    "from ..tools import x": "tools.py",
+}
+
+
+def package(folder, statement, init=True):
+    """Files of a package whose inner module `pk.mine` has this import; each one is changeable."""
+    inner = folder / "top" if ".." in statement else folder
+    files = [inner / "pk" / name for name in ("tools.py", "other.py", "sub/deep.py", "mine.py")]
+    files.append(inner / "tools.py")
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x = 1\n")
+        if init and file.parent != folder:
+            (file.parent / "__init__.py").touch()
+    (inner / "pk" / "mine.py").write_text(f"{statement}\nclass Own: ...\n")
+    return inner, "top.pk.mine" if ".." in statement else "pk.mine"
+
+
+@pytest.fixture
+def own_class(tmp_path, monkeypatch):
+    """Imports the class of a module; forgets all of these modules afterwards."""
+
+    def forget():
+        for name in [name for name in sys.modules if name.split(".")[0] in ("top", "pk", "tools")]:
+            del sys.modules[name]
+
+    def own(module):
+        return importlib.import_module(module).Own
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "pk")  # for `from tools import x`
+    forget()
+    yield own
+    forget()
+
+
+@pytest.mark.parametrize("init", [True, False])
+@pytest.mark.parametrize("statement", SPELLINGS)
+def test_changed_code_that_a_class_imports_is_noticed(tmp_path, own_class, statement, init):
+    inner, module = package(tmp_path, statement, init)
+    kind = own_class(module)
+    before = code_digest(kind)
+    (inner / "pk" / "other.py").write_text("x = 3\n")
+    assert code_digest(kind) == before
+    (inner / SPELLINGS[statement]).write_text("x = 2\n")
+    assert code_digest(kind) != before
+
+
+def test_imports_of_imports_are_relative_to_their_own_folder(tmp_path, own_class):
+    package(tmp_path, "from .sub import deep")
+    (tmp_path / "pk" / "sub" / "deep.py").write_text("from ..other import x\n")
+    kind = own_class("pk.mine")
+    before = code_digest(kind)
+    (tmp_path / "pk" / "other.py").write_text("x = 3\n")
+    assert code_digest(kind) != before
+
+
+@pytest.mark.parametrize("content", [b"x =", b"\0", b"\xff"])
+def test_a_file_that_cannot_be_parsed_counts_too(tmp_path, own_class, content):
+    package(tmp_path, "try:\n    from . import other\nexcept Exception:\n    pass")
+    (tmp_path / "pk" / "other.py").write_bytes(content)
+    kind = own_class("pk.mine")
+    before = code_digest(kind)
+    (tmp_path / "pk" / "other.py").write_bytes(content + b"#")
+    assert code_digest(kind) != before
+
+
+def test_our_code_does_not_count_as_a_users(tmp_path, own_class):
+    package(tmp_path, "import flowprior.io")
+    (tmp_path / "flowprior").mkdir()
+    (tmp_path / "flowprior" / "io.py").write_text("x = 1\n")
+    kind = own_class("pk.mine")
+    assert code_digest(kind) == digest(file_digest(tmp_path / "pk" / "mine.py"))

@@ -460,6 +460,19 @@ def test_wrong_use_is_one_clear_line(prior, truth, name):
     assert "\n" not in str(caught.value)
 
 
+def test_latents_may_have_the_shape_of_those_of_an_estimate(prior, truth):
+    options = {"y": blur(truth)[:2], "sigma": 0.1, "iterations": 2}
+    z = invert(prior, blur, **options).z
+    assert z.ndim > 2
+    expected = invert(prior, blur, latents=z.flatten(1), **options)
+    moving = torch.nn.Parameter(z.clone())
+    for latents in (z, moving):
+        assert torch.equal(invert(prior, blur, latents=latents, **options).x, expected.x)
+    assert torch.equal(moving, expected.z)
+    with pytest.raises(ValueError, match=r"^latents must be .* shape"):
+        invert(prior, blur, latents=z.flatten(2), **options)
+
+
 def test_image_shape_is_needed_without_a_prior(truth):
     solver = TotalVariation(1.0)
     with pytest.raises(ValueError, match="image_shape or start"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from flowprior.gaussianization import Gaussianization
 from flowprior.latent import Latent, standard_normal_log_prob
 
 TWO = Latent({"style": (2, 4), "noise": (1, 3, 3)})
@@ -74,3 +75,9 @@ def test_wrong_names_of_parts_are_told_with_the_known_ones():
         TWO.map({"gloss": nn.Identity()}, z)
     with pytest.raises(ValueError, match=r"missing noise.*style, noise"):
         TWO.join({"style": z})
+
+
+def test_a_part_that_a_layer_refuses_is_named():
+    layer = Gaussianization(patch_size=4, rotation="none")
+    with pytest.raises(ValueError, match=r"latent part noise: patch_size=4 .* got \(1, 3, 3\)"):
+        TWO.map({"noise": layer}, torch.randn(2, 17, generator=torch.Generator().manual_seed(0)))

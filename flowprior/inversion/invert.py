@@ -41,8 +41,8 @@ def invert(
         solver: the method with its options; `MAP()` by default.
         iterations: their maximum number.
         start: images (B, C, H, W) in [0, 1] to start from.
-        latents: free latents v (B, n) to start from, (B·count, n) for `Restarts`; by default one
-            draw of N(0, I) from `seed`.
+        latents: free latents v (B, n) to start from, or (B, *latent.shape) as the z of an earlier
+            `Estimate`; B·count rows for `Restarts`. By default one draw of N(0, I) from `seed`.
         condition: one row per image, for a conditional prior.
         image_shape: (C, H, W), if there is neither prior nor start.
         seed: of everything random.

@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.checks import check_noise, check_whole
@@ -122,6 +122,7 @@ def make_problem(
         require(prior, ("generate",), "latents")
         # Some solvers have several rows of latents for each image, and count them.
         rows = len(latents) if isinstance(latents, Tensor) and latents.ndim else len(y)
+        latents = _flat(latents, prior.latent.shape)
         _check_rows("latents", latents, (rows, prior.latent.size))
     _check_condition(condition, prior, len(y))
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
@@ -162,6 +163,14 @@ def _check_prior(prior: Prior, y: Tensor) -> None:
         raise ValueError("prior must be frozen: call prior.eval().requires_grad_(False)")
     if y.device != prior.like.device:
         raise ValueError(f"y is on {y.device} but the prior is on {prior.like.device}")
+
+
+def _flat(latents: Any, shape: tuple[int, ...]) -> Any:
+    """Latents (B, *shape), as an `Estimate` has them, as (B, n); others as they are."""
+    if len(shape) == 1 or not isinstance(latents, Tensor) or latents.shape[1:] != shape:
+        return latents
+    flat = latents.detach().flatten(1)  # on the same memory, so that a Parameter moves too
+    return nn.Parameter(flat) if isinstance(latents, nn.Parameter) else flat
 
 
 def _indices(given: Any, count: int) -> list[int]:

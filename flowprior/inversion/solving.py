@@ -11,6 +11,7 @@ from torch import Tensor
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.checks import check_whole
+from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
 from flowprior.priors import Prior, require
 
@@ -173,8 +174,10 @@ def check_solver(solver: object) -> None:
 
 
 def check_together(solver: Solver, problem: Problem) -> None:
-    """Raise ValueError unless prior and operator have what the solver needs."""
+    """Raise ValueError unless prior, operator and noise have what the solver needs."""
     solver.check(problem.prior)
+    check_prior(problem.prior, solver.needs, problem.condition)
+    check_misfits(solver, problem)
     if solver.differentiates and not problem.forward.differentiable:
         raise ValueError(
             f"physics: {problem.forward.name} has no gradient, which {type(solver).__name__} "
