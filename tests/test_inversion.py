@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 
 import deepinv
@@ -17,6 +19,7 @@ from flowprior.inversion import (
     Checkpoint,
     Discrepancy,
     Posterior,
+    Progress,
     Reconstructor,
     Restarts,
     Solver,
@@ -350,6 +353,30 @@ def test_every_solver_with_every_prior(solver_name, prior_name):
     assert (found.history["misfit"][-1] < found.history["misfit"][0]).all()
     works_on_images = solver_name in ("TotalVariation", "Reconstructor")
     assert (found.z is None) == works_on_images
+
+
+def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
+    monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
+    monkeypatch.setattr("flowprior.progress._NEXT_LINES", 0.0)
+    invert(prior, blur, blur(truth), iterations=2, sigma=1.0, observers=[Progress(2)])
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert [re.search(r"\d/2 iterations, .* left", line)[0][0] for line in lines] == ["1", "2"]
+    assert all(line.startswith("loss ") for line in lines)
+    assert not out
+
+
+@pytest.mark.parametrize("iteration", [1, 5])
+def test_progress_is_a_bar_on_a_terminal_and_leaves_it(prior, truth, monkeypatch, capfd, iteration):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    observers = [Progress(2), interrupt_at(iteration)]
+    options = {"sigma": 1.0, "solver": TotalVariation(1.0), "start": truth, "iterations": 2}
+    with pytest.raises(Interrupted) if iteration < 2 else nullcontext():
+        invert(None, blur, blur(truth), observers=observers, **options)
+    err = capfd.readouterr().err
+    assert "iterations" in err
+    assert re.search(r"loss \d", err) or iteration == 1  # redrawn ten times a second
+    assert err.rindex("\x1b[?25h") > err.rindex("\x1b[?25l")  # the cursor is back
 
 
 def test_iterations_are_told_to_all_observers(prior, truth):

@@ -1,7 +1,8 @@
 """Solvers, their running batches, and the loop that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -142,7 +143,8 @@ def solve(
         solver: the method with its options.
         problem: the batch.
         iterations: maximum number; rows may end earlier.
-        observers: called at every iteration. Those that have `state_dict` are checkpointed too.
+        observers: called at every iteration. Those that have `state_dict` are checkpointed too;
+            those that have `close` are closed at the end, also after an error.
         checkpoint: file to resume from, and to save the state in.
 
     Raises:
@@ -155,13 +157,23 @@ def solve(
     history = History()
     if checkpoint is not None:
         checkpoint.belongs_to(solver, problem)
-    with batch_invariant():
+    with batch_invariant(), _closed(observers):
         run = solver.begin(problem)
         advance(run, iterations, [history, *observers], checkpoint)
         residual, warnings = _judged(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
     return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
+
+
+@contextmanager
+def _closed(observers: Sequence[Observer]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for observer in observers:
+            if hasattr(observer, "close"):
+                observer.close()
 
 
 def check_solver(solver: object) -> None:
