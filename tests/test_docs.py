@@ -33,6 +33,7 @@ COMMAND = re.compile(r"\b(train|evaluate)\.py --config (\S+?)(?=[`\s])")
 EXAMPLE_NAMES = {"my.yaml"}
 SCORE = re.compile(r"data (-?[\d.]+) dB, recovered (-?[\d.]+) dB")
 MAINS = {"evaluate.py": evaluate.main, "train.py": train.main}
+PICTURED = ("README.md", "docs/inversion.md")
 LEAST_GAIN = 3.0
 UNITS = 3
 """Allowed difference in units of the last digit shown: L-BFGS amplifies the rounding of a CPU."""
@@ -180,3 +181,4 @@ def anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_page_does_what_it_says(page: str, folder: Path) -> None:
     run_page(page, folder)
+    assert page not in PICTURED or (folder / "recovered.png").stat().st_size
