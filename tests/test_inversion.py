@@ -355,6 +355,25 @@ def test_every_solver_with_every_prior(solver_name, prior_name):
     assert (found.z is None) == works_on_images
 
 
+class Even(LinearGaussian):
+    """x = mean + scale · z², which is flat at z = 0."""
+
+    def decode(self, z):
+        return super().decode(z.square())
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_row_that_is_stuck_is_not_told_to_go_on(optimizer):
+    prior = Even()
+    start = torch.stack([torch.zeros(16), torch.full((16,), 0.1)]).double()
+    y = torch.full((2, 1, 4, 4), 0.9).double()
+    options = {"sigma": 0.1, "solver": MAP(optimizer=optimizer), "latents": start}
+    stuck = [w for w in invert(prior, identity, y, **options).warnings if w.startswith("row 0")]
+    assert len(stuck) == 1
+    assert ("stopped by iteration 0" in stuck[0]) == (optimizer == "lbfgs")
+    assert ("more iterations" in stuck[0]) == (optimizer == "adam")
+
+
 def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
     monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
     monkeypatch.setattr("flowprior.progress._NEXT_LINES", 0.0)

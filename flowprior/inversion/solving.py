@@ -231,19 +231,38 @@ def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]
         return None, tuple(warnings)
     with torch.no_grad():
         residual = problem.residual(run.x)
-    high, low = residual > 1.3, residual < 0.7
+    warnings += [*_too_high(run, residual), *_too_low(residual)]
+    return residual, tuple(warnings)
+
+
+def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
+    high = residual > 1.3
+    stuck = torch.zeros_like(high)
+    if hasattr(run, "ended") and run.z is not None:
+        stuck = high & (run.ended >= 0)
+    if stuck.any():
+        yield (
+            f"{named_rows(stuck)} stopped by iteration {run.ended[stuck].max()}, where no descent "
+            f"was found, with a residual up to {residual[stuck].max():.3g} times the noise: try "
+            'another start or optimizer="adam"; or the prior does not explain the data, or it '
+            "takes a smaller beta or another noise level"
+        )
+    high = high & ~stuck
     if high.any():
-        warnings.append(
+        yield (
             f"{named_rows(high)}: the residual is up to {residual[high].max():.3g} times the "
             "noise: the prior does not explain the data, or it takes more iterations, a smaller "
             "beta, another penalty or another noise level"
         )
+
+
+def _too_low(residual: Tensor) -> Iterator[str]:
+    low = residual < 0.7
     if low.any():
-        warnings.append(
+        yield (
             f"{named_rows(low)}: the residual is only {residual[low].min():.2g} of the noise: the "
             "noise is fitted; take a larger beta or another noise level"
         )
-    return residual, tuple(warnings)
 
 
 def named_rows(mask: Tensor) -> str:
