@@ -26,6 +26,7 @@ _NOTES = (
     "Means over images ± 95 % interval; n: number of images",
     "bold: better than the runner-up by more than the interval of their difference",
 )
+_IDEAL = re.compile(r" \(\d\)$")
 _UNBOUNDED, _NARROWEST = 10_000, 16  # characters
 _MOST_DIGITS = 5
 _SYMBOLS = {
@@ -57,7 +58,11 @@ class Grid:
     @property
     def footnote(self) -> str:
         """What the numbers are."""
-        return "; ".join(_NOTES[: 2 if self.best else 1]) + "."
+        notes = list(_NOTES[: 2 if self.best else 1])
+        names = [*self.header, *(line[0] for line in self.lines)]
+        if any(map(_IDEAL.search, names)):
+            notes.append("(1), (3) and the like after a name: the value of an ideal result")
+        return "; ".join(notes) + "."
 
 
 def arrange(table: Table) -> Grid:

@@ -449,6 +449,20 @@ def test_html_marks_the_best_and_scrolls_in_its_box():
     assert re.findall(r'best">([^<]*)<', page) == ["31.0 ± 2.5"] * 2
     assert re.search(r'<div class="scroll"><table.*</table>\s*</div>', page, re.DOTALL)
     assert re.search(r"\.scroll {[^}]*overflow-x: auto", page)
+    assert re.search(r"\.scroll {[^}]*right / \S+ 100% no-repeat local,[^}]*no-repeat scroll", page)
+
+
+@pytest.mark.parametrize("methods", [["flow"], ["flow", "tv"]])
+def test_ideal_values_are_explained(methods):
+    metrics = [
+        Metric(f"m{i}", name) for i, name in enumerate(("Kurtosis (3)", "Radius (1)", *"abc"))
+    ]
+    results = [result({"m": m}, i, {"m0": 3.0, "m1": 1.0}) for m in methods for i in range(2)]
+    found = aggregate(results, metrics)
+    sentence = "(1), (3) and the like after a name: the value of an ideal result"
+    assert sentence in printed(found, 200)
+    assert sentence in report_html("t", found, [], "", {})
+    assert "ideal" not in printed(table(), 200)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 8, 6), (3, 1, 8, 6), (1, 8, 6)])
