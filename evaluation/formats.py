@@ -26,6 +26,7 @@ _NOTES = (
     "Means over images ± 95 % interval; n: number of images",
     "bold: better than the runner-up by more than the interval of their difference",
 )
+_IDEAL = re.compile(r" \(\d\)$")
 _UNBOUNDED, _NARROWEST = 10_000, 16  # characters
 _MOST_DIGITS = 5
 _SYMBOLS = {
@@ -57,13 +58,18 @@ class Grid:
     @property
     def footnote(self) -> str:
         """What the numbers are."""
-        return "; ".join(_NOTES[: 2 if self.best else 1]) + "."
+        notes = list(_NOTES[: 2 if self.best else 1])
+        names = [*self.header, *(line[0] for line in self.lines)]
+        if any(map(_IDEAL.search, names)):
+            notes.append("(1), (3) and the like after a name: the value of an ideal result")
+        return "; ".join(notes) + "."
 
 
 def arrange(table: Table) -> Grid:
-    """Lay a table out: one row a line, or one metric a line where few rows have many metrics."""
+    """Lay a table out: one row a line, or one metric a line if the only row has no name."""
     grid = _wide(table)
-    return _transposed(grid) if len(table.rows) <= 2 and len(table.metrics) > 4 else grid
+    alone = len(grid.lines) == 1 and not grid.labels
+    return _transposed(grid) if alone and len(table.metrics) > 4 else grid
 
 
 def _wide(table: Table) -> Grid:
@@ -72,7 +78,8 @@ def _wide(table: Table) -> Grid:
         name: [label_text(row.labels.get(name)) for row in rows]
         for name in dict.fromkeys(name for row in rows for name in row.labels)
     }
-    varying = {name: column for name, column in texts.items() if len(set(column)) > 1}
+    named = table.compare if len(rows) == 1 else ()  # a method alone is still one of several
+    varying = {n: column for n, column in texts.items() if len(set(column)) > 1 or n in named}
     shared = {name: rows[0].labels.get(name) for name in texts if name not in varying}
     columns, usual = list(varying.items()), [_usual_n(row) for row in rows]
     for metric in table.metrics:
@@ -88,14 +95,8 @@ def _wide(table: Table) -> Grid:
 
 
 def _transposed(grid: Grid) -> Grid:
-    names = [
-        ", ".join(f"{name} {text}" for name, text in zip(grid.header, line, strict=False))
-        for line in (line[: grid.labels] for line in grid.lines)
-    ]
-    lines = list(zip(grid.header, *grid.lines, strict=True))[grid.labels :]
-    best = frozenset((column - grid.labels, line + 1) for line, column in grid.best)
-    header = ["metric", *(_distinct(names) if grid.labels else ["value"] * len(names))]
-    return Grid(grid.caption, header, lines, best, 1)
+    lines = list(zip(grid.header, *grid.lines, strict=True))
+    return Grid(grid.caption, ["metric", "value"], lines, frozenset(), 1)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

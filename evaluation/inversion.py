@@ -330,7 +330,8 @@ class InversionEvaluation(Evaluation):
         """Make problems: a wrong operator or a missing noise level is found before measuring."""
         prior = self.priors.load(prior)
         y = self.source.probe(experiment, prior.image_shape)
-        problems = {needy: _made(prior, experiment, y, needy) for needy in (True, False)}
+        with _named(self.source.probed):
+            problems = {needy: _made(prior, experiment, y, needy) for needy in (True, False)}
         for name in self.names(experiment):
             method, solver = self.methods[name], self.methods[name].solver
             if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
@@ -391,8 +392,8 @@ def _prior_is_needed(solver: Solver) -> Iterator[None]:
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Say where in the config a mistake is."""
+    """Say where in the config a mistake is, if it is known."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise ValueError(f"{what}: {error}" if what else str(error)) from error

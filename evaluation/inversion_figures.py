@@ -132,11 +132,13 @@ def _pictured(rows: Rows, shown: int) -> dict[str, list[Result]]:
 
 
 def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
-    """One row for each image: the truth, and what each method found, with its PSNR."""
+    """One row for each image: truth, data, and what each method found, with its PSNR."""
     first = next(iter(kept.values()))
     columns: dict[str, list[tuple[np.ndarray, str]]] = {}
     if "truth" in first[0].arrays:
         columns["truth"] = [(result.arrays["truth"], "") for result in first]
+    elif _data_are_images(first[0]):  # without a truth the table has no row of the data
+        columns["data"] = [(result.arrays["y"], "") for result in first]
     for name, results in kept.items():
         heading = name.replace(", ", "\n")
         columns[heading] = [(result.arrays["x"], _psnr(result)) for result in results]
@@ -147,6 +149,11 @@ def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
     figure = image_grid(np.stack(images), len(columns), titles, (0, 1), "value in [0, 1]")
     has_scores = "; PSNR above each" if any(scores) else ""
     return figure, f"The first images, not selected{has_scores}. {title}"
+
+
+def _data_are_images(result: Result) -> bool:
+    y, x = result.arrays["y"], result.arrays["x"]
+    return y.shape == x.shape and not np.iscomplexobj(y)
 
 
 def _psnr(result: Result) -> str:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from evaluation.arrays import ArrayStore
-from evaluation.base import Cell, Evaluation, Result
+from evaluation.base import Cell, Evaluation, Result, label_text
 from evaluation.records import RecordStore
 from evaluation.table import SECONDS, Table, aggregate
 from flowprior.command_line import import_beside
@@ -135,15 +135,20 @@ def _measure(
         console.print(f"Continuing: {done} of {total} images are done.", highlight=False)
     remove_temporaries(arrays.folder)
     with SweepProgress(total, done, console) as progress:
-        progress.start(str(batches[0].cell))
+        progress.start(_values(batches[0].cell))
         for batch, measured in _measured(evaluation, batches, arrays, executor):
             kept = [image for image in measured if arrays.has(batch.cell.key, image)]
             with interrupts_held():  # what is measured is kept
                 store.append(batch.cell, measured, kept)
-            progress.start(str(batch.cell))
+            progress.start(_values(batch.cell))
             progress.advance(len(measured))
             if interrupted():
                 raise KeyboardInterrupt
+
+
+def _values(cell: Cell) -> str:
+    """Values of the labels, those of the experiment first: `0.1, total variation`."""
+    return ", ".join(map(label_text, cell.labels.values()))
 
 
 def missing_batches(cell: Cell, done: frozenset[int]) -> list[Batch]:

@@ -28,11 +28,13 @@ class _Source:
         image_shape: (C, H, W), if the images are known.
         has_truth: whether they are.
         given: images (B, C, H, W) in [0, 1] to start from, if it has any.
+        probed: what `probe` gives, where an error must say so.
     """
 
     image_shape: ImageShape | None
     has_truth: bool
     given: Tensor | None = None
+    probed: str = ""
 
     def check_start(self, name: StartName) -> None:
         """Raise ValueError if it cannot give the images of `start`."""
@@ -145,6 +147,7 @@ class MeasuredData(_Source):
         self.observations = found = Observations.load(path)
         self.given, self.has_truth = found.start, found.truth is not None
         self.count = len(found.y)
+        self.probed = f"first row of the observations {tuple(found.y.shape)}"
         known = (images for images in (found.truth, found.start) if images is not None)
         self.image_shape = next((tuple(images.shape[1:]) for images in known), None)
 

@@ -1,4 +1,4 @@
-"""Progress of a sweep: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of something long: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ if TYPE_CHECKING:
 
 _FIRST_LINE, _NEXT_LINES = 2.0, 30.0
 _DAY = 86400.0
+_LABEL, _BAR = 24, 10  # characters, of 80
 
 
 class SweepProgress:
-    """Counts, rate and remaining time of images while the block runs.
+    """Counts, rate and remaining time of images, or of others, while the block runs.
 
     Args:
-        total: number of images in the sweep.
+        total: their number in all.
         done: those done in earlier runs, which the rate does not count.
         console: where to show it.
+        unit: what is counted.
     """
 
-    def __init__(self, total: int, done: int, console: Console) -> None:
+    def __init__(self, total: int, done: int, console: Console, unit: str = "image") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        self._console = console
+        self._console, self._unit = console, unit
         self._next_line = time.monotonic() + _FIRST_LINE
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=_BAR),
             MofNCompleteColumn(),
-            TextColumn("images{task.fields[rate]},"),
+            TextColumn(f"{unit}s{{task.fields[rate]}},"),
             Remaining(),
             TextColumn("left"),
             console=console,
@@ -44,12 +46,13 @@ class SweepProgress:
         self._bar.advance(self._task, 0)  # the clock of the first batch starts here
 
     def start(self, what: str) -> None:
-        """Name what is being measured now."""
-        self._bar.update(self._task, description=what if len(what) <= 18 else f"{what[:17]}…")
+        """Say what is being done now; of a long text, its end."""
+        short = what if len(what) <= _LABEL else f"…{what[1 - _LABEL :]}"
+        self._bar.update(self._task, description=short)
 
-    def advance(self, images: int) -> None:
-        """Count images that are finished."""
-        self._bar.advance(self._task, images)
+    def advance(self, count: int) -> None:
+        """Count what is finished."""
+        self._bar.advance(self._task, count)
         self._bar.update(self._task, rate=self._rate())
         now = time.monotonic()
         if self._bar.disable and now >= self._next_line:
@@ -57,9 +60,10 @@ class SweepProgress:
             self._next_line = now + _NEXT_LINES
 
     def text(self) -> str:
-        """``12/40 images, 3.1 images/s, 0:00:09 left``; no rate before anything is done."""
+        """``glow, 12/40 images, 3.1 images/s, 0:00:09 left``; no rate before anything is done."""
         task = self._bar.tasks[0]
-        counts = f"{task.completed:.0f}/{task.total:.0f} images{self._rate()}"
+        what = f"{task.description}, " if task.description else ""
+        counts = f"{what}{task.completed:.0f}/{task.total:.0f} {self._unit}s{self._rate()}"
         left = task.time_remaining
         return counts if left is None else f"{counts}, {timedelta(seconds=round(left))} left"
 
@@ -67,7 +71,8 @@ class SweepProgress:
         speed = self._bar.tasks[0].speed
         if not speed:
             return ""
-        return f", {speed:.3g} images/s" if speed >= 1 else f", {1 / speed:.3g} s/image"
+        unit = self._unit
+        return f", {speed:.3g} {unit}s/s" if speed >= 1 else f", {1 / speed:.3g} s/{unit}"
 
     def __enter__(self) -> Self:
         self._bar.start()

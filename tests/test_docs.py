@@ -25,7 +25,7 @@ PAGES = [
     "docs/flows.md",
     "docs/gaussianization.md",
 ]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^(?:<!-- (no score) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -33,6 +33,7 @@ COMMAND = re.compile(r"\b(train|evaluate)\.py --config (\S+?)(?=[`\s])")
 EXAMPLE_NAMES = {"my.yaml"}
 SCORE = re.compile(r"data (-?[\d.]+) dB, recovered (-?[\d.]+) dB")
 MAINS = {"evaluate.py": evaluate.main, "train.py": train.main}
+PICTURED = ("README.md", "docs/inversion.md")
 LEAST_GAIN = 3.0
 UNITS = 3
 """Allowed difference in units of the last digit shown: L-BFGS amplifies the rounding of a CPU."""
@@ -40,11 +41,21 @@ UNITS = 3
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, and the line of the page that it starts at."""
+    """A fenced block: its language, its text, and the line of the page that its text starts at.
+
+    One that recovers images prints a score, unless `<!-- no score -->` stands above it, because it
+    is about something else.
+    """
 
     language: str
     text: str
     line: int
+    no_score: bool = False
+
+    @property
+    def scored(self) -> bool:
+        """Whether it must print how well it recovers."""
+        return self.language == "python" and "invert(" in self.text and not self.no_score
 
     @property
     def file_name(self) -> str | None:
@@ -55,7 +66,10 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     text = (ROOT / page).read_text()
-    return [Block(m[1], m[2], text[: m.start()].count("\n") + 2) for m in BLOCK.finditer(text)]
+    return [
+        Block(m[2], m[3], text[: m.start(3)].count("\n") + 1, bool(m[1]))
+        for m in BLOCK.finditer(text)
+    ]
 
 
 @pytest.fixture
@@ -87,7 +101,7 @@ def run_page(page: str, folder: Path) -> None:
             with contextlib.redirect_stdout(io.StringIO()) as output:
                 exec(code, namespace)
             printed = output.getvalue()
-            check_gains(printed, f"{page}:{block.line}")
+            check_gains(printed, f"{page}:{block.line}", block.scored)
         elif block.language == "bash":
             run_commands(block.text, folder)
         elif block.language == "text":
@@ -121,9 +135,11 @@ def agree(said: str, is_now: str) -> bool:
     return math.isclose(float(said), float(is_now), rel_tol=0, abs_tol=(UNITS + 0.01) * 10**-digits)
 
 
-def check_gains(printed: str, where: str) -> None:
+def check_gains(printed: str, where: str, scored: bool = False) -> None:
     """Images that were recovered are better than their data by the least gain."""
-    for data, recovered in SCORE.findall(printed):
+    scores = SCORE.findall(printed)
+    assert scores or not scored, f"{where} does not print how well it recovers:\n{printed}"
+    for data, recovered in scores:
         gain = float(recovered) - float(data)
         assert gain >= LEAST_GAIN, f"{where}: recovered better by {gain:.2f} dB only:\n{printed}"
 
@@ -136,6 +152,8 @@ def test_wrong_numbers_words_and_gains_are_noticed() -> None:
     check_gains("MAP: data 10.0 dB, recovered 13.1 dB", "")
     with pytest.raises(AssertionError):
         check_gains("MAP: data 10.0 dB, recovered 12.9 dB", "")
+    with pytest.raises(AssertionError):
+        check_gains("MAP (11, 4)", "", scored=True)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -163,3 +181,4 @@ def anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_page_does_what_it_says(page: str, folder: Path) -> None:
     run_page(page, folder)
+    assert page not in PICTURED or (folder / "recovered.png").stat().st_size

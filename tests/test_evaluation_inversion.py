@@ -169,21 +169,36 @@ def test_table_figures_and_tensorboard(folder, whole):
         assert {event.step for event in events.Images("inversion/images")} == {0, 1, 2, 5}
 
 
-def test_every_recovered_image_has_its_score(folder, whole):
+def comparison(folder: Path, scores: tuple[float, ...], **kept: np.ndarray) -> tuple:
+    """The picture of two images by two methods, of which this is kept, and its caption."""
     evaluation = InversionEvaluation({"glow": folder / "weights"}, {}, [], LayerModels(16))
     experiment = Experiment({"noise": 1}, "denoising")
+    image = np.full((1, 4, 4), 0.5)
     results = []
     for name in ("a", "b"):
         labels = {"noise": 1, "method": name}
         parts = {"experiment": experiment, "method": Method(Data()), "prior": "glow", "seed": 0}
         cell = InversionCell(labels, range(2), {}, **parts)
-        kept = dict.fromkeys(("x", "truth", "x_0"), np.full((1, 4, 4), 0.5)) | {"finite": True}
-        results += [Result(cell, i, {"psnr": 10.0 + i}, kept) for i in range(2)]
+        arrays = {"x": image, "x_0": image, "finite": True, **kept}
+        metrics = [{"psnr": score} for score in scores] or [{}, {}]
+        results += [Result(cell, i, metrics[i], arrays) for i in range(2)]
     figure, caption = evaluation.figures(Table([], []), results)["recovered"]
-    titles = [axes.get_title().split() for axes in figure.axes]
+    return [axes.get_title().split() for axes in figure.axes], caption
+
+
+def test_every_recovered_image_has_its_score(folder):
+    titles, caption = comparison(folder, (10.0, 11.0), truth=np.full((1, 4, 4), 0.5))
     assert titles[:3] == [["truth"], ["a", "10.0", "dB"], ["b", "10.0", "dB"]]
     assert titles[3:6] == [[], ["11.0", "dB"], ["11.0", "dB"]]
     assert "PSNR" in caption
+
+
+def test_measured_data_are_pictured_if_they_are_images(folder):
+    titles, caption = comparison(folder, (), y=np.full((1, 4, 4), 0.7))
+    assert titles[:3] == [["data"], ["a"], ["b"]]
+    assert "PSNR" not in caption
+    for y in (np.full((8, 3), 0.7), np.full((1, 4, 4), 0.7j)):
+        assert comparison(folder, (), y=y)[0][:2] == [["a"], ["b"]]
 
 
 def test_best_iteration_is_that_of_the_mean(folder, whole):

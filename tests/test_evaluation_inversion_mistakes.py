@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {
         "nan": {"y": bad},
         "small": {"y": np.zeros((2, 1, 8, 8))},
+        "flat": {"y": y[:, 0]},
         "other": {"z": y},
         "large": {"y": np.full((2, 1, 16, 16), 1e300)},
         "bytes": {"y": y, "truth": truth},
@@ -62,6 +63,7 @@ OBSERVATIONS = {
     "no numbers": ("text.npz", ["text.npz"]),
     "NaN": ("nan.npz", ["y", "rows [1]"]),
     "shape": ("small.npz", ["y", "(B, 1, 16, 16)"]),
+    "no channel": ("flat.npz", ["(2, 16, 16)", "(B, 1, 16, 16)", "y[:, None]"]),
     "unknown array": ("other.npz", ["z", "expected y"]),
 }
 

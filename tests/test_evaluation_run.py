@@ -15,7 +15,7 @@ from rich.console import Console
 
 from evaluation import Cell, Evaluation, Metric, run
 from evaluation.arrays import ArrayStore
-from evaluation.runner import ProcessPool, missing_batches
+from evaluation.runner import ProcessPool, _values, missing_batches
 from flowprior.command_line import run_command
 from flowprior.figures import histogram
 from flowprior.progress import SweepProgress
@@ -338,6 +338,18 @@ def test_progress_counts_only_this_run():
     now[0] = 44.0
     progress.advance(1)
     assert progress.text() == "61/100 images, 2.1 s/image, 0:01:22 left"
+
+
+@pytest.mark.parametrize("method", ["total variation", "flow + layers"])
+def test_progress_names_the_method(method):
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, legacy_windows=False)
+    cell = Cell({"noise": 0.00512345, "method": method}, range(1000), {})
+    with SweepProgress(1000, 0, console) as progress:
+        progress.start(_values(cell))
+        progress.advance(500)
+    assert method in file.getvalue()
+    assert "left" in file.getvalue()
 
 
 def ignore_signals(path):

@@ -315,24 +315,31 @@ def printed(results, width):
     return console.file.getvalue()
 
 
-def density(rows):
+def many(labels, compare=()):
+    """A table of many metrics."""
     metrics = [Metric(f"m{i}", f"A metric with number {i}") for i in range(12)]
+    values = {m.name: 1.5 for m in metrics}
     results = [
-        result({"flow": "glow", "t": t}, i, {m.name: i + 0.5 for m in metrics})
-        for t in range(rows)
-        for i in range(3)
+        result(row, i, {n: v + i for n, v in values.items()}) for row in labels for i in (0, 1)
     ]
-    return aggregate(results, metrics, lambda labels, name: 1.25 if name == "m3" else None)
+    return aggregate(results, metrics, lambda _, name: {"m3": 1.25}.get(name), compare)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("width", [80, 120])
-def test_many_metrics_of_few_rows_stand_below_each_other(rows, width):
-    lines = printed(density(rows), width).splitlines()
+def test_many_metrics_of_one_row_stand_below_each_other(width):
+    lines = printed(many([{"flow": "glow"}]), width).splitlines()
     values = [line.split() for line in lines if "number 3" in line]
-    assert values[0][-3 * rows :] == ["1.5", "±", "2.5"] * rows
-    assert values[1][-rows - 1 :] == ["paper", *["1.25"] * rows]
+    assert values[0][-3:] == ["2.0", "±", "6.4"]
+    assert values[1][-2:] == ["paper", "1.25"]
     assert len([line for line in lines if "A metric" in line]) == 13
+
+
+@pytest.mark.parametrize("methods", [["total variation"], ["total variation", "flow"]])
+def test_methods_are_rows(methods):
+    labels = [{"noise": 0.2, "method": method} for method in methods]
+    grid = arrange(many(labels, ("method", "prior")))
+    assert (grid.caption, grid.header[0], grid.labels) == ("noise 0.2", "method", 1)
+    assert [line[0] for line in grid.lines] == methods
 
 
 def wide(methods, metrics=8):
@@ -442,6 +449,20 @@ def test_html_marks_the_best_and_scrolls_in_its_box():
     assert re.findall(r'best">([^<]*)<', page) == ["31.0 ± 2.5"] * 2
     assert re.search(r'<div class="scroll"><table.*</table>\s*</div>', page, re.DOTALL)
     assert re.search(r"\.scroll {[^}]*overflow-x: auto", page)
+    assert re.search(r"\.scroll {[^}]*right / \S+ 100% no-repeat local,[^}]*no-repeat scroll", page)
+
+
+@pytest.mark.parametrize("methods", [["flow"], ["flow", "tv"]])
+def test_ideal_values_are_explained(methods):
+    metrics = [
+        Metric(f"m{i}", name) for i, name in enumerate(("Kurtosis (3)", "Radius (1)", *"abc"))
+    ]
+    results = [result({"m": m}, i, {"m0": 3.0, "m1": 1.0}) for m in methods for i in range(2)]
+    found = aggregate(results, metrics)
+    sentence = "(1), (3) and the like after a name: the value of an ideal result"
+    assert sentence in printed(found, 200)
+    assert sentence in report_html("t", found, [], "", {})
+    assert "ideal" not in printed(table(), 200)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 8, 6), (3, 1, 8, 6), (1, 8, 6)])

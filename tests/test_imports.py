@@ -115,11 +115,11 @@ def test_an_allowed_import_passes(tmp_path, path, source):
     assert violations(tmp_path) == []
 
 
-def test_flowprior_does_not_load_lightning():
+def test_flowprior_does_not_load_lightning_or_rich():
     code = (
-        "import sys, flowprior, flowprior.flows, flowprior.metrics; "
+        "import sys, flowprior, flowprior.flows, flowprior.inversion, flowprior.metrics; "
         "print(sorted(m for m in sys.modules if m.split('.')[0] in "
-        "('pytorch_lightning', 'lightning', 'lightning_fabric', 'torchmetrics')))"
+        "('pytorch_lightning', 'lightning', 'lightning_fabric', 'torchmetrics', 'rich')))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=120

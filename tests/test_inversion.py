@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 
 import deepinv
@@ -17,6 +19,7 @@ from flowprior.inversion import (
     Checkpoint,
     Discrepancy,
     Posterior,
+    Progress,
     Reconstructor,
     Restarts,
     Solver,
@@ -352,6 +355,49 @@ def test_every_solver_with_every_prior(solver_name, prior_name):
     assert (found.z is None) == works_on_images
 
 
+class Even(LinearGaussian):
+    """x = mean + scale · z², which is flat at z = 0."""
+
+    def decode(self, z):
+        return super().decode(z.square())
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_row_that_is_stuck_is_not_told_to_go_on(optimizer):
+    prior = Even()
+    start = torch.stack([torch.zeros(16), torch.full((16,), 0.1)]).double()
+    y = torch.full((2, 1, 4, 4), 0.9).double()
+    options = {"sigma": 0.1, "solver": MAP(optimizer=optimizer), "latents": start}
+    stuck = [w for w in invert(prior, identity, y, **options).warnings if w.startswith("row 0")]
+    assert len(stuck) == 1
+    assert ("stopped by iteration 0" in stuck[0]) == (optimizer == "lbfgs")
+    assert ("more iterations" in stuck[0]) == (optimizer == "adam")
+
+
+def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
+    monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
+    monkeypatch.setattr("flowprior.progress._NEXT_LINES", 0.0)
+    invert(prior, blur, blur(truth), iterations=2, sigma=1.0, observers=[Progress(2)])
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert [re.search(r"\d/2 iterations, .* left", line)[0][0] for line in lines] == ["1", "2"]
+    assert all(line.startswith("loss ") for line in lines)
+    assert not out
+
+
+@pytest.mark.parametrize("iteration", [1, 5])
+def test_progress_is_a_bar_on_a_terminal_and_leaves_it(prior, truth, monkeypatch, capfd, iteration):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    observers = [Progress(2), interrupt_at(iteration)]
+    options = {"sigma": 1.0, "solver": TotalVariation(1.0), "start": truth, "iterations": 2}
+    with pytest.raises(Interrupted) if iteration < 2 else nullcontext():
+        invert(None, blur, blur(truth), observers=observers, **options)
+    err = capfd.readouterr().err
+    assert "iterations" in err
+    assert re.search(r"loss \d", err) or iteration == 1  # redrawn ten times a second
+    assert err.rindex("\x1b[?25h") > err.rindex("\x1b[?25l")  # the cursor is back
+
+
 def test_iterations_are_told_to_all_observers(prior, truth):
     seen = []
 
@@ -401,7 +447,11 @@ def test_residual_and_warnings():
 WRONG = {
     "shape of y": ({"y": torch.zeros(2, 1, 8, 8).double()}, r"^y must have shape \(B, 1, 16, 16\)"),
     "NaN in y": ({"y": torch.full((2, 1, SIZE, SIZE), torch.nan)}, r"^y must .* rows \[0, 1\]"),
-    "numpy y": ({"y": np.zeros((2, 1, SIZE, SIZE))}, "^y must .*got ndarray"),
+    "numpy y": ({"y": np.zeros((2, 1, SIZE, SIZE))}, r"got ndarray: torch.from_numpy\(y\)$"),
+    "no channel": (
+        {"y": torch.zeros(2, SIZE, SIZE).double()},
+        r"^y must .*got \(2, 16, 16\): add a channel axis: y\[:, None\]$",
+    ),
     "list y": ({"y": [[[0.0]]]}, "^y must .*got list"),
     "bool y": ({"y": torch.ones(2, 1, SIZE, SIZE).bool()}, "^y must .*got torch.bool"),
     "integer y": ({"y": torch.ones(2, 1, SIZE, SIZE).long()}, "^y must .*got torch.int64"),

@@ -16,6 +16,7 @@ from flowprior.inversion.invert import invert
 from flowprior.inversion.map import MAP, csgm, glow_ip, l1_map, project_to_latents
 from flowprior.inversion.plug_and_play import PlugAndPlay
 from flowprior.inversion.problem import Problem, make_problem
+from flowprior.inversion.progress import Progress
 from flowprior.inversion.reconstructor import Reconstructor
 from flowprior.inversion.recording import Recording
 from flowprior.inversion.restarts import Restarts
@@ -37,6 +38,7 @@ __all__ = [
     "PlugAndPlay",
     "Posterior",
     "Problem",
+    "Progress",
     "Reconstructor",
     "Recording",
     "Restarts",

@@ -90,6 +90,7 @@ class LBFGSRun(Descent):
 
     def __init__(self, terms: Terms, v: nn.Parameter, tolerance: float = 0.0) -> None:
         super().__init__(terms, v)
+        self.tolerance = tolerance
         ends = {"tolerance_change": tolerance, "window": WINDOW} if tolerance else {}
         self.optimizer = BatchedLBFGS([v], **ends)
         self.x, self.values = self._start()
@@ -99,6 +100,15 @@ class LBFGSRun(Descent):
     def active(self) -> Tensor:
         """Rows that have neither converged nor failed."""
         return self.optimizer.active
+
+    @property
+    def ended(self) -> Tensor:
+        """Iteration at which each row found no descent any more, (B,); -1 where it moves."""
+        status = self.optimizer.status
+        ended = status == RowStatus.FAILED
+        if not self.tolerance:  # with one, a row ends where its loss falls too slowly
+            ended |= status == RowStatus.CONVERGED
+        return torch.where(ended, self.optimizer.iterations, -1)
 
     def step(self) -> None:
         """Make one outer iteration of every active row."""

@@ -44,9 +44,11 @@ def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise |
     predicted = _predicted(forward, y, like)
     if predicted.shape[1:] != y.shape[1:]:
         expected = ", ".join(map(str, ["B", *predicted.shape[1:]]))
+        lacks_channel = predicted.shape[1:] == (1, *y.shape[1:])
+        remedy = ": add a channel axis: y[:, None]" if lacks_channel else ""
         raise ValueError(
             f"y must have shape ({expected}), which {forward.name} makes of images of shape "
-            f"{tuple(like.shape)}, got {tuple(y.shape)}"
+            f"{tuple(like.shape)}, got {tuple(y.shape)}{remedy}"
         )
     if y.is_complex() and not predicted.is_complex():
         raise ValueError(f"y is complex, but {forward.name} makes real data")

@@ -197,7 +197,8 @@ def _check_condition(condition: Tensor | None, prior: Prior | None, count: int) 
 def _check_data(y: object) -> None:
     if not isinstance(y, Tensor) or y.ndim < 2 or y.numel() == 0:
         kind = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"y must be a tensor of data (B, ...), not empty, got {kind}")
+        remedy = ": torch.from_numpy(y)" if kind == "ndarray" else ""
+        raise ValueError(f"y must be a tensor of data (B, ...), not empty, got {kind}{remedy}")
     if not (y.is_floating_point() or y.is_complex()):
         raise ValueError(f"y must be floating point or complex, got {y.dtype}")
 

@@ -1,7 +1,8 @@
 """Solvers, their running batches, and the loop that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -143,7 +144,8 @@ def solve(
         solver: the method with its options.
         problem: the batch.
         iterations: maximum number; rows may end earlier.
-        observers: called at every iteration. Those that have `state_dict` are checkpointed too.
+        observers: called at every iteration. Those that have `state_dict` are checkpointed too;
+            those that have `close` are closed at the end, also after an error.
         checkpoint: file to resume from, and to save the state in.
 
     Raises:
@@ -156,13 +158,23 @@ def solve(
     history = History()
     if checkpoint is not None:
         checkpoint.belongs_to(solver, problem)
-    with batch_invariant():
+    with batch_invariant(), _closed(observers):
         run = solver.begin(problem)
         advance(run, iterations, [history, *observers], checkpoint)
         residual, warnings = _judged(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
     return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
+
+
+@contextmanager
+def _closed(observers: Sequence[Observer]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for observer in observers:
+            if hasattr(observer, "close"):
+                observer.close()
 
 
 def check_solver(solver: object) -> None:
@@ -222,19 +234,38 @@ def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]
         return None, tuple(warnings)
     with torch.no_grad():
         residual = problem.residual(run.x)
-    high, low = residual > 1.3, residual < 0.7
+    warnings += [*_too_high(run, residual), *_too_low(residual)]
+    return residual, tuple(warnings)
+
+
+def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
+    high = residual > 1.3
+    stuck = torch.zeros_like(high)
+    if hasattr(run, "ended") and run.z is not None:
+        stuck = high & (run.ended >= 0)
+    if stuck.any():
+        yield (
+            f"{named_rows(stuck)} stopped by iteration {run.ended[stuck].max()}, where no descent "
+            f"was found, with a residual up to {residual[stuck].max():.3g} times the noise: try "
+            'another start or optimizer="adam"; or the prior does not explain the data, or it '
+            "takes a smaller beta or another noise level"
+        )
+    high = high & ~stuck
     if high.any():
-        warnings.append(
+        yield (
             f"{named_rows(high)}: the residual is up to {residual[high].max():.3g} times the "
             "noise: the prior does not explain the data, or it takes more iterations, a smaller "
             "beta, another penalty or another noise level"
         )
+
+
+def _too_low(residual: Tensor) -> Iterator[str]:
+    low = residual < 0.7
     if low.any():
-        warnings.append(
+        yield (
             f"{named_rows(low)}: the residual is only {residual[low].min():.2g} of the noise: the "
             "noise is fitted; take a larger beta or another noise level"
         )
-    return residual, tuple(warnings)
 
 
 def named_rows(mask: Tensor) -> str:
