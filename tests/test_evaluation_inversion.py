@@ -469,7 +469,7 @@ def test_tables_of_the_paper_have_all_their_rows():
             row = {"noise": noise_level, "β": beta, "method": "flow + layers"}
             assert row in labels
             assert evaluation.paper(row, "best_ssim") is not None
-    tuned_alike = {"tomography_layers": 5, "deblur_layers": 5, "study_layers": 9}
+    tuned_alike = {"tomography_layers": 5, "deblur_layers": 5, "study_layers": 6}
     for name, count in tuned_alike.items():
         tuned = [m for m in configured(name).methods.values() if m.tune]
         assert len(tuned) == count
