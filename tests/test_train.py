@@ -246,6 +246,7 @@ class Interrupt:
             signal.raise_signal(signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupt())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.argv = ["train.py", "--config", "tiny.yaml"]
 runpy.run_path(sys.path[0] + "/train.py", run_name="__main__")
 """
