@@ -1,31 +1,86 @@
-"""Trains the denoisers in weights, for `flowprior.inversion.PlugAndPlay`.
+"""Trains the denoisers in weights, for `PlugAndPlay` and `DPS` of `flowprior.inversion`.
 
     python docs/train_denoiser.py mnist --root data
     python docs/train_denoiser.py layers_32
+    python docs/train_denoiser.py mnist diffusion --root data
 
-The network is deepinv's DRUNet, small, which sees the noise level as a second channel. Noise has
-standard deviations drawn from U(0, 0.5) on images in [0, 1]. The run resumes where it was stopped,
-with the same result: the images and the noise of a step depend on its number alone.
+The network is a small one of deepinv's, on images in [0, 1], and is told the noise level: DRUNet
+with standard deviations from U(0, 0.5) for plug-and-play, NCSN++ with log-normal ones, weighted
+as by Karras et al. (Elucidating the design space of diffusion-based generative models, 2022), for
+diffusion. The run resumes where it was stopped, with the same result: the images and the noise of
+a step depend on its number alone.
 """
 
 import argparse
 import json
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from deepinv.models import DRUNet
+from deepinv.models import DRUNet, NCSNpp
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Generator, Tensor
 
 from datamodules import MNIST, ImageDataModule, LayerModels
 from flowprior.io import atomic_path
 from flowprior.metrics import psnr
 
-OPTIONS = {"in_channels": 1, "out_channels": 1, "nc": [16, 32, 64, 64], "nb": 1, "pretrained": None}
 RATE, BATCH, SAVE_EVERY = 2e-3, 32, 60.0
 LEVELS = (0.1, 0.2, 0.4)
+DEVIATION = 0.35
+"""Root mean square of a digit's pixels."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network and how it is trained.
+
+    `levels` draws noise levels (B,), `loss` weighs the mean square error (B,) of images with them.
+    """
+
+    network: type[torch.nn.Module]
+    options: dict[str, Any]
+    steps: int
+    sigma: str
+    levels: Callable[[Generator], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+
+RECIPES = {
+    "denoiser": Recipe(
+        DRUNet,
+        {"in_channels": 1, "out_channels": 1, "nc": [16, 32, 64, 64], "nb": 1, "pretrained": None},
+        steps=4000,
+        sigma="U(0, 0.5)",
+        levels=lambda generator: 0.5 * torch.rand(BATCH, generator=generator),
+        loss=lambda error, sigma: error.sqrt(),
+    ),
+    "diffusion": Recipe(
+        NCSNpp,
+        {
+            "model_type": "ddpm",
+            "img_resolution": 28,
+            "in_channels": 1,
+            "out_channels": 1,
+            "augment_dim": 0,
+            "model_channels": 32,
+            "channel_mult": [1, 2, 2],
+            "num_blocks": 1,
+            "attn_resolutions": [7],
+            "dropout": 0.0,
+            "pixel_std": DEVIATION,
+            "pretrained": None,
+        },
+        steps=12000,
+        sigma="exp(N(-1.6, 1.4²))",
+        levels=lambda generator: (1.4 * torch.randn(BATCH, generator=generator) - 1.6).exp(),
+        loss=lambda error, sigma: error * (sigma**-2 + DEVIATION**-2),
+    ),
+}
 
 
 def data_set(name: str, root: str) -> ImageDataModule:
@@ -41,11 +96,11 @@ def images_of(data: ImageDataModule, split: str) -> Tensor:
     return images.__getitems__([(0, index) for index in range(len(images))])
 
 
-def noisy(step: int, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def noisy(recipe: Recipe, step: int, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Clean images (B, C, H, W) of a step, their noisy versions, and the noise levels (B,)."""
     generator = torch.Generator().manual_seed(step)
     clean = images[torch.randint(len(images), (BATCH,), generator=generator)]
-    sigma = 0.5 * torch.rand(BATCH, generator=generator)
+    sigma = recipe.levels(generator)
     noise = torch.randn(clean.shape, generator=generator)
     return clean, clean + sigma.view(-1, 1, 1, 1) * noise, sigma
 
@@ -62,10 +117,10 @@ def scores(model: torch.nn.Module, images: Tensor) -> dict[str, list[float]]:
     return found
 
 
-def train(data: ImageDataModule, out: Path, steps: int) -> None:
-    """Minimise the root mean square error of each image, by Adam with a cosine schedule."""
+def train(recipe: Recipe, data: ImageDataModule, out: Path, steps: int) -> None:
+    """Minimise the weighted error of denoised images, by Adam with a cosine schedule."""
     torch.manual_seed(0)
-    model = DRUNet(**OPTIONS)
+    model = recipe.network(**recipe.options)
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     state, first = out / "state.pt", 0
     if state.is_file():
@@ -77,8 +132,9 @@ def train(data: ImageDataModule, out: Path, steps: int) -> None:
     images, saved = images_of(data, "train"), time.monotonic()
     for step in range(first, steps):
         optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
-        clean, y, sigma = noisy(step, images)
-        loss = (model(y, sigma) - clean).square().flatten(1).mean(1).sqrt().mean()
+        clean, y, sigma = noisy(recipe, step, images)
+        error = (model(y, sigma) - clean).square().flatten(1).mean(1)
+        loss = recipe.loss(error, sigma).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -87,18 +143,19 @@ def train(data: ImageDataModule, out: Path, steps: int) -> None:
                 torch.save((step + 1, steps, model.state_dict(), optimizer.state_dict()), temporary)
             print(f"step {step + 1} of {steps}: loss {loss.item():.4f}", flush=True)
             saved = time.monotonic()
-    export(model.eval(), out, {"steps": steps, "batch": BATCH, "learning_rate": RATE}, data)
+    export(recipe, model.eval(), out, steps, data)
 
 
 def export(
-    model: torch.nn.Module, out: Path, training: dict[str, float], data: ImageDataModule
+    recipe: Recipe, model: torch.nn.Module, out: Path, steps: int, data: ImageDataModule
 ) -> None:
     """Write the weights and their card."""
     save_file(model.state_dict(), out / "model.safetensors")
+    training = {"steps": steps, "batch": BATCH, "learning_rate": RATE}
     card = {
-        "class_path": "deepinv.models.DRUNet",
-        "init_args": OPTIONS,
-        "training": {"data": describe(data), "sigma": [0, 0.5], **training},
+        "class_path": f"deepinv.models.{recipe.network.__name__}",
+        "init_args": recipe.options,
+        "training": {"data": describe(data), "sigma": recipe.sigma, **training},
         "psnr_of_noisy_and_denoised_by_sigma": scores(model, images_of(data, "val")[:1000]),
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -113,14 +170,17 @@ def describe(data: ImageDataModule) -> str:
 def main() -> None:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=["mnist", "layers_32"], help="of the data set")
+    parser.add_argument("data", choices=["mnist", "layers_32"])
+    parser.add_argument("kind", nargs="?", choices=list(RECIPES), default="denoiser")
     parser.add_argument("--root", default="data", help="folder that holds MNIST/raw")
-    parser.add_argument("--out", type=Path, help="default: runs/denoiser_<name>")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--out", type=Path, help="default: runs/<kind>_<data>")
+    parser.add_argument("--steps", type=int)
     options = parser.parse_args()
-    out = options.out or Path("runs", f"denoiser_{options.name}")
+    recipe = RECIPES[options.kind]
+    out = options.out or Path("runs", f"{options.kind}_{options.data}")
     out.mkdir(parents=True, exist_ok=True)
-    train(data_set(options.name, options.root), out, options.steps)
+    data = data_set(options.data, options.root)
+    train(recipe, data, out, recipe.steps if options.steps is None else options.steps)
 
 
 if __name__ == "__main__":

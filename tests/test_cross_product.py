@@ -11,6 +11,7 @@ from flowprior.flows import Coupling1x1Flow
 from flowprior.gaussianization import Gaussianization
 from flowprior.inversion import (
     BM3D,
+    DPS,
     MAP,
     DeepImagePrior,
     Discrepancy,
@@ -113,6 +114,7 @@ IMAGE = {
     "Wavelet": Wavelet(1.0, levels=1),
     "BM3D": BM3D(),
     "PlugAndPlay": PlugAndPlay(Smoother(), stages=3),
+    "DPS": DPS(Smoother(), stages=3, first_level=0.1),
     "DeepImagePrior": DeepImagePrior(channels=4, layers=3),
     "Reconstructor": Reconstructor(Resized()),
 }

@@ -18,6 +18,7 @@ from datamodules import LayerModels
 from flowprior.identity import identity as described
 from flowprior.inversion import (
     BM3D,
+    DPS,
     MAP,
     Checkpoint,
     DeepImagePrior,
@@ -75,10 +76,11 @@ SOLVERS = {
     "BM3D": BM3D(),
     "Wavelet": Wavelet(1.0),
     "PlugAndPlay": PlugAndPlay(Smoother(), stages=4),
+    "DPS": DPS(Smoother(), stages=5, draws=2, first_level=2.0),
     "DeepImagePrior": DeepImagePrior(channels=4, layers=3),
     "Reconstructor": Reconstructor(Data()),
 }
-RIVALS = ("BM3D", "Wavelet", "PlugAndPlay", "DeepImagePrior")
+RIVALS = ("BM3D", "Wavelet", "PlugAndPlay", "DPS", "DeepImagePrior")
 
 
 def steps(size=12, count=33, dtype=torch.float32):
@@ -127,7 +129,7 @@ def test_killed_run_goes_on_to_the_last_bit(glow, tmp_path, name):
         assert torch.equal(found.history[key], values), key
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", [name for name in RIVALS if name != "DPS"])
 def test_unknown_noise_is_one_line(name):
     with pytest.raises(ValueError, match=f"^{name} needs the noise level"):
         invert(None, denoising(SHAPE), steps()[1], solver=SOLVERS[name], image_shape=SHAPE)
@@ -145,6 +147,11 @@ def test_unknown_noise_is_one_line(name):
         (lambda: PlugAndPlay(Smoother(), first_level=0), "first_level"),
         (lambda: PlugAndPlay(Smoother(), stages=1), "stages"),
         (lambda: PlugAndPlay(Smoother(), weights="nowhere"), "weights"),
+        (lambda: DPS("unet"), "denoiser"),
+        (lambda: DPS(Smoother(), step_size=-1.0), "step_size"),
+        (lambda: DPS(Smoother(), draws=0), "draws"),
+        (lambda: DPS(Smoother(), stages=1), "stages"),
+        (lambda: DPS(Smoother(), first_level=0.1, last_level=0.2), "last_level"),
         (lambda: DeepImagePrior(learning_rate=0), "learning_rate"),
         (lambda: DeepImagePrior(channels=0), "channels"),
         (lambda: DeepImagePrior(layers=1), "layers"),
@@ -436,6 +443,62 @@ def test_deep_image_prior_takes_the_steps_of_adam():
     torch.testing.assert_close(again.x, expected)
 
 
+class OfNormalImages(nn.Module):
+    """The best denoiser of images whose pixels are N(mean, deviation²), independent."""
+
+    mean, deviation = 0.3, 0.2
+
+    def forward(self, x, sigma):
+        share = self.deviation**2 / (self.deviation**2 + sigma.view(-1, 1, 1, 1) ** 2)
+        return self.mean + share * (x - self.mean)
+
+
+def test_dps_far_from_the_data_draws_from_the_prior():
+    solver = DPS(OfNormalImages(), step_size=1e-12, draws=500, stages=800)
+    problem = make_problem(None, blur, steps(4, 1)[1], image_shape=(1, 4, 4))
+    run = solver.begin(problem)
+    while run.active.any():
+        run.step()
+    assert run.noisy.mean().item() == pytest.approx(0.3, abs=0.004)
+    assert run.noisy.std().item() == pytest.approx(0.2, rel=0.02)
+
+
+def test_dps_is_the_published_algorithm():
+    """Algorithm 1 of Chung et al. as it stands there, for mixed noise and images in [-1, 1]."""
+    y = steps(count=2, dtype=torch.float64)[1]
+    solver = DPS(OfNormalImages().double(), step_size=0.1, stages=6, first_level=3.0)
+    run = solver.begin(make_problem(None, blur, y, image_shape=SHAPE))
+    signal = [1 / (1 + 4 * level**2) for level in solver.levels]
+    x = signal[0] ** 0.5 * (2 * run.noisy[:, 0] - 1)
+    for k, level in enumerate(solver.levels[:-1]):
+        x = x.requires_grad_()
+        noisy = (x / signal[k] ** 0.5 + 1) / 2
+        clean = 2 * solver.denoiser(noisy, noisy.new_full((2,), level)) - 1
+        distance = (blur((clean + 1) / 2) - y).flatten(1).norm(dim=1)
+        pull = torch.autograd.grad(distance.sum(), x)[0]
+        alpha = signal[k] / signal[k + 1]
+        mean = (
+            alpha**0.5 * (1 - signal[k + 1]) * x + signal[k + 1] ** 0.5 * (1 - alpha) * clean
+        ) / (1 - signal[k])
+        deviation = ((1 - alpha) * (1 - signal[k + 1]) / (1 - signal[k])) ** 0.5
+        run.done += 1
+        noise = run._noise()[:, 0]
+        run.done -= 1
+        x = (mean + deviation * noise - 0.4 * pull).detach()
+        run.step()
+        found = signal[k + 1] ** 0.5 * (2 * run.noisy[:, 0] - 1)
+        torch.testing.assert_close(found, x, rtol=1e-10, atol=1e-10)
+    assert not run.active.any()
+
+
+def test_dps_recovers_a_clean_image_of_the_prior():
+    generator = torch.Generator().manual_seed(4)
+    truth = 0.3 + 0.2 * torch.randn(3, *SHAPE, generator=generator)
+    solver = DPS(OfNormalImages(), step_size=0.5, stages=200)
+    found = invert(None, identity, truth, solver=solver, iterations=200, image_shape=SHAPE)
+    assert (found.x - truth).square().mean().sqrt() < 0.02
+
+
 def test_solvers_that_need_no_prior_take_one():
     y = steps(count=1)[1]
     prior = Module(nn.Sequential(nn.Unflatten(1, SHAPE)), SHAPE, [64]).eval()
@@ -454,24 +517,26 @@ def training(monkeypatch):
     return module
 
 
-def test_training_of_a_denoiser_resumes(training, tmp_path, monkeypatch):
-    data = LayerModels(image_size=8, num_train=8, num_val=4, data_range=(0.0, 1.0))
+@pytest.mark.parametrize("kind", ["denoiser", "diffusion"])
+def test_training_of_a_denoiser_resumes(training, tmp_path, monkeypatch, kind):
+    recipe = training.RECIPES[kind]
+    data = LayerModels(image_size=28, num_train=8, num_val=4, data_range=(0.0, 1.0))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-    training.train(data, whole, 3)
+    training.train(recipe, data, whole, 3)
     noisy = training.noisy
 
-    def stops(step, images):
+    def stops(recipe, step, images):
         if step == 2:
             raise Interrupted
-        return noisy(step, images)
+        return noisy(recipe, step, images)
 
     monkeypatch.setattr(training, "noisy", stops)
     with pytest.raises(Interrupted):
-        training.train(data, killed, 3)
+        training.train(recipe, data, killed, 3)
     monkeypatch.setattr(training, "noisy", noisy)
-    training.train(data, killed, 3)
+    training.train(recipe, data, killed, 3)
     expected, found = (load_file(f / "model.safetensors") for f in (whole, killed))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

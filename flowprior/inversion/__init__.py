@@ -10,6 +10,7 @@ from flowprior.inversion.bm3d import BM3D
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.deep_image_prior import DeepImagePrior
 from flowprior.inversion.discrepancy import Discrepancy
+from flowprior.inversion.dps import DPS
 from flowprior.inversion.forward import Forward
 from flowprior.inversion.images import ImageRun
 from flowprior.inversion.invert import invert
@@ -27,6 +28,7 @@ from flowprior.inversion.wavelet import Wavelet
 
 __all__ = [
     "BM3D",
+    "DPS",
     "MAP",
     "BatchedLBFGS",
     "Checkpoint",

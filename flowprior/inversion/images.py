@@ -85,8 +85,8 @@ class ImageRun:
         self.values, self.finite = state["values"], state["finite"]
 
 
-def row_seed(problem: Problem, row: int) -> int:
-    """Seed of the random numbers of one image, which depends on (seed, index) alone."""
+def row_seed(problem: Problem, row: int, *stage: int) -> int:
+    """Seed of the random numbers of one image, which depends on (seed, index, stage) alone."""
     # 32 bits, which are all that torch's CPU generator looks at.
-    key = (problem.seed, int(problem.indices[row]))
+    key = (problem.seed, int(problem.indices[row]), *stage)
     return int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -1,17 +1,14 @@
 """Denoisers as priors."""
 
-import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.checks import check_positive, check_whole
+from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.proximal import ProximalRun
 from flowprior.inversion.solving import Solver
@@ -54,13 +51,10 @@ class PlugAndPlay(Solver):
     stages: int = 24
 
     def __post_init__(self) -> None:
-        if not isinstance(self.denoiser, nn.Module):
-            raise ValueError(f"denoiser must be a torch module, got {self.denoiser!r}")
+        object.__setattr__(self, "denoiser", make_denoiser(self.denoiser, self.weights))
         check_positive("strength", self.strength)
         check_positive("first_level", self.first_level)
         check_whole("stages", self.stages, 2)
-        if self.weights is not None:
-            object.__setattr__(self, "denoiser", _with_weights(self.denoiser, self.weights))
 
     def begin(self, problem: Problem) -> "PlugAndPlayRun":
         """Start from the given images, or from grey ones."""
@@ -71,8 +65,7 @@ class PlugAndPlayRun(ProximalRun):
     """The batch of a `PlugAndPlay`."""
 
     def __init__(self, solver: PlugAndPlay, problem: Problem) -> None:
-        self.model = copy.deepcopy(solver.denoiser).eval().requires_grad_(False).to(problem.like)
-        _check_denoiser(self.model, problem)
+        self.model = frozen_denoiser(solver.denoiser, problem)
         super().__init__(problem, "PlugAndPlay")
         self.solver, self.done = solver, 0
         with torch.no_grad():
@@ -107,32 +100,3 @@ class PlugAndPlayRun(ProximalRun):
         """Resume from such a state."""
         super().load_state_dict(state)
         self.done = state["done"]
-
-
-def _with_weights(denoiser: nn.Module, path: str) -> nn.Module:
-    """A copy with the parameters of a file; ValueError if it is missing, damaged, or another's."""
-    model = copy.deepcopy(denoiser)
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"weights={Path(path)}: expected a safetensors file of the parameters of "
-            f"{type(model).__name__}: {reason}"
-        ) from error
-    return model
-
-
-@torch.no_grad()
-def _check_denoiser(model: nn.Module, problem: Problem) -> None:
-    """Raise ValueError unless the denoiser gives images of the shape that it takes."""
-    grey = problem.like.new_full((1, *problem.image_shape), 0.5)
-    try:
-        found = getattr(model(grey, grey.new_full((1,), 0.1)), "shape", None)
-    except Exception as error:  # whatever a user's code raises
-        found = " ".join(str(error).split())[:200]
-    if found != grey.shape:
-        raise ValueError(
-            f"denoiser: {type(model).__name__} must turn images {tuple(grey.shape)} and noise "
-            f"levels (1,) into images of that shape, got {found}"
-        )
