@@ -58,6 +58,10 @@ class Flow(Prior):
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""Map latents z (B, \*latent.shape) to (x, log|det dx/dz|)."""
 
+    def latents(self, x: Tensor) -> Tensor:
+        r"""Latents (B, \*latent.shape) of images x (B, C, H, W): `encode` without its log-det."""
+        return self.encode(x)[0]
+
     def generate(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         r"""Images (B, C, H, W) of latents z (B, \*latent.shape): `decode` without its log-det."""
         return self.decode(z)[0]

@@ -1,5 +1,8 @@
 """Multi-scale Glow (Kingma & Dhariwal, 2018)."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 
 from flowprior.flows.coupling import Coupling, CouplingKind
@@ -96,7 +99,14 @@ class Glow(MultiScaleFlow):
                 "data_range": list(data_range),
             },
             [
-                GlowLevel(c, steps, hidden_channels, coupling, log_scale_limit, shift_limit)
+                GlowLevel(
+                    c,
+                    steps,
+                    partial(CouplingNet, hidden_channels=hidden_channels),
+                    coupling,
+                    log_scale_limit,
+                    shift_limit,
+                )
                 for c in channels
             ],
             [*(ConditionalPrior(c // 2) for c in channels[:-1]), ChannelPrior(channels[-1])],
@@ -105,13 +115,16 @@ class Glow(MultiScaleFlow):
 
 
 class GlowLevel(nn.Module):
-    """The flow steps of one level, on (B, channels, H, W) at a fixed resolution."""
+    """The flow steps of one level, on (B, channels, H, W) at a fixed resolution.
+
+    `make_net(in_channels, out_channels)` gives the network of a coupling.
+    """
 
     def __init__(
         self,
         channels: int,
         steps: int,
-        hidden_channels: int,
+        make_net: Callable[[int, int], nn.Module],
         coupling: CouplingKind,
         log_scale_limit: float | None,
         shift_limit: float | None,
@@ -120,9 +133,7 @@ class GlowLevel(nn.Module):
         half = channels // 2
         out_channels = half if coupling == "additive" else channels
         self.convolutions = InvertibleConvolutions(channels, steps)
-        self.nets = nn.ModuleList(
-            CouplingNet(half, out_channels, hidden_channels) for _ in range(steps)
-        )
+        self.nets = nn.ModuleList(make_net(half, out_channels) for _ in range(steps))
         self.coupling = coupling
         self.limits = log_scale_limit, shift_limit
 

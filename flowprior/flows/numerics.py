@@ -34,6 +34,19 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance.sqrt()
 
 
+@torch.no_grad()
+def channel_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and covariance (C, C) of the channels of x (B, C, H, W), in float64.
+
+    Over the batches of all processes, as `channel_moments`.
+    """
+    values = x.detach().double().transpose(0, 1).flatten(1)
+    mean = _reduced_mean(values)
+    centred = values - mean[:, None]
+    products = (centred[:, None] * centred[None]).flatten(0, 1)
+    return mean, _reduced_mean(products).view(len(mean), len(mean))
+
+
 def _reduced_mean(values: Tensor) -> Tensor:
     total = torch.cat([values.sum(1), values.new_tensor([values.shape[1]])])
     if dist.is_available() and dist.is_initialized():

@@ -1,0 +1,78 @@
+"""Injective 1×1 convolutions, which double the number of channels."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.flows.invertible_convolution import pixel_affine
+from flowprior.flows.numerics import channel_covariance
+
+InjectiveKind = Literal["linear", "relu"]
+
+
+class InjectiveConvolution(nn.Module):
+    r"""A 1×1 convolution from c/2 to c channels, and its Tikhonov pseudo-inverse.
+
+    "linear": x = W z + b with W (c, c/2), inverted by z = (WᵀW + λI)⁻¹ Wᵀ (x − b).
+    "relu": x = ReLU([W; −W] z + [b; −b]) with W (c/2, c/2); since ReLU(t) − ReLU(−t) = t, it is
+    inverted by z = (WᵀW + λI)⁻¹ Wᵀ ([I −I] x − b). W starts with orthonormal columns. A channel
+    that images do not need costs nothing: W may have any scale.
+
+    Reference: Kothari et al., "Trumpets" (2021), section 3.1.
+
+    Args:
+        channels: c, even, of the larger side.
+        kind: "linear" or "relu".
+        tikhonov: λ > 0; the inverse is exact up to λ / s², with the singular values s of W.
+    """
+
+    def __init__(self, channels: int, kind: InjectiveKind, tikhonov: float) -> None:
+        super().__init__()
+        narrow = channels // 2
+        tall = narrow if kind == "relu" else channels
+        columns = torch.linalg.qr(torch.randn(tall, narrow).double())[0]
+        self.weight = nn.Parameter(columns.to(torch.get_default_dtype()))
+        self.bias = nn.Parameter(torch.zeros(tall))
+        self.kind = kind
+        self.tikhonov = tikhonov
+
+    def expand(self, z: Tensor) -> Tensor:
+        """Images x (B, c, H, W) of z (B, c/2, H, W)."""
+        x = pixel_affine(z, self.weight, self.bias)
+        return torch.cat([x.relu(), (-x).relu()], 1) if self.kind == "relu" else x
+
+    def contract(self, x: Tensor) -> Tensor:
+        """The pseudo-inverse: z (B, c/2, H, W) of x (B, c, H, W)."""
+        if self.kind == "relu":
+            positive, negative = x.chunk(2, 1)
+            x = positive - negative
+        inverse, bias = self._inverse(), self.bias.double()
+        offset = -(inverse @ bias)
+        return pixel_affine(x, inverse.to(x.dtype), offset.to(x.dtype))
+
+    def log_det(self) -> Tensor:
+        """½ log det WᵀW = Σ log s of one pixel, for `expand`, ()."""
+        return (0.5 * torch.linalg.slogdet(self._gram())[1]).to(self.weight.dtype)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> Tensor:
+        """Keep as much as possible of the images x (B, c, H, W); returns z (B, c/2, H, W).
+
+        A linear layer takes the leading principal components of their pixels, over all processes.
+        """
+        if self.kind == "linear":
+            mean, covariance = channel_covariance(x)
+            leading = torch.linalg.eigh(covariance)[1].flip(1)[:, : self.weight.shape[1]]
+            self.weight.copy_(leading)
+            self.bias.copy_(mean)
+        return self.contract(x)
+
+    def _gram(self) -> Tensor:
+        weight = self.weight.double()
+        return weight.mT @ weight
+
+    def _inverse(self) -> Tensor:
+        gram = self._gram()
+        regular = gram + self.tikhonov * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        return torch.linalg.solve(regular, self.weight.double().mT)
