@@ -22,9 +22,9 @@ class PlugAndPlay(Solver):
         \qquad x_k = D(z_k, \sigma_k)
 
     The noise level σ_k falls geometrically from σ₀ to that of the data, σ/‖A‖, or to `last_level`;
-    the first step is 10 conjugate gradients. A denoiser that ignores the noise level is the same in every iteration.
-    It starts from the given images, or from grey, and ends after `stages` iterations: fewer stop
-    where the noise level is still high.
+    the first step is 10 conjugate gradients. A denoiser that ignores the noise level is the same in
+    every iteration. It starts from the given images, or from grey, and ends after `stages`
+    iterations: fewer stop where the noise level is still high.
 
     Reference: Zhang et al., Plug-and-play image restoration with deep denoiser prior (2021), eq. 6;
     there s is called λ, and is between 0.19 and 0.55.
