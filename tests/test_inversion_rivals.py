@@ -146,6 +146,8 @@ def test_unknown_noise_is_one_line(name):
         (lambda: PlugAndPlay(Smoother(), strength=0), "strength"),
         (lambda: PlugAndPlay(Smoother(), first_level=0), "first_level"),
         (lambda: PlugAndPlay(Smoother(), stages=1), "stages"),
+        (lambda: PlugAndPlay(Smoother(), last_level=0.0), "last_level"),
+        (lambda: PlugAndPlay(Smoother(), first_level=0.1, last_level=0.2), "last_level"),
         (lambda: PlugAndPlay(Smoother(), weights="nowhere"), "weights"),
         (lambda: DPS("unet"), "denoiser"),
         (lambda: DPS(Smoother(), step_size=-1.0), "step_size"),
@@ -335,7 +337,8 @@ def test_plug_and_play_of_no_denoiser_fits_the_data():
     torch.testing.assert_close(found.x, y, rtol=0, atol=1e-3)
 
 
-def test_stages_of_plug_and_play_are_half_quadratic_splitting():
+@pytest.mark.parametrize("last_level", [None, 0.2])
+def test_stages_of_plug_and_play_are_half_quadratic_splitting(last_level):
     seen = []
 
     class Watcher(nn.Module):
@@ -344,10 +347,10 @@ def test_stages_of_plug_and_play_are_half_quadratic_splitting():
             return blur(x)
 
     y = 2 * steps(count=1)[1]
-    solver = PlugAndPlay(Watcher(), strength=3.0, first_level=0.5, stages=5)
+    solver = PlugAndPlay(Watcher(), None, 3.0, first_level=0.5, stages=5, last_level=last_level)
     options = {"image_shape": SHAPE, "iterations": 8}
     found = invert(None, lambda x: 2 * x, y, sigma=0.1, solver=solver, **options)
-    last = 0.1 / 2 / MARGIN**0.5
+    last = last_level or 0.1 / 2 / MARGIN**0.5
     levels = torch.logspace(np.log10(0.5), np.log10(last), 5).tolist()
     assert seen[-5:] == pytest.approx(levels)
     x = torch.full_like(y, 0.5)

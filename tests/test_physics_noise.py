@@ -421,7 +421,11 @@ def test_other_wrong_options():
         Poisson(0)
     with pytest.raises(ValueError, match="scale must be"):
         Gaussian(1.0, "8")
-    for options, option in (((1.0, 0.6), "share"), ((1.0, 0.1, 0), "factor")):
+    for options, option in (
+        ((1.0, 0.6), "share"),
+        ((1.0, 0.1, 0), "factor"),
+        ((1.0, 0.1, 1e300), "factor"),
+    ):
         with pytest.raises(ValueError, match=f"{option} must be"):
             Contaminated(*options)
 

@@ -1,5 +1,7 @@
 """Operators: adjoints, known values, references, determinism, mistakes."""
 
+import inspect
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -373,3 +375,8 @@ def test_names_of_the_package():
     assert set(OPERATORS) - {"crosshole_tomography"} < set(physics_package.__all__)
     with pytest.raises(AttributeError, match="sharpen"):
         _ = physics_package.sharpen
+
+
+def test_every_public_name_is_what_it_says_after_all_were_imported():
+    found = [getattr(physics_package, name) for name in physics_package.__all__]
+    assert not any(map(inspect.ismodule, found))

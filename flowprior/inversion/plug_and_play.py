@@ -21,10 +21,10 @@ class PlugAndPlay(Solver):
     .. math:: z_k = \arg\min_z \mathrm{misfit}(z) + \frac{s}{2\sigma_k^2} \|z - x_{k-1}\|^2,
         \qquad x_k = D(z_k, \sigma_k)
 
-    The noise level σ_k falls geometrically from σ₀ to that of the data, σ/‖A‖; the first step is
-    10 conjugate gradients. A denoiser that ignores the noise level is the same in every iteration.
-    It starts from the given images, or from grey, and ends after `stages` iterations: fewer stop
-    where the noise level is still high.
+    The noise level σ_k falls geometrically from σ₀ to that of the data, σ/‖A‖, or to `last_level`;
+    the first step is 10 conjugate gradients. A denoiser that ignores the noise level is the same in
+    every iteration. It starts from the given images, or from grey, and ends after `stages`
+    iterations: fewer stop where the noise level is still high.
 
     Reference: Zhang et al., Plug-and-play image restoration with deep denoiser prior (2021), eq. 6;
     there s is called λ, and is between 0.19 and 0.55.
@@ -37,6 +37,8 @@ class PlugAndPlay(Solver):
         first_level: σ₀ > 0, on images in [0, 1], as far as the denoiser has seen such noise; holes
             in the data need a high one.
         stages: number of iterations, at least 2.
+        last_level: noise level of the last iteration, at most σ₀; σ/‖A‖ by default. Choose it on
+            validation images: where A leaves much open, a denoiser does more at a higher level.
 
     Raises:
         ValueError: names the option, or the weights are missing, damaged or of another network;
@@ -49,12 +51,17 @@ class PlugAndPlay(Solver):
     strength: float = 0.23
     first_level: float = 0.5
     stages: int = 24
+    last_level: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "denoiser", make_denoiser(self.denoiser, self.weights))
         check_positive("strength", self.strength)
         check_positive("first_level", self.first_level)
         check_whole("stages", self.stages, 2)
+        if self.last_level is not None and not 0 < self.last_level <= self.first_level:
+            raise ValueError(
+                f"last_level must be in (0, first_level={self.first_level}], got {self.last_level}"
+            )
 
     def begin(self, problem: Problem) -> "PlugAndPlayRun":
         """Start from the given images, or from grey ones."""
@@ -90,6 +97,8 @@ class PlugAndPlayRun(ProximalRun):
         first, share = self.solver.first_level, self.done / (self.solver.stages - 1)
         # In Python, because powers of a tensor are rounded differently at different places.
         last = self.step_size.flatten().sqrt().tolist()
+        if self.solver.last_level is not None:
+            last = [self.solver.last_level] * len(last)
         return self.x.new_tensor([first * (level / first) ** share for level in last])
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from deepinv.physics import MRI, Blur, Denoising, Inpainting, ZeroNoise
 from torch import Tensor
 
 from flowprior.physics.checks import check_integer, check_number, check_positive
+from flowprior.physics.intensities import Intensities
 from flowprior.physics.linear import (
     BoxDownsampling,
     ChannelMean,
@@ -20,7 +21,6 @@ from flowprior.physics.linear import (
     ParallelBeam,
     RealMRI,
 )
-from flowprior.physics.phase_retrieval import Intensities
 
 ImageShape = tuple[int, int, int]
 
@@ -291,8 +291,10 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _check_shape(image_shape: ImageShape) -> None:
-    if len(image_shape) != 3 or any(int(side) != side or side < 1 for side in image_shape):
+    if len(image_shape) != 3:
         raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
+    for side in image_shape:
+        check_integer("image_shape: C, H and W", side, least=1)
 
 
 def _check_pair(name: str, value: object) -> None:

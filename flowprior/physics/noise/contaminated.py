@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from flowprior.physics.checks import check_number, check_positive
+from flowprior.physics.checks import check_number
 from flowprior.physics.noise.base import Noise, check_density, check_real, difference
 from flowprior.physics.noise.draws import Indices, draw
 
@@ -21,7 +21,7 @@ class Contaminated(Noise):
     Args:
         sigma: σ ≥ 0; with 0, `add` changes nothing and there is no misfit.
         share: ε in [0, 0.5], the expected share of outliers.
-        factor: k > 0.
+        factor: k in [1e-3, 1e6].
     """
 
     sigma: float
@@ -31,7 +31,7 @@ class Contaminated(Noise):
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, least=0)
         check_number("share", self.share, least=0, most=0.5)
-        check_positive("factor", self.factor)
+        check_number("factor", self.factor, least=1e-3, most=1e6)
 
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:
         """A(x) + n."""
