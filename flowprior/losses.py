@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from flowprior.flows import Flow
 from flowprior.metrics import coded_bits_per_dim
+from flowprior.priors import require
 
 
 class Loss(ABC):
@@ -51,14 +53,47 @@ class MaximumLikelihood(Loss):
 
 
 class Reconstruction(Loss):
-    """‖x − decode(encode(x))‖², summed over the pixels of an image.
+    """‖x − decode(encode(x))‖², summed over the pixels of an image, and ‖x − …‖/‖x‖.
 
-    Rounding error for a bijective flow; the distance to the range of an injective one.
+    Rounding error for a bijective flow; the distance to the range of an injective one, of which
+    only the expanding network is trained.
     """
 
     monitor = "squared_error"
 
     def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
         """See `Loss`."""
-        restored = flow.decode(flow.encode(images)[0])[0]
-        return {"squared_error": (images - restored).square().flatten(1).sum(1)}
+        projected = getattr(flow, "project", None)
+        restored = projected(images) if projected else flow.generate(flow.latents(images))
+        squared = (images - restored).square().flatten(1).sum(1)
+        size = images.square().flatten(1).sum(1)
+        return {"squared_error": squared, "relative_error": (squared / size).detach().sqrt()}
+
+    def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
+        """The expanding network of an injective flow, otherwise everything."""
+        return flow.network_parameters() if hasattr(flow, "project") else flow.parameters()
+
+
+class LatentLikelihood(Loss):
+    """−log p(w) in nats of what an injective flow leaves of an image, w = g†(x), under its flow h.
+
+    The expanding network g stays as it is. Reference: Kothari et al., "Trumpets" (2021), section
+    2.2, the ML phase.
+    """
+
+    monitor = "latent_nll"
+
+    def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
+        """See `Loss`."""
+        with torch.no_grad():
+            w, _ = flow.contract(images)
+        return {"latent_nll": -flow.low_log_prob(w)}
+
+    def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
+        """The flow h.
+
+        Raises:
+            ValueError: the flow is not injective.
+        """
+        require(flow, ["project"], "LatentLikelihood")
+        return flow.low_parameters()
