@@ -50,7 +50,8 @@ class Solver(ABC):
     Attributes:
         needs: methods that the prior must have; see `flowprior.priors.CAPABILITIES`. It may be a
             property that depends on the options.
-        differentiates: whether it uses the gradient of the operator.
+        differentiates: whether it uses gradients: of the operator, of the misfit, and of the prior
+            if it needs one.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -188,7 +189,8 @@ def check_solver(solver: object) -> None:
 def check_together(solver: Solver, problem: Problem) -> None:
     """Raise ValueError unless prior, operator and noise have what the solver needs."""
     solver.check(problem.prior)
-    check_prior(problem.prior, solver.needs, problem.condition)
+    gradient_for = type(solver).__name__ if solver.differentiates else None
+    check_prior(problem.prior, solver.needs, problem.condition, gradient_for=gradient_for)
     check_misfits(solver, problem)
     if solver.differentiates and not problem.forward.differentiable:
         raise ValueError(
