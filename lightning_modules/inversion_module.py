@@ -160,6 +160,6 @@ def _check_latent_solver(solver: object) -> None:
     check_solver(solver)
     if not hasattr(solver, "start"):
         raise ValueError(
-            f"solver {type(solver).__name__} has no `start(problem)`, the latents v (B, n) to start "
-            "from: a solver over latents needs it here; for one over images use invert"
+            f"solver {type(solver).__name__} has no `start(problem)` that gives latents (B, n), "
+            "which a solver over latents needs here; for one over images use invert"
         )

@@ -223,6 +223,16 @@ def test_misfit_of_all_images_together():
     assert "must be (B,), here (2,), got (1,)" in refusal(small_decoder(), Total(1.0))
 
 
+@pytest.mark.parametrize("wrong", [lambda r: r[0], lambda r: r.mean((1, 2, 3)), lambda r: 1.0])
+def test_standardised_of_another_shape(wrong):
+    class Misshapen(Gaussian):
+        def standardised(self, predicted, y):
+            return wrong(super().standardised(predicted, y))
+
+    line = refusal(small_decoder(), Misshapen(1.0))
+    assert line.startswith("noise: standardised of Misshapen must be of the shape of y")
+
+
 def evaluation(prior: Prior, noise: Noise) -> InversionEvaluation:
     return InversionEvaluation(
         priors={"mine": prior},
