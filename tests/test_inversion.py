@@ -28,6 +28,7 @@ from flowprior.inversion import (
     glow_ip,
     invert,
     make_problem,
+    row_seed,
 )
 from flowprior.inversion.latent_terms import LatentTerms
 from flowprior.latent import standard_normal_log_prob
@@ -423,6 +424,20 @@ def test_rows_that_are_done_repeat_their_values():
     assert not seen[-1].any()
     assert found.history["loss"].shape == (101, 2)
     assert (found.history["loss"][50:] == found.history["loss"][-1]).all()
+
+
+def test_random_numbers_of_an_image_depend_on_its_number_and_the_seed_alone():
+    y = torch.rand(2, 1, 4, 4)
+
+    def seed(row, *stage, first=0, **options):
+        numbers = {"indices": [4, 7][first:], "seed": 3}
+        problem = make_problem(
+            None, identity, y[first:], image_shape=y.shape[1:], **numbers | options
+        )
+        return row_seed(problem, row, *stage)
+
+    assert seed(1, 5) == seed(0, 5, first=1)
+    assert len({seed(0), seed(1), seed(0, 0), seed(0, 1), seed(0, seed=4)}) == 5
 
 
 def test_residual_and_warnings():
