@@ -159,4 +159,7 @@ def _frozen(prior: Any) -> Any:
 def _check_latent_solver(solver: object) -> None:
     check_solver(solver)
     if not hasattr(solver, "start"):
-        raise ValueError(f"solver {type(solver).__name__} does not work on latents: use invert")
+        raise ValueError(
+            f"solver {type(solver).__name__} has no `start(problem)` that gives latents (B, n), "
+            "which a solver over latents needs here; for one over images use invert"
+        )

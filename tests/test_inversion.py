@@ -28,6 +28,7 @@ from flowprior.inversion import (
     glow_ip,
     invert,
     make_problem,
+    row_seed,
 )
 from flowprior.inversion.latent_terms import LatentTerms
 from flowprior.latent import standard_normal_log_prob
@@ -425,6 +426,20 @@ def test_rows_that_are_done_repeat_their_values():
     assert (found.history["loss"][50:] == found.history["loss"][-1]).all()
 
 
+def test_random_numbers_of_an_image_depend_on_its_number_and_the_seed_alone():
+    y = torch.rand(2, 1, 4, 4)
+
+    def seed(row, *stage, first=0, **options):
+        numbers = {"indices": [4, 7][first:], "seed": 3}
+        problem = make_problem(
+            None, identity, y[first:], image_shape=y.shape[1:], **numbers | options
+        )
+        return row_seed(problem, row, *stage)
+
+    assert seed(1, 5) == seed(0, 5, first=1)
+    assert len({seed(0, 1), seed(1, 1), seed(0, 2), seed(0, 1, seed=4)}) == 4
+
+
 def test_residual_and_warnings():
     prior = LinearGaussian(size=16)
     truth = images_of(prior)
@@ -434,9 +449,9 @@ def test_residual_and_warnings():
     torch.testing.assert_close(found.residual, expected)
     (warning,) = found.warnings
     assert "rows 0, 1, 2, 3" in warning
-    assert "larger beta" in warning
+    assert "larger weight of the prior (beta, weight)" in warning
     start = invert(prior, identity, y + torch.tensor([0.0, 0, 1, 0]).view(4, 1, 1, 1), sigma=0.3)
-    assert any("row 2" in w and "smaller beta" in w for w in start.warnings)
+    assert any("row 2" in w and "smaller weight of the prior" in w for w in start.warnings)
     assert "warnings: " in repr(start)
     unknown = invert(prior, identity, y, solver=MAP(misfit=Gaussian(0.2)))
     assert unknown.residual is None
@@ -452,6 +467,7 @@ WRONG = {
         {"y": torch.zeros(2, SIZE, SIZE).double()},
         r"^y must .*got \(2, 16, 16\): add a channel axis: y\[:, None\]$",
     ),
+    "no batch": ({"y": torch.zeros(1, SIZE, SIZE).double()}, r"for the one image: y\[None\]$"),
     "list y": ({"y": [[[0.0]]]}, "^y must .*got list"),
     "bool y": ({"y": torch.ones(2, 1, SIZE, SIZE).bool()}, "^y must .*got torch.bool"),
     "integer y": ({"y": torch.ones(2, 1, SIZE, SIZE).long()}, "^y must .*got torch.int64"),
@@ -508,6 +524,14 @@ def test_wrong_use_is_one_clear_line(prior, truth, name):
     with pytest.raises(ValueError, match=words) as caught:
         invert(**(given | changes))
     assert "\n" not in str(caught.value)
+
+
+def test_one_image_of_three_colours_lacks_an_axis():
+    y = torch.zeros(3, 8, 8)
+    options = {"sigma": 1.0, "solver": TotalVariation(1.0), "image_shape": (3, 8, 8)}
+    with pytest.raises(ValueError, match=r"for the one image: y\[None\]$"):
+        invert(None, identity, y, **options)
+    assert invert(None, identity, y[None], iterations=1, **options).x.shape == (1, 3, 8, 8)
 
 
 def test_latents_may_have_the_shape_of_those_of_an_estimate(prior, truth):

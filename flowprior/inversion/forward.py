@@ -44,8 +44,7 @@ def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise |
     predicted = _predicted(forward, y, like)
     if predicted.shape[1:] != y.shape[1:]:
         expected = ", ".join(map(str, ["B", *predicted.shape[1:]]))
-        lacks_channel = predicted.shape[1:] == (1, *y.shape[1:])
-        remedy = ": add a channel axis: y[:, None]" if lacks_channel else ""
+        remedy = _missing_axis(y.shape, predicted.shape)
         raise ValueError(
             f"y must have shape ({expected}), which {forward.name} makes of images of shape "
             f"{tuple(like.shape)}, got {tuple(y.shape)}{remedy}"
@@ -55,8 +54,27 @@ def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise |
     forward.differentiable = predicted.requires_grad
     if noise is not None:
         predicted = predicted.detach().expand_as(y)
-        if noise.residual(predicted, y).shape != (len(y),):
-            raise ValueError(f"noise: residual of {type(noise).__name__} must be (B,)")
+        _check_residual(noise, predicted, y)
+
+
+def _missing_axis(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What to do where data of this shape lack an axis."""
+    if shape == expected[1:]:
+        return ": add an axis for the one image: y[None]"
+    return ": add a channel axis: y[:, None]" if expected[1:] == (1, *shape[1:]) else ""
+
+
+def _check_residual(noise: Noise, predicted: Tensor, y: Tensor) -> None:
+    name = type(noise).__name__
+    standardised = noise.standardised(predicted[:1], y[:1])
+    found = getattr(standardised, "shape", type(standardised).__name__)
+    if found != y[:1].shape:
+        raise ValueError(
+            f"noise: standardised of {name} must be of the shape of y, (B, ...), here "
+            f"{tuple(y[:1].shape)}, got {found if isinstance(found, str) else tuple(found)}"
+        )
+    if noise.residual(predicted, y).shape != (len(y),):
+        raise ValueError(f"noise: residual of {name} must be (B,)")
 
 
 def _predicted(forward: Forward, y: Tensor, like: Tensor) -> Tensor:

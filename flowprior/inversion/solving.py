@@ -1,7 +1,7 @@
 """Solvers, their running batches, and the loop that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -12,8 +12,10 @@ from torch import Tensor
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.checks import check_whole
+from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
+from flowprior.inversion.starts import range_warnings
 from flowprior.priors import Prior, require
 
 
@@ -50,7 +52,8 @@ class Solver(ABC):
     Attributes:
         needs: methods that the prior must have; see `flowprior.priors.CAPABILITIES`. It may be a
             property that depends on the options.
-        differentiates: whether it uses the gradient of the operator.
+        differentiates: whether it uses gradients: of the operator, of the misfit, and of the prior
+            if it needs one.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -164,6 +167,7 @@ def solve(
         residual, warnings = _judged(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
+    warnings = (*range_warnings(problem.start), *warnings, *_unfinished(run, curves, residual))
     return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
 
 
@@ -188,7 +192,8 @@ def check_solver(solver: object) -> None:
 def check_together(solver: Solver, problem: Problem) -> None:
     """Raise ValueError unless prior, operator and noise have what the solver needs."""
     solver.check(problem.prior)
-    check_prior(problem.prior, solver.needs, problem.condition)
+    gradient_for = type(solver).__name__ if solver.differentiates else None
+    check_prior(problem.prior, solver.needs, problem.condition, gradient_for=gradient_for)
     check_misfits(solver, problem)
     if solver.differentiates and not problem.forward.differentiable:
         raise ValueError(
@@ -234,7 +239,7 @@ def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]
         return None, tuple(warnings)
     with torch.no_grad():
         residual = problem.residual(run.x)
-    warnings += [*_too_high(run, residual), *_too_low(residual)]
+    warnings += [*_too_high(run, residual), *_too_low(problem, residual)]
     return residual, tuple(warnings)
 
 
@@ -248,23 +253,54 @@ def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
             f"{named_rows(stuck)} stopped by iteration {run.ended[stuck].max()}, where no descent "
             f"was found, with a residual up to {residual[stuck].max():.3g} times the noise: try "
             'another start or optimizer="adam"; or the prior does not explain the data, or it '
-            "takes a smaller beta or another noise level"
+            "takes a smaller weight of the prior (beta, weight) or another noise level"
         )
     high = high & ~stuck
     if high.any():
+        units = "; or data and operator are not in the units of images in [0, 1]"
         yield (
             f"{named_rows(high)}: the residual is up to {residual[high].max():.3g} times the "
             "noise: the prior does not explain the data, or it takes more iterations, a smaller "
-            "beta, another penalty or another noise level"
+            "weight of the prior (beta, weight), another penalty or another noise level"
+            + (units if residual[high].max() > 20 else "")
         )
 
 
-def _too_low(residual: Tensor) -> Iterator[str]:
+def _too_low(problem: Problem, residual: Tensor) -> Iterator[str]:
     low = residual < 0.7
+    if not low.any():
+        return
+    # Right noise alone keeps any image that was not made from the data at about 1.
+    shape = (len(residual), *problem.image_shape)
+    grey = problem.residual(problem.like.new_full(shape, 0.5))
+    any_image_fits = low & (grey < 0.7)
+    if any_image_fits.any():
+        yield (
+            f"{named_rows(any_image_fits)}: a grey image has a residual of only "
+            f"{grey[any_image_fits].min():.2g} of the noise: the noise level is too large, or not "
+            "in the units of y"
+        )
+    low = low & ~any_image_fits
     if low.any():
         yield (
             f"{named_rows(low)}: the residual is only {residual[low].min():.2g} of the noise: the "
-            "noise is fitted; take a larger beta or another noise level"
+            "noise is fitted; take a larger weight of the prior (beta, weight) or another noise "
+            "level"
+        )
+
+
+def _unfinished(run: Run, curves: Mapping[str, Tensor], residual: Tensor | None) -> Iterator[str]:
+    """Rows that were stopped too early; none where β, and so the loss, changed on the way."""
+    if len(curves.get("loss", ())) < 2 or "beta" in curves:
+        return
+    fallen = fall(curves)
+    still = run.active & run.finite & (fallen > STILL)
+    if residual is not None:  # more iterations would fit noise that is fitted even better
+        still = still & (residual >= 0.7)
+    if still.any():
+        yield (
+            f"{named_rows(still)}: the loss still fell by up to {fallen[still].max():.3g} % in the "
+            "last tenth of the iterations: it takes more of them"
         )
 
 
