@@ -1,6 +1,7 @@
 """What results depend on, as JSON-like values that a later run compares."""
 
 import contextlib
+import copyreg
 import functools
 import hashlib
 import json
@@ -151,14 +152,15 @@ def _attributes(value: Any) -> dict[str, Any]:
 def _pickled(value: Any) -> Any:
     """What pickle would keep of an object that is no more than its attributes; else None."""
     kind = type(value)
-    plain = all(
+    registered = copyreg.dispatch_table.get(kind)
+    plain = registered is None and all(
         getattr(kind, name) is getattr(object, name)
         for name in ("__reduce__", "__reduce_ex__", "__getstate__")
     )
     if plain and hasattr(value, "__dict__"):
         return None
     try:
-        state = value.__reduce_ex__(2)
+        state = registered(value) if registered else value.__reduce_ex__(2)
     except Exception as error:  # whatever a class raises
         raise ValueError(
             f"{kind.__module__}.{kind.__qualname__} cannot be told apart from others of its "
