@@ -1,5 +1,7 @@
 """L-BFGS and Adam on the unknowns of a batch, separately for each row."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -112,6 +114,13 @@ class LBFGSRun(Descent):
 
     def step(self) -> None:
         """Make one outer iteration of every active row."""
+        self._advance(self.optimizer.step)
+
+    def restart(self, rows: Tensor) -> None:
+        """Begin some rows anew where they are, because their objective has changed."""
+        self._advance(partial(self.optimizer.restart, rows=rows))
+
+    def _advance(self, advance: Callable[[Callable[[Tensor], Tensor]], object]) -> None:
         seen: list[tuple[Tensor, Tensor, Values]] = []
 
         def closure(rows: Tensor) -> Tensor:
@@ -119,7 +128,7 @@ class LBFGSRun(Descent):
             seen.append((rows, x, values))
             return values["loss"]
 
-        self.optimizer.step(closure)
+        advance(closure)
         # Of the points tried, a row is at the one whose loss is its own.
         for rows, x, values in seen:
             accepted = values["loss"] == self.optimizer.losses[rows]
@@ -127,10 +136,6 @@ class LBFGSRun(Descent):
             for name, value in values.items():
                 self.values[name][rows] = torch.where(accepted, value, self.values[name][rows])
         self.finite = self.finite & (self.optimizer.status != RowStatus.NONFINITE)
-
-    def restart(self) -> None:
-        """Start again from the present rows, because the objective has changed."""
-        self.optimizer.state.clear()
 
 
 class AdamRun(Descent):
@@ -155,9 +160,8 @@ class AdamRun(Descent):
         self.optimizer.step()
         self._evaluate()
 
-    def restart(self) -> None:
-        """Start again from the present rows, because the objective has changed."""
-        self.optimizer.state.clear()
+    def restart(self, rows: Tensor) -> None:
+        """Take the new objective of some rows into account; Adam keeps its moments."""
         self._evaluate()
 
     def _evaluate(self) -> None:

@@ -19,24 +19,24 @@ FACTOR = 3.0
 """By which β changes until it turns round for the first time."""
 RANGE = 1000.0
 """Largest factor between β and that of the solver: some data no β fits to the noise."""
-PROGRESS = 0.8
-"""β stays while the distance to the target falls below this part of it within a stage."""
+SETTLED = 2e-3
+"""β of an image moves when a stage lowers the image's loss by no more than this part of it."""
 
 
 @dataclass(frozen=True)
 class Discrepancy(Solver):
     """Choose β of each image by Morozov's discrepancy principle: the residual equals the noise.
 
-    Every `stage` iterations, β of an image falls if its residual is larger than `target` and rises
-    if it is smaller, but stays while the residual approaches the target by itself. It changes by a
-    factor of 3, whose logarithm is halved each time that β changes direction, and stays within a
-    factor of 1000 of the solver's β.
+    Every `stage` iterations, β of an image whose loss has settled, or whose row has ended, falls if
+    its residual is larger than `target` and rises if it is smaller. It changes by a factor of 3,
+    whose logarithm is halved each time that β changes direction, and stays within a factor of 1000
+    of the solver's β. Allow several hundred iterations: each β takes some to settle.
 
     Reference: Morozov (1966); Engl, Hanke & Neubauer, Regularization of inverse problems, § 4.3.
 
     Args:
         solver: what to run, from its own β; its `penalty` must not be "none".
-        stage: iterations between two changes of β.
+        stage: iterations over which a loss must settle; at least 1.
         target: residual to reach, in units of the noise's standard deviation.
         tolerance: largest |residual − target| that is accepted. The residual of the truth itself is
             only known up to about 1/√(2m) for m data.
@@ -82,7 +82,7 @@ class Discrepancy(Solver):
 class DiscrepancyRun:
     """The batch of a `Discrepancy`; `values["beta"]` is β per nat of each image."""
 
-    _STATE = ("log_beta", "size", "direction", "gap", "steps")
+    _STATE = ("log_beta", "size", "direction", "before", "steps")
 
     def __init__(self, settings: Discrepancy, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
@@ -90,13 +90,12 @@ class DiscrepancyRun:
         self.optimizer = self.run.optimizer
         self.first = math.log(settings.solver.weight(problem.image_shape))
         self.log_beta = torch.full_like(self.run.values["loss"], self.first)
-        # Size and direction of the last change of log β, and residual − target a stage ago.
+        # Size and direction of the last change of log β, and the loss a stage ago.
         self.size = torch.full_like(self.log_beta, math.log(FACTOR))
         self.direction = torch.zeros_like(self.log_beta)
-        self.gap = torch.full_like(self.log_beta, torch.inf)
+        self.before = torch.full_like(self.log_beta, torch.inf)
         self.steps = 0
         self._use()
-        self.run.restart()
 
     x = property(lambda self: self.run.x)
     z = property(lambda self: self.run.z)
@@ -118,18 +117,21 @@ class DiscrepancyRun:
 
     @torch.no_grad()
     def _adjust(self) -> None:
-        settings = self.settings
+        settings, loss = self.settings, self.run.values["loss"]
         gap = self.problem.residual(self.run.x) - settings.target
-        approaching = (gap.abs() < PROGRESS * self.gap.abs()) & (gap * self.gap > 0)
-        self.gap = gap
-        judged = (gap.abs() > settings.tolerance) & ~approaching
+        size = loss.abs().maximum(self.run.values["misfit"])
+        settled = (self.before - loss <= SETTLED * size) | ~self.run.active
+        judged = (gap.abs() > settings.tolerance) & settled
         turned = judged & (gap * self.direction > 0)
         self.size = torch.where(turned, self.size / 2, self.size)
         self.direction = torch.where(judged, -gap.sign(), self.direction)
         moved = self.log_beta + torch.where(judged, self.direction * self.size, 0)
-        self.log_beta = moved.clamp(self.first - math.log(RANGE), self.first + math.log(RANGE))
+        moved = moved.clamp(self.first - math.log(RANGE), self.first + math.log(RANGE))
+        rows = (moved != self.log_beta).nonzero()[:, 0]
+        self.log_beta = moved
         self._use()
-        self.run.restart()
+        self.run.restart(rows)
+        self.before = self.run.values["loss"].clone()
 
     def warnings(self) -> list[str]:
         """What to look at: β that stopped at its limit."""
