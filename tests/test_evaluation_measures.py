@@ -251,14 +251,32 @@ def test_notes_name_some_rows_and_count_the_others():
 
 
 def test_fall_is_the_share_of_the_last_tenth():
-    loss = torch.tensor([[100.0, 50.0, -5.0, 1.0]]).repeat(21, 1)
-    loss[-2] = torch.tensor([51.0, 50.0, -4.0, 0.5])
-    loss[:-2] += torch.tensor([2.0, 0.0, 1.0, 0.0])
-    loss[-1] = torch.tensor([50.0, 50.0, -5.0, 1.0])
-    # After 20 iterations a tenth is two: from row 18.
-    expected = [100 * 52 / 52, 0.0, 100 * 1 / 5, 0.0]
-    assert fall(loss).tolist() == pytest.approx(expected)
-    assert fall(loss.new_zeros(3, 2)).tolist() == [0.0, 0.0]
+    def after(*losses: float, **misfit: list[float]) -> float:
+        """After 20 iterations, of which a tenth is two."""
+        curves = {"loss": [*[losses[0]] * 18, *losses], **misfit}
+        return fall({name: np.array(curve) for name, curve in curves.items()})
+
+    assert after(60.0, 51.0, 50.0) == pytest.approx(20.0)
+    assert after(50.0, 50.0, 50.0) == 0.0
+    assert after(1.0, 0.5, 1.0) == after(0.5, 0.5, 1.0) == 0.0
+    assert after(-4.0, -4.0, -5.0) == pytest.approx(20.0)
+    assert after(1.0, 1.0, 0.0, misfit=[9.0, 50.0]) == pytest.approx(2.0)
+    assert after(0.0, 0.0, 0.0) == 0.0
+
+
+def test_fall_is_the_same_from_a_worse_start():
+    good = {"loss": np.linspace(120.0, 100.0, 21), "misfit": np.linspace(60.0, 50.0, 21)}
+    bad = {name: np.array([1e9, *curve[1:]]) for name, curve in good.items()}
+    assert fall(bad) == fall(good) == pytest.approx(2.0)
+
+
+def test_fall_is_that_of_the_curves_that_are_kept(folder):
+    rows = run(folder, "fall", iterations=20)
+    kept = [np.load(path) for path in sorted((folder / "fall/arrays").glob("*/*.npz"))]
+    falls = [fall(curves) for curves in kept if len(curves.get("loss", ())) > 1]
+    assert len(falls) == rows[1]["metrics"]["falling"]["n"] == 3
+    assert rows[1]["metrics"]["falling"]["mean"] == pytest.approx(np.mean(falls))
+    assert "falling" not in rows[0]["metrics"]
 
 
 def test_rows_that_had_not_converged_are_named():
