@@ -40,7 +40,8 @@ from flowprior.inversion import (
     make_problem,
     solve,
 )
-from flowprior.inversion.probe import check_misfits, check_prior
+from flowprior.inversion.probe import check_prior
+from flowprior.inversion.solving import check_data
 from flowprior.priors import Prior
 
 if TYPE_CHECKING:
@@ -337,11 +338,11 @@ class InversionEvaluation(Evaluation):
             if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
                 raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
             with _named(f"methods.{name}"):
-                check_misfits(solver, problems[bool(solver.needs)])
+                check_data(solver, problems[bool(solver.needs)])
             unknown = experiment.believed_noise is None and getattr(solver, "misfit", None) is None
             if unknown or not solver.needs:
-                with _named(f"methods.{name}"), _prior_is_needed(solver):
-                    solver.begin(problems[bool(solver.needs)])
+                with _named(f"methods.{name}"):
+                    _begin(solver, problems[bool(solver.needs)])
 
     def _check_options(self) -> None:
         for name in ("iterations", "batch_size", "shown", "tune_images", "images"):
@@ -376,13 +377,12 @@ def _made(
     return make_problem(prior if needs_prior else None, physics, y, **options)
 
 
-@contextmanager
-def _prior_is_needed(solver: Solver) -> Iterator[None]:
-    """Say so where a solver without `needs` uses the prior that it did not get."""
+def _begin(solver: Solver, problem: Problem) -> None:
+    """Begin; a solver without `needs` may use the prior that it does not get."""
     try:
-        yield
+        solver.begin(problem)
     except AttributeError as error:
-        if solver.needs or "'NoneType' object" not in str(error):
+        if solver.needs:
             raise
         raise ValueError(
             f"{type(solver).__name__} has no `needs`, so that problem.prior is None: {error}. "

@@ -189,6 +189,11 @@ def check_together(solver: Solver, problem: Problem) -> None:
     """Raise ValueError unless prior, operator and noise have what the solver needs."""
     solver.check(problem.prior)
     check_prior(problem.prior, solver.needs, problem.condition)
+    check_data(solver, problem)
+
+
+def check_data(solver: Solver, problem: Problem) -> None:
+    """Raise ValueError unless operator and noise have what the solver needs."""
     check_misfits(solver, problem)
     if solver.differentiates and not problem.forward.differentiable:
         raise ValueError(
