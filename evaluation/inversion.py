@@ -24,7 +24,7 @@ from evaluation.experiment import (
     chosen,
     published_value,
 )
-from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
+from evaluation.inversion_arrays import kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, fit_notes, measured
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
@@ -190,8 +190,6 @@ class InversionEvaluation(Evaluation):
         with batch_invariant():
             problem, truth = self._problem(cell, list(images))
             recording = Recording(truth, self.shown, last=iterations)
-            cache = Cache(arrays, images, repr(cell.settings["prior"]), recording)
-            problem = replace(problem, cache=cache)
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
         for row, image in enumerate(images):

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import inversion, inversion_arrays
-from evaluation.arrays import ArrayStore
-from evaluation.inversion_arrays import Cache
+from evaluation import inversion
 from evaluation.measures import fall, fit_notes
 from evaluation.table import Row, Table, summarise
 from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
@@ -215,19 +213,6 @@ def test_recording_counts_the_time_of_the_run_alone(monkeypatch):
     resumed.load_state_dict(first.state_dict())
     resumed(2, run)
     assert resumed.seconds == 2 + 3 + 4
-
-
-def test_shared_projection_counts_for_all_who_use_it(monkeypatch, tmp_path):
-    of, store = torch.rand(2, 3), ArrayStore(tmp_path / "arrays")
-    found = []
-    # The recording counts what passes in a call: from the first to the last second of each clock.
-    for clock in (Clock(0, 1, 9, 10), Clock(0, 1)):
-        monkeypatch.setattr(inversion_arrays, "time", clock)
-        used = Recording()
-        rows = Cache(store, [4, 5], "prior", used)("projection", of, lambda: 2 * of)
-        assert torch.equal(rows, 2 * of)
-        found.append(used.seconds)
-    assert found == [8 - 10, 8 - 1]
 
 
 def test_time_per_image_is_that_of_the_solver(folder, monkeypatch):
