@@ -185,7 +185,7 @@ def test_a_row_that_overflowed_once_stays_reported():
     run.step()
     assert run.finite.tolist() == [False, True]
     terms.mended = True
-    run.restart()
+    run.restart(torch.tensor([0, 1]))
     run.step()
     assert run.finite.tolist() == [False, True]
 

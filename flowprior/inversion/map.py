@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from flowprior.identity import identity
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checks import check_choice, check_noise, check_positive, check_whole
 from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer, descend
@@ -103,12 +102,7 @@ class MAP(Solver):
         latent, like = problem.prior.latent, problem.like
         if problem.start is None:
             return self.start_scale * latent.draw(len(problem.y), seed=problem.seed, like=like)
-        weight = self._projection_weight(problem)
-        if problem.cache is None:
-            return self._project(problem, weight)
-        layers = identity(self.reparameterization)
-        key = f"projection {layers} {weight} {self.projection_iterations} {problem.seed}"
-        return problem.cache(key, problem.start, lambda: self._project(problem, weight))
+        return self._project(problem, self._projection_weight(problem))
 
     def weight(self, image_shape: tuple[int, int, int]) -> float:
         """β per nat of an image."""

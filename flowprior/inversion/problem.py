@@ -1,6 +1,6 @@
 """One batch of inverse problems: data, operator, noise, prior and starts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -13,9 +13,6 @@ from flowprior.inversion.checks import check_noise, check_whole
 from flowprior.inversion.forward import Forward, check_observations
 from flowprior.physics.noise import Gaussian, Noise
 from flowprior.priors import Prior, require
-
-Cache = Callable[[str, Tensor, Callable[[], Tensor]], Tensor]
-"""Called with a name, rows (B, ...) and a function: rows (B, ...), computed or looked up."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,6 @@ class Problem:
         condition: one row per image, for a conditional prior.
         seed: of all random numbers.
         indices: numbers of the images; random numbers of an image depend on (seed, index) alone.
-        cache: keeps what other problems with the same images also need; None computes it each time.
     """
 
     forward: Forward
@@ -46,7 +42,6 @@ class Problem:
     condition: Tensor | None = None
     seed: int = 0
     indices: Sequence[int] = ()
-    cache: Cache | None = None
 
     @property
     def like(self) -> Tensor:
@@ -95,7 +90,6 @@ def make_problem(
     condition: Tensor | None = None,
     seed: int = 0,
     indices: Sequence[int] | None = None,
-    cache: Cache | None = None,
 ) -> Problem:
     """Check that everything fits together, and put it into a `Problem`. Arguments as `invert`.
 
@@ -127,7 +121,7 @@ def make_problem(
     _check_condition(condition, prior, len(y))
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
     y = y.detach()
-    return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices, cache)
+    return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices)
 
 
 def _noise(sigma: float | None, noise: Noise | None) -> Noise | None:

@@ -194,6 +194,11 @@ def check_together(solver: Solver, problem: Problem) -> None:
     solver.check(problem.prior)
     gradient_for = type(solver).__name__ if solver.differentiates else None
     check_prior(problem.prior, solver.needs, problem.condition, gradient_for=gradient_for)
+    check_data(solver, problem)
+
+
+def check_data(solver: Solver, problem: Problem) -> None:
+    """Raise ValueError unless operator and noise have what the solver needs."""
     check_misfits(solver, problem)
     if solver.differentiates and not problem.forward.differentiable:
         raise ValueError(
