@@ -386,6 +386,23 @@ def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
     assert not out
 
 
+def test_progress_of_a_run_without_values(truth, monkeypatch, capfd):
+    monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
+    options = {
+        "solver": Reconstructor(BackProjection()),
+        "image_shape": truth.shape[1:],
+        "iterations": 1,
+    }
+    invert(None, denoising(truth.shape[1:]), truth, observers=[Progress(1)], **options)
+    assert "1/1 iterations" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("iterations", [-1, 1.5, None, True])
+def test_progress_of_no_number_of_iterations(iterations):
+    with pytest.raises(ValueError, match="^iterations"):
+        Progress(iterations)
+
+
 @pytest.mark.parametrize("iteration", [1, 5])
 def test_progress_is_a_bar_on_a_terminal_and_leaves_it(prior, truth, monkeypatch, capfd, iteration):
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -117,7 +117,7 @@ def test_discrepancy_reaches_the_noise_level(glow):
     truth = images_of(glow, 3)
     y = Gaussian(0.1).add(blur(truth), seed=0, indices=range(3))
     for beta in (30.0, 0.1):  # smooths too much, and fits the noise
-        options = {"sigma": 0.1, "iterations": 120}
+        options = {"sigma": 0.1, "iterations": 300}
         fixed = invert(glow, blur, y, solver=MAP(beta), **options)
         assert ((fixed.residual - 1).abs() > 0.05).all()
         found = invert(glow, blur, y, solver=Discrepancy(MAP(beta)), **options)

@@ -27,10 +27,11 @@ SETTLED = 2e-3
 class Discrepancy(Solver):
     """Choose β of each image by Morozov's discrepancy principle: the residual equals the noise.
 
-    Every `stage` iterations, β of an image whose loss has settled, or whose row has ended, falls if
-    its residual is larger than `target` and rises if it is smaller. It changes by a factor of 3,
-    whose logarithm is halved each time that β changes direction, and stays within a factor of 1000
-    of the solver's β. Allow several hundred iterations: each β takes some to settle.
+    Every `stage` iterations, β of an image falls if its residual is larger than `target` and rises
+    if it is smaller, once its loss has settled, or where the residual moves away from the target.
+    It changes by a factor of 3, whose logarithm is halved each time that β changes direction, and
+    stays within a factor of 1000 of the solver's β. Allow several hundred iterations: each β takes
+    some to settle.
 
     Reference: Morozov (1966); Engl, Hanke & Neubauer, Regularization of inverse problems, § 4.3.
 
@@ -82,7 +83,7 @@ class Discrepancy(Solver):
 class DiscrepancyRun:
     """The batch of a `Discrepancy`; `values["beta"]` is β per nat of each image."""
 
-    _STATE = ("log_beta", "size", "direction", "before", "steps")
+    _STATE = ("log_beta", "size", "direction", "before", "gap", "steps")
 
     def __init__(self, settings: Discrepancy, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
@@ -90,10 +91,11 @@ class DiscrepancyRun:
         self.optimizer = self.run.optimizer
         self.first = math.log(settings.solver.weight(problem.image_shape))
         self.log_beta = torch.full_like(self.run.values["loss"], self.first)
-        # Size and direction of the last change of log β, and the loss a stage ago.
+        # Size and direction of the last change of log β; loss and residual − target a stage ago.
         self.size = torch.full_like(self.log_beta, math.log(FACTOR))
         self.direction = torch.zeros_like(self.log_beta)
         self.before = torch.full_like(self.log_beta, torch.inf)
+        self.gap = torch.full_like(self.log_beta, torch.inf)
         self.steps = 0
         self._use()
 
@@ -121,7 +123,9 @@ class DiscrepancyRun:
         gap = self.problem.residual(self.run.x) - settings.target
         size = loss.abs().maximum(self.run.values["misfit"])
         settled = (self.before - loss <= SETTLED * size) | ~self.run.active
-        judged = (gap.abs() > settings.tolerance) & settled
+        leaving = (gap.abs() > self.gap.abs()) & (gap * self.gap > 0)
+        self.gap = gap
+        judged = (gap.abs() > settings.tolerance) & (settled | leaving)
         turned = judged & (gap * self.direction > 0)
         self.size = torch.where(turned, self.size / 2, self.size)
         self.direction = torch.where(judged, -gap.sign(), self.direction)

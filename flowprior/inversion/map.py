@@ -70,7 +70,9 @@ class MAP(Solver):
         check_choice("penalty", self.penalty, ("latent_norm", "log_density", "none"))
         check_choice("optimizer", self.optimizer, ("lbfgs", "adam"))
         check_positive("learning_rate", self.learning_rate)
-        check_number("tolerance", self.tolerance, least=0)
+        check_number("tolerance", self.tolerance, least=0, most=1)
+        if self.tolerance and self.optimizer == "adam":
+            raise ValueError("tolerance is of L-BFGS: Adam makes all iterations, leave it at 0")
         check_number("start_scale", self.start_scale, least=0)
         check_whole("projection_iterations", self.projection_iterations, 0)
         check_noise("misfit", self.misfit)

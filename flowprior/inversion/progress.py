@@ -1,5 +1,6 @@
-"""A sign of life of an inversion."""
+"""Shows how far an inversion is."""
 
+from flowprior.inversion.checks import check_whole
 from flowprior.inversion.solving import Run
 from flowprior.progress import SweepProgress
 
@@ -11,22 +12,23 @@ class Progress:
 
     Args:
         iterations: their maximum number, as in the call that it observes.
+
+    Raises:
+        ValueError: it is no whole number of at least 0.
     """
 
     def __init__(self, iterations: int) -> None:
+        check_whole("iterations", iterations, 0)
         self.iterations = iterations
         self._bar: SweepProgress | None = None
 
     def __call__(self, iteration: int, run: Run) -> None:
         """Show where the run is; the first call starts the clock."""
-        name = "loss" if "loss" in run.values else "misfit"
-        values = run.values[name][run.finite]
-        text = f"{name} {values.mean():.4g}" if len(values) else "no finite row"
-        if self._bar is None:
+        begins = self._bar is None
+        if begins:
             self._bar = self._started(iteration)
-            self._bar.start(text)
-        else:
-            self._bar.start(text)
+        self._bar.start(_value(run))
+        if not begins:
             self._bar.advance(1)
 
     def close(self) -> None:
@@ -40,3 +42,12 @@ class Progress:
 
         console = Console(stderr=True)
         return SweepProgress(self.iterations, iteration, console, "iteration").__enter__()
+
+
+def _value(run: Run) -> str:
+    """Mean loss of the finite rows, or misfit; nothing where the noise is not known."""
+    for name in ("loss", "misfit"):
+        if name in run.values:
+            values = run.values[name][run.finite]
+            return f"{name} {values.mean():.4g}" if len(values) else "no finite row"
+    return ""

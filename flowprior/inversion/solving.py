@@ -108,7 +108,10 @@ class Estimate:
 
 
 Observer = Callable[[int, Run], None]
-"""Called with 0 at the start and with the number of each iteration after it, and with the run."""
+"""Called with 0 at the start and with the number of each iteration after it, and with the run.
+
+If it has `close`, `solve` and `invert` call that at the end: make a new one for each call.
+"""
 
 
 class History:
