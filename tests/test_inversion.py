@@ -399,7 +399,7 @@ def test_progress_of_a_run_without_values(truth, monkeypatch, capfd):
 
 @pytest.mark.parametrize("iterations", [-1, 1.5, None, True])
 def test_progress_of_no_number_of_iterations(iterations):
-    with pytest.raises(ValueError, match="^iterations"):
+    with pytest.raises(ValueError, match=r"^iterations"):
         Progress(iterations)
 
 
