@@ -385,6 +385,22 @@ def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
     assert not out
 
 
+class Data(torch.nn.Module):
+    """A reconstructor that takes the data for the images."""
+
+    def forward(self, y, physics):
+        return y
+
+
+def test_progress_has_no_text_where_the_noise_is_not_known(truth, monkeypatch, capfd):
+    monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
+    options = {"solver": Reconstructor(Data()), "start": truth, "iterations": 1}
+    progress = Progress(1)
+    for _ in range(2):  # the second call finds a new bar
+        invert(None, blur, blur(truth), observers=[progress], **options)
+        assert capfd.readouterr().err.startswith("1/1 iterations")
+
+
 @pytest.mark.parametrize("iteration", [1, 5])
 def test_progress_is_a_bar_on_a_terminal_and_leaves_it(prior, truth, monkeypatch, capfd, iteration):
     monkeypatch.setenv("FORCE_COLOR", "1")
