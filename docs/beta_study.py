@@ -20,7 +20,8 @@ from flowprior.physics import Gaussian, Noise, Relative, crosshole, denoising, g
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 COUNT = 12
 ITERATIONS = 400
-OPTIONS = {"projection_iterations": 20, "tolerance": 3e-3}
+OPTIONS = {"projection_iterations": 20}
+TOLERANCE = 3e-3
 Recover = Callable[[str, Solver], Tensor]
 
 flow = flowprior.load("weights/glow_layers_32")
@@ -62,7 +63,7 @@ def _scores(maker: object, physics: object, noise: Noise, split: str, solver: So
 
 def report(name: str, recover: Recover, penalty: str) -> None:
     """Print one row."""
-    solvers = [MAP(beta=beta, penalty=penalty, **OPTIONS) for beta in GRID]
+    solvers = [MAP(beta=beta, penalty=penalty, tolerance=TOLERANCE, **OPTIONS) for beta in GRID]
     curve = {
         split: torch.stack([recover(split, solver) for solver in solvers]).mean(1)
         for split in ("val", "test")

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowprior.inversion.checks import check_positive, check_whole
+from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.inversion.descent import Values
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver, named_rows
-from flowprior.physics.checks import check_number
 from flowprior.priors import Prior
 
 FACTOR = 3.0
@@ -35,10 +34,11 @@ class Discrepancy(Solver):
     Reference: Morozov (1966); Engl, Hanke & Neubauer, Regularization of inverse problems, § 4.3.
 
     Args:
-        solver: what to run, from its own β; its `penalty` must not be "none".
+        solver: what to run, from its own β; its `penalty` must not be "none", and it has no
+            `tolerance`, because each change of β starts its search again.
         stage: iterations between two changes of β.
         target: residual to reach, in units of the noise's standard deviation.
-        tolerance: largest |residual − target| that is accepted. The residual of the truth itself is
+        margin: largest |residual − target| that is accepted. The residual of the truth itself is
             only known up to about 1/√(2m) for m data.
 
     Raises:
@@ -48,16 +48,21 @@ class Discrepancy(Solver):
     solver: MAP
     stage: int = 10
     target: float = 1.0
-    tolerance: float = 0.02
+    margin: float = 0.02
 
     def __post_init__(self) -> None:
-        check_whole("stage", self.stage, 1)
+        check_integer("stage", self.stage, least=1)
         check_positive("target", self.target)
-        check_number("tolerance", self.tolerance, least=0)
+        check_number("margin", self.margin, least=0)
         if not isinstance(self.solver, MAP):
             raise ValueError(f"solver of a Discrepancy must be a MAP, got {self.solver!r}")
         if self.solver.penalty == "none" or not self.solver.beta > 0:
             raise ValueError("solver of a Discrepancy needs a penalty and a positive beta")
+        if self.solver.tolerance:
+            raise ValueError(
+                "solver of a Discrepancy takes no tolerance, because each change of beta starts "
+                f"its search again, got {self.solver.tolerance!r}"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -82,7 +87,7 @@ class Discrepancy(Solver):
 class DiscrepancyRun:
     """The batch of a `Discrepancy`; `values["beta"]` is β per nat of each image."""
 
-    _STATE = ("log_beta", "size", "direction", "gap", "steps")
+    _STATE = ("log_beta", "size", "direction", "gap", "changed", "steps")
 
     def __init__(self, settings: Discrepancy, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
@@ -94,6 +99,7 @@ class DiscrepancyRun:
         self.size = torch.full_like(self.log_beta, math.log(FACTOR))
         self.direction = torch.zeros_like(self.log_beta)
         self.gap = torch.full_like(self.log_beta, torch.inf)
+        self.changed = torch.zeros_like(self.run.finite)
         self.steps = 0
         self._use()
         self.run.restart()
@@ -116,18 +122,26 @@ class DiscrepancyRun:
             self.run.step()
         self.steps += 1
 
+    @property
+    def ended(self) -> Tensor:
+        """Last change of β, where not even this gave a descent, as an iteration; -1 elsewhere."""
+        last = max(self.steps - 1, 0) // self.settings.stage * self.settings.stage
+        return torch.where(self.changed & (self.run.ended == 0), last, -1)
+
     @torch.no_grad()
     def _adjust(self) -> None:
         settings = self.settings
         gap = self.problem.residual(self.run.x) - settings.target
         approaching = (gap.abs() < PROGRESS * self.gap.abs()) & (gap * self.gap > 0)
         self.gap = gap
-        judged = (gap.abs() > settings.tolerance) & ~approaching
+        judged = (gap.abs() > settings.margin) & ~approaching
         turned = judged & (gap * self.direction > 0)
         self.size = torch.where(turned, self.size / 2, self.size)
         self.direction = torch.where(judged, -gap.sign(), self.direction)
         moved = self.log_beta + torch.where(judged, self.direction * self.size, 0)
-        self.log_beta = moved.clamp(self.first - math.log(RANGE), self.first + math.log(RANGE))
+        moved = moved.clamp(self.first - math.log(RANGE), self.first + math.log(RANGE))
+        self.changed = moved != self.log_beta
+        self.log_beta = moved
         self._use()
         self.run.restart()
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
-from flowprior.inversion.checks import check_positive, check_whole
 from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.proximal import ProximalRun
@@ -54,7 +54,7 @@ class PlugAndPlay(Solver):
         object.__setattr__(self, "denoiser", make_denoiser(self.denoiser, self.weights))
         check_positive("strength", self.strength)
         check_positive("first_level", self.first_level)
-        check_whole("stages", self.stages, 2)
+        check_integer("stages", self.stages, least=2)
 
     def begin(self, problem: Problem) -> "PlugAndPlayRun":
         """Start from the given images, or from grey ones."""
