@@ -25,7 +25,7 @@ from tests.inversion_problems import Interrupted, blur, images_of, interrupt_at,
 
 @dataclass(frozen=True)
 class GradientDescent(Solver):
-    """A solver over images of the user's own."""
+    """A user's solver over images."""
 
     rate: float = 0.5
 

@@ -318,5 +318,5 @@ def test_reconstructor_says_what_does_not_fit():
     with pytest.raises(ValueError, match=r"^model must give images \(1, 8, 8\)"):
         invert(None, physics, y, solver=Reconstructor(Small()), **options)
     own = deepinv.physics.Inpainting((1, 8, 8), mask=torch.ones(2, 1, 8, 8))
-    with pytest.raises(ValueError, match="alike for all images"):
+    with pytest.raises(ValueError, match="the same for all images"):
         invert(None, own, y, solver=Reconstructor(Small()), **options)
