@@ -363,16 +363,53 @@ class Even(LinearGaussian):
         return super().decode(z.square())
 
 
+@pytest.mark.parametrize("wrap", [lambda solver: solver, lambda solver: Restarts(solver, 1)])
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_row_that_is_stuck_is_not_told_to_go_on(optimizer):
+def test_row_that_is_stuck_is_not_told_to_go_on(optimizer, wrap):
     prior = Even()
     start = torch.stack([torch.zeros(16), torch.full((16,), 0.1)]).double()
     y = torch.full((2, 1, 4, 4), 0.9).double()
-    options = {"sigma": 0.1, "solver": MAP(optimizer=optimizer), "latents": start}
+    options = {"sigma": 0.1, "solver": wrap(MAP(optimizer=optimizer)), "latents": start}
     stuck = [w for w in invert(prior, identity, y, **options).warnings if w.startswith("row 0")]
     assert len(stuck) == 1
     assert ("stopped by iteration 0" in stuck[0]) == (optimizer == "lbfgs")
     assert ("more iterations" in stuck[0]) == (optimizer == "adam")
+
+
+def test_row_that_no_beta_moves_is_stuck_and_one_that_waits_for_beta_is_not():
+    start = torch.stack([torch.zeros(16), torch.full((16,), 0.1)]).double()
+    y = torch.full((2, 1, 4, 4), 2.0).double()
+    options = {"sigma": 0.1, "solver": Discrepancy(MAP(beta=30.0), stage=30), "latents": start}
+    found = invert(Even(), identity, y, iterations=20, **options)
+    assert found.history["beta"].numpy() == pytest.approx(30)  # not changed yet
+    (warning,) = found.warnings
+    assert warning.startswith("rows 0, 1: the residual is up to")
+    found = invert(Even(), identity, y, iterations=50, **options)
+    assert found.history["beta"][-1].numpy() == pytest.approx(10)
+    stuck, waiting = found.warnings
+    assert stuck.startswith("row 0 stopped by iteration 30")
+    assert waiting.startswith("row 1: the residual is up to 2.5 times")
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_row_ends_when_its_loss_has_stopped_falling(prior, truth, optimizer):
+    y, tolerance = Gaussian(0.1).add(blur(truth), seed=0, indices=range(4)), 0.01
+    solver = MAP(optimizer=optimizer, learning_rate=0.2, tolerance=tolerance)
+    options = {"sigma": 0.1, "solver": solver, "iterations": 100}
+    found = invert(prior, blur, y, **options)
+    loss = found.history["loss"]
+    assert loss[0].min() > 1
+    fall = loss[:-20] - loss[20:]
+    small = fall <= tolerance * loss[20:].abs().clamp(min=1)
+    ends = small.long().argmax(0) + 20
+    assert small.any(0).all()
+    assert len(ends.unique()) > 1
+    for row, end in enumerate(ends):
+        assert loss[end, row] != loss[end - 1, row]
+        assert (loss[end:, row] == loss[end, row]).all()
+        alone = invert(prior, blur, y[row : row + 1], indices=[row], **options)
+        assert torch.equal(alone.history["loss"][:, 0], loss[:, row])
+        assert torch.equal(alone.x[0], found.x[row])
 
 
 def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
@@ -386,21 +423,26 @@ def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
     assert not out
 
 
-def test_progress_of_a_run_without_values(truth, monkeypatch, capfd):
-    monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
-    options = {
-        "solver": Reconstructor(BackProjection()),
-        "image_shape": truth.shape[1:],
-        "iterations": 1,
-    }
-    invert(None, denoising(truth.shape[1:]), truth, observers=[Progress(1)], **options)
-    assert "1/1 iterations" in capfd.readouterr().err
-
-
 @pytest.mark.parametrize("iterations", [-1, 1.5, None, True])
 def test_progress_of_no_number_of_iterations(iterations):
     with pytest.raises(ValueError, match=r"^iterations"):
         Progress(iterations)
+
+
+class Data(torch.nn.Module):
+    """A reconstructor that takes the data for the images."""
+
+    def forward(self, y, physics):
+        return y
+
+
+def test_progress_has_no_text_where_the_noise_is_not_known(truth, monkeypatch, capfd):
+    monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
+    options = {"solver": Reconstructor(Data()), "start": truth, "iterations": 1}
+    progress = Progress(1)
+    for _ in range(2):  # the second call finds a new bar
+        invert(None, blur, blur(truth), observers=[progress], **options)
+        assert capfd.readouterr().err.startswith("1/1 iterations")
 
 
 @pytest.mark.parametrize("iteration", [1, 5])
@@ -656,6 +698,23 @@ class Spread:
 
     def sample(self, count, *, seed):
         return self.mean.expand(count, *self.mean.shape)
+
+
+@dataclass(frozen=True)
+class LatentSampler(MAP):
+    def begin(self, problem):
+        run = super().begin(problem)
+        run.posterior = lambda: Spread(run.x)
+        return run
+
+
+def test_restarts_have_the_posterior_of_the_best(prior, truth):
+    y = blur(truth)
+    options = {"sigma": 1.0, "iterations": 2}
+    found = invert(prior, blur, y, solver=Restarts(LatentSampler(), 3), **options)
+    drawn = found.posterior.sample(2, seed=0)
+    assert torch.equal(drawn, found.x.expand(2, *truth.shape))
+    assert invert(prior, blur, y, solver=Restarts(MAP(), 3), **options).posterior is None
 
 
 def test_a_posterior_comes_with_the_estimate(truth):

@@ -1,4 +1,4 @@
-"""Wrong shapes of a user's own part are one line, before anything is computed."""
+"""Wrong shapes of a user's part are one line, before anything is computed."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -158,7 +158,6 @@ def test_unknown_noise_is_one_line(name):
         (lambda: DeepImagePrior(channels=0), "channels"),
         (lambda: DeepImagePrior(layers=1), "layers"),
         (lambda: l1_map(alpha=-1), "beta"),
-        (lambda: MAP(optimizer="adam", tolerance=0.01), "tolerance"),
         (lambda: MAP(tolerance=2.0), "tolerance"),
     ],
 )

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from skimage.restoration import denoise_tv_chambolle
+from torch import nn
 
 from flowprior.gaussianization import Gaussianization
 from flowprior.inversion import (
@@ -29,6 +30,7 @@ from flowprior.inversion.total_variation import (
 )
 from flowprior.metrics import psnr, ssim, typicality
 from flowprior.physics import Gaussian, Laplace, Poisson, Relative, make_operator
+from flowprior.priors import Module
 from tests.inversion_problems import SIZE, blur, identity, images_of, small_decoder, small_glow
 
 SOLVER = TotalVariation(1.0)
@@ -253,6 +255,9 @@ def test_projection_of_a_decoder_without_density():
     assert (decoder.generate(v) - x).abs().max() < 1e-2
     with pytest.raises(ValueError, match="log-determinant"):
         project_to_latents(decoder, x, beta=1.0)
+    flat = Module(nn.Identity(), (1, 4, 4), [16]).eval()
+    with pytest.raises(ValueError, match=r"^prior: .* gives images \(1, 16\)"):
+        project_to_latents(flat, x)
 
 
 def test_start_is_the_projection(prior, truth):

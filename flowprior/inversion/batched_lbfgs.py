@@ -207,7 +207,7 @@ class BatchedLBFGS(Optimizer):
     def _rows(self) -> dict[str, Any]:
         """The state. Curvature pairs s, y (m, B, n) and ρ (m, B) are ring buffers of each row.
 
-        `past` (window, B) is one of the losses before the last iterations, for all rows alike.
+        `past` (window, B) is one of the losses before the last iterations, the same for all rows.
         """
         state = self.state[self._parameter]
         if not state:

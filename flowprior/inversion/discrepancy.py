@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowprior.inversion.checks import check_positive, check_whole
-from flowprior.inversion.descent import Values
+from flowprior.checks import check_integer, check_number, check_positive
+from flowprior.inversion.descent import LBFGSRun, Values
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver, named_rows
-from flowprior.physics.checks import check_number
 from flowprior.priors import Prior
 
 FACTOR = 3.0
@@ -39,7 +38,7 @@ class Discrepancy(Solver):
         solver: what to run, from its own β; its `penalty` must not be "none".
         stage: iterations over which a loss must settle; at least 1.
         target: residual to reach, in units of the noise's standard deviation.
-        tolerance: largest |residual − target| that is accepted. The residual of the truth itself is
+        margin: largest |residual − target| that is accepted. The residual of the truth itself is
             only known up to about 1/√(2m) for m data.
 
     Raises:
@@ -49,12 +48,12 @@ class Discrepancy(Solver):
     solver: MAP
     stage: int = 10
     target: float = 1.0
-    tolerance: float = 0.02
+    margin: float = 0.02
 
     def __post_init__(self) -> None:
-        check_whole("stage", self.stage, 1)
+        check_integer("stage", self.stage, least=1)
         check_positive("target", self.target)
-        check_number("tolerance", self.tolerance, least=0)
+        check_number("margin", self.margin, least=0)
         if not isinstance(self.solver, MAP):
             raise ValueError(f"solver of a Discrepancy must be a MAP, got {self.solver!r}")
         if self.solver.penalty == "none" or not self.solver.beta > 0:
@@ -83,7 +82,7 @@ class Discrepancy(Solver):
 class DiscrepancyRun:
     """The batch of a `Discrepancy`; `values["beta"]` is β per nat of each image."""
 
-    _STATE = ("log_beta", "size", "direction", "before", "gap", "steps")
+    _STATE = ("log_beta", "size", "direction", "before", "gap", "changed", "reached", "steps")
 
     def __init__(self, settings: Discrepancy, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
@@ -96,8 +95,12 @@ class DiscrepancyRun:
         self.direction = torch.zeros_like(self.log_beta)
         self.before = torch.full_like(self.log_beta, torch.inf)
         self.gap = torch.full_like(self.log_beta, torch.inf)
+        # At the last change of β: iterations of this run, and of the row's own descent.
+        self.changed = torch.full_like(self.direction, -1).long()
+        self.reached = torch.zeros_like(self.changed)
         self.steps = 0
         self._use()
+        self.run.restart(self.run.rows)
 
     x = property(lambda self: self.run.x)
     z = property(lambda self: self.run.z)
@@ -117,6 +120,14 @@ class DiscrepancyRun:
             self.run.step()
         self.steps += 1
 
+    @property
+    def ended(self) -> Tensor:
+        """Last change of β, where not even this gave a descent, as an iteration; -1 elsewhere."""
+        if not isinstance(self.run, LBFGSRun):
+            return torch.full_like(self.changed, -1)
+        still = (self.run.ended >= 0) & (self.optimizer.iterations == self.reached)
+        return torch.where(still, self.changed, -1)
+
     @torch.no_grad()
     def _adjust(self) -> None:
         settings, loss = self.settings, self.run.values["loss"]
@@ -125,7 +136,7 @@ class DiscrepancyRun:
         settled = (self.before - loss <= SETTLED * size) | ~self.run.active
         leaving = (gap.abs() > self.gap.abs()) & (gap * self.gap > 0)
         self.gap = gap
-        judged = (gap.abs() > settings.tolerance) & (settled | leaving)
+        judged = (gap.abs() > settings.margin) & (settled | leaving)
         turned = judged & (gap * self.direction > 0)
         self.size = torch.where(turned, self.size / 2, self.size)
         self.direction = torch.where(judged, -gap.sign(), self.direction)
@@ -135,6 +146,9 @@ class DiscrepancyRun:
         self.log_beta = moved
         self._use()
         self.run.restart(rows)
+        self.changed[rows] = self.steps
+        if isinstance(self.run, LBFGSRun):
+            self.reached[rows] = self.optimizer.iterations[rows]
         self.before = self.run.values["loss"].clone()
 
     def warnings(self) -> list[str]:

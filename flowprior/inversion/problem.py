@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import by_rows
-from flowprior.inversion.checks import check_noise, check_whole
-from flowprior.inversion.forward import Forward, check_observations
+from flowprior.inversion.forward import Forward, forward_for
 from flowprior.physics.noise import Gaussian, Noise
 from flowprior.priors import Prior, require
 
@@ -97,14 +97,13 @@ def make_problem(
         ValueError: names the argument and what was expected.
     """
     _check_data(y)
-    check_whole("seed", seed, 0)
+    check_integer("seed", seed, least=0)
     seed = int(seed)
     noise = _noise(sigma, noise)
     if prior is not None:
         _check_prior(prior, y)
     shape, like = _image_shape(prior, start, image_shape), _like(prior, y)
-    forward = Forward(physics)
-    check_observations(forward, y, like.new_zeros(shape), noise)
+    forward = forward_for(physics, y, like.new_zeros(shape), noise)
     if start is not None:
         _check_rows("start", start, (len(y), *shape))
         start = start.detach().to(like)
@@ -122,6 +121,12 @@ def make_problem(
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
     y = y.detach()
     return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices)
+
+
+def check_noise(option: str, value: object) -> None:
+    """Raise ValueError unless the value is a noise model or None."""
+    if value is not None and not isinstance(value, Noise):
+        raise ValueError(f"{option} must be a flowprior.physics.Noise, got {value!r}")
 
 
 def _noise(sigma: float | None, noise: Noise | None) -> Noise | None:

@@ -1,6 +1,8 @@
 """Shows how far an inversion is."""
 
-from flowprior.inversion.checks import check_whole
+from contextlib import ExitStack
+
+from flowprior.checks import check_integer
 from flowprior.inversion.solving import Run
 from flowprior.progress import SweepProgress
 
@@ -18,36 +20,35 @@ class Progress:
     """
 
     def __init__(self, iterations: int) -> None:
-        check_whole("iterations", iterations, 0)
+        check_integer("iterations", iterations, least=0)
         self.iterations = iterations
         self._bar: SweepProgress | None = None
+        self._open = ExitStack()
 
     def __call__(self, iteration: int, run: Run) -> None:
         """Show where the run is; the first call starts the clock."""
-        begins = self._bar is None
-        if begins:
-            self._bar = self._started(iteration)
-        self._bar.start(_value(run))
-        if not begins:
+        first = self._bar is None
+        if first:
+            self._bar = self._open.enter_context(self._started(iteration))
+        self._bar.start(_text(run))
+        if not first:
             self._bar.advance(1)
 
     def close(self) -> None:
         """Take the bar away; `solve` does so at the end, also after an error."""
-        if self._bar is not None:
-            self._bar.__exit__()
+        self._open.close()
         self._bar = None
 
     def _started(self, iteration: int) -> SweepProgress:
         from rich.console import Console
 
-        console = Console(stderr=True)
-        return SweepProgress(self.iterations, iteration, console, "iteration").__enter__()
+        return SweepProgress(self.iterations, iteration, Console(stderr=True), "iteration")
 
 
-def _value(run: Run) -> str:
-    """Mean loss of the finite rows, or misfit; nothing where the noise is not known."""
-    for name in ("loss", "misfit"):
-        if name in run.values:
-            values = run.values[name][run.finite]
-            return f"{name} {values.mean():.4g}" if len(values) else "no finite row"
-    return ""
+def _text(run: Run) -> str:
+    """Mean over the finite rows; empty without a value, as of data whose noise is not known."""
+    name = next((name for name in ("loss", "misfit") if name in run.values), None)
+    if name is None:
+        return ""
+    values = run.values[name][run.finite]
+    return f"{name} {values.mean():.4g}" if len(values) else "no finite row"

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
-from flowprior.inversion.checks import check_whole
 from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
@@ -110,7 +110,8 @@ class Estimate:
 Observer = Callable[[int, Run], None]
 """Called with 0 at the start and with the number of each iteration after it, and with the run.
 
-If it has `close`, `solve` and `invert` call that at the end: make a new one for each call.
+`solve` calls the method `close` of one that has it when it ends: to be used in another call it must
+open again at its next 0, as `Progress` does.
 """
 
 
@@ -151,14 +152,14 @@ def solve(
         problem: the batch.
         iterations: maximum number; rows may end earlier.
         observers: called at every iteration. Those that have `state_dict` are checkpointed too;
-            those that have `close` are closed at the end, also after an error.
+            those that have `close` are closed at the end, also after an error, whoever made them.
         checkpoint: file to resume from, and to save the state in.
 
     Raises:
         ValueError: the solver does not suit the problem, or an argument is wrong; it is named.
     """
     check_solver(solver)
-    check_whole("iterations", iterations, 0)
+    check_integer("iterations", iterations, least=0)
     _check_watchers(observers, checkpoint)
     check_together(solver, problem)
     history = History()
@@ -167,7 +168,7 @@ def solve(
     with batch_invariant(), _closed(observers):
         run = solver.begin(problem)
         advance(run, iterations, [history, *observers], checkpoint)
-        residual, warnings = _judged(run, problem)
+        residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
     warnings = (*range_warnings(problem.start), *warnings, *_unfinished(run, curves, residual))
@@ -238,7 +239,7 @@ def advance(
             checkpoint.note(iteration, run, observers)
 
 
-def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
+def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
     """The residual in units of the noise, and warnings."""
     warnings = list(run.warnings()) if hasattr(run, "warnings") else []
     if not run.finite.all():
