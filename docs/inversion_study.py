@@ -7,15 +7,19 @@ Holm's method for all comparisons printed for the metric.
 """
 
 import json
+import math
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
+from scipy.special import stdtr
+
 from evaluation.base import labels_text
-from evaluation.table import Stat, compare, summarise
+from evaluation.table import Stat, paired, summarise
 
 METRICS = ("psnr", "ssim")
-Labels = frozenset[tuple[str, object]]
+Labels = tuple[tuple[str, object], ...]
 Values = dict[str, list[tuple[int, float]]]
 
 
@@ -26,7 +30,7 @@ def read(run: Path) -> dict[Labels, Values]:
     for line in (run / "records.jsonl").read_text().splitlines()[1:]:
         content = json.loads(line)
         if "labels" in content:
-            cells[content["cell"]] = frozenset(content["labels"].items())
+            cells[content["cell"]] = tuple(content["labels"].items())
             continue
         for name, value in content["metrics"].items():
             rows[cells[content["cell"]]][name].append((content["image"], float(value)))
@@ -38,7 +42,23 @@ def reference(labels: Labels, given: dict[str, str]) -> Labels:
     known = dict(labels)
     if not given.keys() <= known.keys():
         return labels
-    return frozenset({**known, **given}.items())
+    return tuple({**known, **given}.items())
+
+
+def p_value(difference: Stat) -> float:
+    """Of the two-sided t-test that the mean is 0; 1 for one image."""
+    if not difference.std:  # one image, or the same difference in all
+        return 0.0 if difference.n > 1 and difference.mean else 1.0
+    t = abs(difference.mean) / difference.std * math.sqrt(difference.n)
+    return float(2 * stdtr(difference.n - 1, -t))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that keep the family-wise error rate."""
+    corrected, largest, count = {}, 0.0, len(p_values)
+    for rank, place in enumerate(sorted(range(count), key=p_values.__getitem__)):
+        corrected[place] = largest = max(largest, min(1.0, (count - rank) * p_values[place]))
+    return [corrected[place] for place in range(count)]
 
 
 def main(run: Path, given: dict[str, str]) -> None:
@@ -46,15 +66,14 @@ def main(run: Path, given: dict[str, str]) -> None:
     rows = read(run)
     pairs = [labels for labels in rows if reference(labels, given) in rows.keys() - {labels}]
     for metric in METRICS:
-        stats: list[tuple[Stat, Stat]] = [
-            (summarise(rows[labels][metric]), summarise(rows[reference(labels, given)][metric]))
-            for labels in pairs
-        ]
+        stats = {labels: summarise(values[metric]) for labels, values in rows.items()}
+        differences = [paired(stats[row], stats[reference(row, given)]) for row in pairs]
+        corrected = holm([p_value(difference) for difference in differences])
         print(f"{metric}, less {labels_text(given)}, Holm over {len(pairs)} comparisons:")
-        for labels, found in zip(pairs, compare(stats), strict=True):
+        for labels, found, p in zip(pairs, differences, corrected, strict=True):
             name = labels_text(dict(sorted(labels, key=lambda label: label[0] in given)))
             interval = "?" if found.ci95 is None else f"{found.ci95:.3f}"
-            print(f"  {name}: {found.mean:+.3f} ± {interval}, p {found.p_holm:.2g}")
+            print(f"  {name}: {found.mean:+.3f} ± {interval}, p {p:.2g}")
 
 
 if __name__ == "__main__":

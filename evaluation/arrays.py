@@ -41,27 +41,26 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 class ArrayStore:
-    """Arrays of images, one ``.npz`` file for each group and image: ``<group>/<image>.npz``.
+    """Arrays of images, one ``.npz`` file for each: ``<cell>/<image>.npz``.
 
-    The group is `Cell.key`, or what else tells a set of images from others, without ``/``. Save
-    inside `Evaluation.evaluate`: records are written after it returns, so an image that has a
-    record has its arrays too.
+    The cell is its `Cell.key`. Save inside `Evaluation.evaluate`: records are written after it
+    returns, so an image that has a record has its arrays too.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def save(self, group: str, image: int, arrays: Mapping[str, Any]) -> None:
+    def save(self, cell: str, image: int, arrays: Mapping[str, Any]) -> None:
         """Keep arrays or tensors of an image, in place of those that it had before."""
-        save_arrays(self._path(group, image), arrays)
+        save_arrays(self._path(cell, image), arrays)
 
-    def has(self, group: str, image: int) -> bool:
+    def has(self, cell: str, image: int) -> bool:
         """Whether arrays of an image are kept."""
-        return self._path(group, image).exists()
+        return self._path(cell, image).exists()
 
-    def load(self, group: str, image: int) -> dict[str, np.ndarray]:
+    def load(self, cell: str, image: int) -> dict[str, np.ndarray]:
         """The arrays of an image; ValueError if they are missing or damaged."""
-        path = self._path(group, image)
+        path = self._path(cell, image)
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
@@ -71,5 +70,5 @@ class ArrayStore:
                 f"{self.folder.parent} to measure anew"
             ) from error
 
-    def _path(self, group: str, image: int) -> Path:
-        return self.folder / group / f"{image}.npz"
+    def _path(self, cell: str, image: int) -> Path:
+        return self.folder / cell / f"{image}.npz"

@@ -105,8 +105,7 @@ def labels_text(labels: Labels) -> str:
 class Evaluation(ABC):
     """A sweep over cells. Build what is slow (models) in a `cached_property`.
 
-    A finished run needs no model, and each process builds its own: cached properties are not
-    pickled.
+    Each process builds its own: cached properties are not pickled.
 
     Attributes:
         title: heading of the table and the report.

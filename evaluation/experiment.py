@@ -56,10 +56,10 @@ class Experiment:
         noise: of the data. For measured data it is what the methods believe.
         assumed: options that the methods believe in, where they are wrong about some.
         assumed_noise: what the methods believe of the noise, where they are wrong about it.
-        data_operator: operator that makes the data, if it is another one than the methods use.
-        data_options: its options, on top of `options`. An operator on a grid (one that takes an
-            integer `refine`, 1 by default) makes data on a finer one by default, so that data and
-            inversion do not share their discretisation; `{refine: 1}` makes them on the same.
+        data_options: options that make the data, on top of `options`. An operator on a grid (one
+            that takes an integer `refine`, 1 by default) makes data on a finer one by default, so
+            that data and inversion do not share their discretisation; `{refine: 1}` makes them on
+            the same.
         methods: names of those compared; all by default.
         priors: names of those compared; all by default.
     """
@@ -69,7 +69,6 @@ class Experiment:
     options: dict[str, Any] = field(default_factory=dict)
     noise: Noise | None = None
     assumed: dict[str, Any] = field(default_factory=dict)
-    data_operator: str | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
     assumed_noise: Noise | None = None
     methods: list[str] | None = None
@@ -86,20 +85,16 @@ class Experiment:
 
     def data_physics(self, image_shape: ImageShape) -> Any:
         """The operator that makes the data."""
-        name = self.data_operator or self.operator
-        options = dict(self.options) if self.data_operator is None else {}
-        refine = inspect.signature(find_operator(name)).parameters.get("refine")
+        options = dict(self.options)
+        refine = inspect.signature(find_operator(self.operator)).parameters.get("refine")
         if refine is not None and type(refine.default) is int and refine.default == 1:
             options.setdefault("refine", REFINEMENT)
-        return make_operator(name, image_shape, **{**options, **self.data_options})
+        return make_operator(self.operator, image_shape, **{**options, **self.data_options})
 
     def fingerprint(self) -> Any:
         """What results depend on, with the code of an operator of a user's own."""
-        names = [name for name in (self.operator, self.data_operator) if name]
         described = identity(replace(self, labels={}, methods=None, priors=None))
-        if self.assumed_noise is None:  # as in records from before there was this option
-            del described["assumed_noise"]
-        return {**described, "operators": identity([find_operator(name) for name in names])}
+        return {**described, "operators": identity([find_operator(self.operator)])}
 
 
 @dataclass

@@ -24,7 +24,7 @@ from evaluation.experiment import (
     chosen,
     published_value,
 )
-from evaluation.inversion_arrays import Cache, kept_of_row, write_recovered
+from evaluation.inversion_arrays import kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, fit_notes, measured
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
@@ -40,7 +40,8 @@ from flowprior.inversion import (
     make_problem,
     solve,
 )
-from flowprior.inversion.probe import check_misfits, check_prior
+from flowprior.inversion.probe import check_prior
+from flowprior.inversion.solving import check_data
 from flowprior.priors import Prior
 
 if TYPE_CHECKING:
@@ -161,10 +162,12 @@ class InversionEvaluation(Evaluation):
         for prior, name in rows:
             with _named(f"methods.{name}"):
                 self.methods[name].solver.check(self.priors.load(prior))
-        for prior, needs in dict.fromkeys(
-            (p, tuple(self.methods[n].solver.needs)) for p, n in rows
+        solvers = [(prior, self.methods[name].solver) for prior, name in rows]
+        for prior, needs, user in dict.fromkeys(
+            (p, tuple(s.needs), type(s).__name__ if s.differentiates else None) for p, s in solvers
         ):
-            check_prior(self.priors.load(prior), needs, who=f"priors.{prior}")
+            loaded = self.priors.load(prior)
+            check_prior(loaded, needs, who=f"priors.{prior}", gradient_for=user)
         for number, experiment in enumerate(self.experiments):
             for prior in self._priors(experiment):
                 with _named(f"experiments[{number}]"):
@@ -189,8 +192,6 @@ class InversionEvaluation(Evaluation):
         with batch_invariant():
             problem, truth = self._problem(cell, list(images))
             recording = Recording(truth, self.shown, last=iterations)
-            cache = Cache(arrays, images, repr(cell.settings["prior"]), recording)
-            problem = replace(problem, cache=cache)
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
         for row, image in enumerate(images):
@@ -337,11 +338,11 @@ class InversionEvaluation(Evaluation):
             if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
                 raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
             with _named(f"methods.{name}"):
-                check_misfits(solver, problems[bool(solver.needs)])
+                check_data(solver, problems[bool(solver.needs)])
             unknown = experiment.believed_noise is None and getattr(solver, "misfit", None) is None
             if unknown or not solver.needs:
-                with _named(f"methods.{name}"), _prior_is_needed(solver):
-                    solver.begin(problems[bool(solver.needs)])
+                with _named(f"methods.{name}"):
+                    _begin(solver, problems[bool(solver.needs)])
 
     def _check_options(self) -> None:
         for name in ("iterations", "batch_size", "shown", "tune_images", "images"):
@@ -376,13 +377,12 @@ def _made(
     return make_problem(prior if needs_prior else None, physics, y, **options)
 
 
-@contextmanager
-def _prior_is_needed(solver: Solver) -> Iterator[None]:
-    """Say so where a solver without `needs` uses the prior that it did not get."""
+def _begin(solver: Solver, problem: Problem) -> None:
+    """Begin; a solver without `needs` may use the prior that it does not get."""
     try:
-        yield
+        solver.begin(problem)
     except AttributeError as error:
-        if solver.needs or "'NoneType' object" not in str(error):
+        if solver.needs:
             raise
         raise ValueError(
             f"{type(solver).__name__} has no `needs`, so that problem.prior is None: {error}. "

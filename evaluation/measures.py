@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,11 +13,10 @@ from evaluation.experiment import check_names
 from evaluation.inversion_arrays import is_finite
 from evaluation.table import SECONDS, Metric, Table
 from flowprior.inversion import Estimate, Problem, by_rows
+from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.recording import similarity
 from flowprior.metrics import lpips, psnr, typicality
 
-STILL = 0.5
-"""Percent: a row whose loss falls by more in its last tenth has not converged."""
 MORE_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
 
 
@@ -84,17 +84,20 @@ class Similarity(Measure):
             found["residual_rms"] = residual.abs().flatten(1).square().mean(1).sqrt()
         if "beta" in estimate.history:
             found["beta"] = estimate.history["beta"][-1]
-        if len(estimate.history.get("loss", ())) > 1:
-            found["falling"] = fall(estimate.history["loss"])
         if estimate.z is not None and estimate.z.ndim == 4:
             latents = by_rows(typicality, estimate.z)
             found |= {name: latents[name] for name in ("radius", "kurtosis", "patch_energy_spread")}
         return found
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
-        """Similarity at the start, and at the iteration whose mean over the images is best."""
-        columns: list[dict[str, float]] = [{} for _ in results]
+        """Similarity at the start and at the iteration with the best mean; fall of the loss."""
         finite = [is_finite(result) for result in results]
+        columns = [
+            {"falling": _fall(result.arrays) if ok else math.nan}
+            if len(result.arrays.get("loss", ())) > 1
+            else {}
+            for result, ok in zip(results, finite, strict=True)
+        ]
         for name, more_is_better in MORE_IS_BETTER.items():
             if not any(finite) or any(name not in result.arrays for result in results):
                 continue
@@ -124,14 +127,10 @@ class Similarity(Measure):
         ]
 
 
-def fall(loss: Tensor) -> Tensor:
-    """By how many percent losses (iterations + 1, B) fell in the last tenth, (B,); 0 if they rose.
-
-    Of the larger of the loss and its decrease in all: a loss may be about 0, or negative.
-    """
-    last, tenth = loss[-1], max(1, (len(loss) - 1) // 10)
-    size = last.abs().maximum((loss[0] - last).abs())
-    return 100 * (loss[-1 - tenth] - last).clamp(min=0) / torch.where(size > 0, size, 1)
+def _fall(arrays: Mapping[str, np.ndarray]) -> float:
+    """`fall` of the curves (iterations + 1,) of one image, in percent."""
+    curves = {name: arrays[name] for name in ("loss", "misfit") if name in arrays}
+    return fall({name: torch.from_numpy(curve)[:, None] for name, curve in curves.items()}).item()
 
 
 class PrintedPSNR(Measure):

@@ -129,7 +129,7 @@ class SimulatedData(_Source):
 
     def _operator(self, experiment: Experiment) -> tuple[str, Forward]:
         """The operator that makes the data, and a name for it; built once for all noise levels."""
-        names = ("operators", "operator", "data_operator", "options", "data_options")
+        names = ("operators", "operator", "options", "data_options")
         key = json.dumps([experiment.fingerprint()[name] for name in names])
         if key not in self._operators:
             self._operators[key] = Forward(experiment.data_physics(self.image_shape))
@@ -159,11 +159,11 @@ class MeasuredData(_Source):
 
     def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
         """The first row of the data."""
-        given = experiment.assumed or experiment.data_operator or experiment.data_options
+        given = experiment.assumed or experiment.data_options
         if given or experiment.assumed_noise is not None:
             raise ValueError(
-                "assumed, assumed_noise, data_operator and data_options are for simulated data, "
-                "not for observations"
+                "assumed, assumed_noise and data_options are for simulated data, not for "
+                "observations"
             )
         return self.observations.y[:1]
 

@@ -6,10 +6,10 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from evaluation.base import Labels, Result, labels_key
 
@@ -83,30 +83,6 @@ class Stat:
     by_image: Mapping[int, float] = field(default_factory=dict, repr=False, compare=False)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The first of two rows minus the second one, over the images that both have.
-
-    Args:
-        mean: of the difference.
-        ci95: half the width of its 95 % t-interval; None for n < 2.
-        p: of the two-sided paired t-test; 1 for n < 2.
-        n: number of images.
-        p_holm: p, corrected for all comparisons of one call.
-    """
-
-    mean: float
-    ci95: float | None
-    p: float
-    n: int
-    p_holm: float = math.nan
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.ci95 is not None and abs(self.mean) > self.ci95
-
-
 def summarise(measured: Iterable[tuple[int, float]], paper: float | None = None) -> Stat:
     """Statistics over images of (image, value) pairs; an image may have several values.
 
@@ -143,39 +119,10 @@ def _by_image(values: Iterable[tuple[int, float]]) -> dict[int, float]:
     return {image: statistics.mean(repeats[image]) for image in sorted(repeats)}
 
 
-def compare(pairs: Sequence[tuple[Stat, Stat]]) -> list[Comparison]:
-    """Paired differences of rows, with p-values corrected by Holm's method over all of them.
-
-    Each pair has the statistics of one metric in two rows; ValueError if these share no image.
-    """
-    found = [_paired(first.by_image, second.by_image) for first, second in pairs]
-    corrected = holm([comparison.p for comparison in found])
-    return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that keep the family-wise error rate.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    corrected, largest, count = {}, 0.0, len(p_values)
-    for rank, place in enumerate(sorted(range(count), key=p_values.__getitem__)):
-        corrected[place] = largest = max(largest, min(1.0, (count - rank) * p_values[place]))
-    return [corrected[place] for place in range(count)]
-
-
-def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> Comparison:
-    both = first.keys() & second.keys()
-    stat = summarise((image, first[image] - second[image]) for image in both)
-    if not stat.n:
-        raise ValueError("the rows have no image in common")
-    if stat.std:
-        t = abs(stat.mean) / (stat.std / math.sqrt(stat.n))
-        p = float(2 * stdtr(stat.n - 1, -t))
-    else:  # one image, or the same difference in all
-        p = 0.0 if stat.n > 1 and stat.mean else 1.0
-    return Comparison(stat.mean, stat.ci95, p, stat.n)
+def paired(first: Stat, second: Stat) -> Stat:
+    """Statistics of the first less the second, over the images that both have."""
+    both = first.by_image.keys() & second.by_image.keys()
+    return summarise((image, first.by_image[image] - second.by_image[image]) for image in both)
 
 
 def _half_width(std: float | None, n: int) -> float | None:
@@ -227,7 +174,9 @@ class Table:
         entries.sort(key=lambda entry: entry[1].mean, reverse=metric.higher_is_better)
         (name, best), *others = entries
         runner_up = next((stat for other, stat in others if other != name), others[0][1])
-        return row.stats[metric.name] is best and compare([(best, runner_up)])[0].significant
+        difference = paired(best, runner_up)
+        is_clear = difference.ci95 is not None and abs(difference.mean) > difference.ci95
+        return row.stats[metric.name] is best and is_clear
 
     def _setting(self, row: Row) -> dict:
         return {name: value for name, value in row.labels.items() if name not in self.compare}

@@ -166,7 +166,7 @@ def tuned(
 
     Each method is tuned in each experiment and with each prior by itself, all on the same images,
     with the noise and start of the first seed. While a best value is at the edge of its grid, the
-    grid is extended there, at most `EXTENSIONS` times.
+    grid is extended there, at most `EXTENSIONS` times; that of iterations never is.
 
     Args:
         evaluation: some of its methods have `tune`.
@@ -224,10 +224,16 @@ class Trial:
         return Choice(self.labels, tried, metric, images, given)
 
     def wider(self, choice: Choice) -> Trial:
-        """The same with another value for each option that is best at an edge, if it takes it."""
+        """The same with another value for each option that is best at an edge, if it takes it.
+
+        But for iterations: a method is hardly ever worse for more of them, and takes longer.
+        """
         if all(math.isinf(score) for _, score in choice.tried):
             return self
-        tune = {name: extended(v, choice.best[name]) for name, v in self.method.tune.items()}
+        tune = {
+            name: values if name == "iterations" else extended(values, choice.best[name])
+            for name, values in self.method.tune.items()
+        }
         try:
             other = replace(self, method=replace(self.method, tune=tune))
             variants(self.name, other.method)

@@ -19,6 +19,8 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from jsonargparse.typing import extend_base_type
 
 ROOT = Path(__file__).resolve().parent.parent
+STOPPED = 130
+"""Exit status of a command that was asked to stop, which is no error."""
 
 
 class UsageError(Exception):
@@ -160,7 +162,7 @@ def stop_quietly() -> None:
 
 def _stop(*_: object) -> None:
     os.write(2, b"stopped\n")
-    os._exit(130)
+    os._exit(STOPPED)
 
 
 def run_command(main: Callable[[], None], failures: tuple[type[Exception], ...] = ()) -> int:
@@ -178,7 +180,7 @@ def run_command(main: Callable[[], None], failures: tuple[type[Exception], ...] 
         return _report(error, getattr(error, "status", 1))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return STOPPED
     return 0
 
 
@@ -186,7 +188,8 @@ def _report(error: Exception, status: int) -> int:
     if os.environ.get("FLOWPRIOR_TRACEBACK"):
         traceback.print_exception(error)
     command = Path(sys.argv[0]).name
-    print(f"{command}: error: {one_line(error)}", file=sys.stderr)
+    kind = "" if status == STOPPED else "error: "
+    print(f"{command}: {kind}{one_line(error)}", file=sys.stderr)
     return status
 
 

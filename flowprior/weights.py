@@ -148,7 +148,7 @@ def _find_flow(path: Path, name: Any) -> type[Flow]:
     if isinstance(name, str):
         if name in Flow.registry:
             return Flow.registry[name]
-        # Older exports have the bare name of a class of one's own.
+        # Older exports have the bare name of a user's class.
         known = [kind for kind in Flow.registry.values() if kind.__name__ == name]
         if len(known) == 1:
             return known[0]

@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flowprior.checks import check_integer
 from flowprior.identity import identity
 from flowprior.inversion import MAP, Problem, Run, Solver, batch_invariant, make_problem
-from flowprior.inversion.checks import check_whole
 from flowprior.inversion.solving import check_solver, check_together
 from flowprior.physics import Noise
 from flowprior.priors import Prior
@@ -59,7 +59,7 @@ class InversionModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.solver = MAP() if solver is None else solver
-        check_whole("iterations", iterations, 1)
+        check_integer("iterations", iterations, least=1)
         _check_latent_solver(self.solver)
         self.automatic_optimization = False
         self.iterations = iterations
@@ -159,4 +159,7 @@ def _frozen(prior: Any) -> Any:
 def _check_latent_solver(solver: object) -> None:
     check_solver(solver)
     if not hasattr(solver, "start"):
-        raise ValueError(f"solver {type(solver).__name__} does not work on latents: use invert")
+        raise ValueError(
+            f"solver {type(solver).__name__} has no `start(problem)` that gives latents (B, n), "
+            "which a solver over latents needs here; for one over images use invert"
+        )

@@ -26,11 +26,10 @@ PAGES = [
     "docs/gaussianization.md",
 ]
 BLOCK = re.compile(r"^(?:<!-- (no score) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")
+NAMED = re.compile(r"# ((?:runs/)?\w+\.(?:py|yaml))\n")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"\b(train|evaluate)\.py --config (\S+?)(?=[`\s])")
-EXAMPLE_NAMES = {"my.yaml"}
 SCORE = re.compile(r"data (-?[\d.]+) dB, recovered (-?[\d.]+) dB")
 MAINS = {"evaluate.py": evaluate.main, "train.py": train.main}
 PICTURED = ("README.md", "docs/inversion.md")
@@ -95,6 +94,7 @@ def run_page(page: str, folder: Path) -> None:
     printed = ""
     for block in blocks(page):
         if block.file_name:
+            (folder / block.file_name).parent.mkdir(exist_ok=True)
             (folder / block.file_name).write_text(block.text)
         elif block.language == "python":
             code = compile("\n" * (block.line - 1) + block.text, ROOT / page, "exec")
@@ -168,7 +168,7 @@ def test_links_and_configs_exist(page: str) -> None:
     own = {block.file_name for block in blocks(page)}
     for script, name in COMMAND.findall(text):
         folder = ROOT / "configs" / script
-        known = name in own or name in EXAMPLE_NAMES or (folder / f"{name}.yaml").is_file()
+        known = name in own or (folder / f"{name}.yaml").is_file()
         assert known, f"{page}: there is no config {name}"
 
 
@@ -181,4 +181,4 @@ def anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_page_does_what_it_says(page: str, folder: Path) -> None:
     run_page(page, folder)
-    assert page not in PICTURED or (folder / "recovered.png").stat().st_size
+    assert page not in PICTURED or (folder / "runs/recovered.png").stat().st_size

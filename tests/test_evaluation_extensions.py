@@ -68,6 +68,23 @@ class Differences(nn.Module):
         return x.diff(dim=3)
 
 
+class Rounded(nn.Module):
+    """Without a gradient."""
+
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        return (255 * x.detach()).round() / 255
+
+
+@dataclass(frozen=True)
+class Clipped(Solver):
+    """The data in [0, 1]."""
+
+    differentiates = False
+
+    def begin(self, problem):
+        return ImageRun(problem, problem.y.clamp(0, 1))
+
+
 @dataclass(frozen=True)
 class Uniform(Noise):
     """Uniform noise, fitted by least squares."""
@@ -195,6 +212,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> list[dict[str, Any]]:
     return table(folder, "whole", SETTINGS, **IMPORTS)
+
+
+def without_gradient(**methods: Any) -> dict[str, Any]:
+    rounded = {"labels": {}, "operator": "my_extension.Rounded", "noise": noise(0.1)}
+    return {**SETTINGS, "measures": [], "experiments": [rounded], "methods": methods}
+
+
+def test_operator_without_gradient_for_methods_that_need_none(folder):
+    settings = without_gradient(clipped={"solver": own("Clipped"), "iterations": 0})
+    rows = table(folder, "rounded", settings, **IMPORTS)
+    assert [row["labels"]["method"] for row in rows] == ["data", "clipped"]
+
+
+def test_operator_without_gradient_is_refused_before_measuring(folder, capsys):
+    methods = {"clipped": {"solver": own("Clipped")}, "csgm": latent_norm()}
+    line = refused(folder, without_gradient(**methods), capsys, **IMPORTS)
+    assert "methods.csgm: physics: Rounded has no gradient, which MAP needs" in line
 
 
 def test_table_of_own_parts(folder, whole):

@@ -170,12 +170,12 @@ def test_mistake_in_the_second_experiment_is_found_before_the_first_is_measured(
     assert "tua" in line
 
 
-def test_wrong_operator_that_makes_the_data(folder, capsys):
+def test_wrong_options_that_make_the_data(folder, capsys):
     settings = deepcopy(SIMULATED)
-    del settings["experiments"][1]["assumed"]
-    settings["experiments"][1] |= {"data_operator": "super_resolution", "data_options": {}}
+    settings["experiments"][1]["data_options"] = {"tua": 1.0}
     line = refused(folder, settings, capsys)
     assert "experiments[1]" in line
+    assert "tua" in line
 
 
 def test_file_to_start_from_is_for_measured_data(folder, capsys):

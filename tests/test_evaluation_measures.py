@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import inversion, inversion_arrays
-from evaluation.arrays import ArrayStore
-from evaluation.inversion_arrays import Cache
-from evaluation.measures import fall, fit_notes
+from evaluation import inversion
+from evaluation.measures import fit_notes
 from evaluation.table import Row, Table, summarise
 from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
+from flowprior.inversion.convergence import fall
 from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
 
 OWN = '''
@@ -217,19 +216,6 @@ def test_recording_counts_the_time_of_the_run_alone(monkeypatch):
     assert resumed.seconds == 2 + 3 + 4
 
 
-def test_shared_projection_counts_for_all_who_use_it(monkeypatch, tmp_path):
-    of, store = torch.rand(2, 3), ArrayStore(tmp_path / "arrays")
-    found = []
-    # The recording counts what passes in a call: from the first to the last second of each clock.
-    for clock in (Clock(0, 1, 9, 10), Clock(0, 1)):
-        monkeypatch.setattr(inversion_arrays, "time", clock)
-        used = Recording()
-        rows = Cache(store, [4, 5], "prior", used)("projection", of, lambda: 2 * of)
-        assert torch.equal(rows, 2 * of)
-        found.append(used.seconds)
-    assert found == [8 - 10, 8 - 1]
-
-
 def test_time_per_image_is_that_of_the_solver(folder, monkeypatch):
     def solved(solver, problem, iterations, observers, checkpoint):
         estimate = solve(solver, problem, iterations, observers, checkpoint)
@@ -250,15 +236,39 @@ def test_notes_name_some_rows_and_count_the_others():
     assert "method m7 (2). The prior" in note
 
 
+def fall_of(curves) -> float:
+    """`fall` of one image's curves."""
+    parts = {name: curves[name] for name in ("loss", "misfit") if name in curves}
+    return fall({name: torch.tensor(np.array(c))[:, None] for name, c in parts.items()}).item()
+
+
 def test_fall_is_the_share_of_the_last_tenth():
-    loss = torch.tensor([[100.0, 50.0, -5.0, 1.0]]).repeat(21, 1)
-    loss[-2] = torch.tensor([51.0, 50.0, -4.0, 0.5])
-    loss[:-2] += torch.tensor([2.0, 0.0, 1.0, 0.0])
-    loss[-1] = torch.tensor([50.0, 50.0, -5.0, 1.0])
-    # After 20 iterations a tenth is two: from row 18.
-    expected = [100 * 52 / 52, 0.0, 100 * 1 / 5, 0.0]
-    assert fall(loss).tolist() == pytest.approx(expected)
-    assert fall(loss.new_zeros(3, 2)).tolist() == [0.0, 0.0]
+    def after(*losses: float, **misfit: list[float]) -> float:
+        """After 20 iterations, of which a tenth is two."""
+        curves = {"loss": [*[losses[0]] * 18, *losses], **misfit}
+        return fall_of(curves)
+
+    assert after(60.0, 51.0, 50.0) == pytest.approx(20.0)
+    assert after(50.0, 50.0, 50.0) == 0.0
+    assert after(1.0, 0.5, 1.0) == after(0.5, 0.5, 1.0) == 0.0
+    assert after(-4.0, -4.0, -5.0) == pytest.approx(20.0)
+    assert after(1.0, 1.0, 0.0, misfit=[9.0, 50.0]) == pytest.approx(2.0)
+    assert after(0.0, 0.0, 0.0) == 0.0
+
+
+def test_fall_is_the_same_from_a_worse_start():
+    good = {"loss": np.linspace(120.0, 100.0, 21), "misfit": np.linspace(60.0, 50.0, 21)}
+    bad = {name: np.array([1e9, *curve[1:]]) for name, curve in good.items()}
+    assert fall_of(bad) == fall_of(good) == pytest.approx(2.0)
+
+
+def test_fall_is_that_of_the_curves_that_are_kept(folder):
+    rows = run(folder, "fall", iterations=20)
+    kept = [np.load(path) for path in sorted((folder / "fall/arrays").glob("*/*.npz"))]
+    falls = [fall_of(curves) for curves in kept if len(curves.get("loss", ())) > 1]
+    assert len(falls) == rows[1]["metrics"]["falling"]["n"] == 3
+    assert rows[1]["metrics"]["falling"]["mean"] == pytest.approx(np.mean(falls))
+    assert "falling" not in rows[0]["metrics"]
 
 
 def test_rows_that_had_not_converged_are_named():

@@ -283,6 +283,18 @@ def test_grid_is_extended_while_the_best_is_at_its_edge(folder, monkeypatch):
     assert "extended by" in (folder / "extended" / "report.html").read_text()
 
 
+def test_iterations_are_not_extended_but_their_edge_is_reported(folder, monkeypatch):
+    monkeypatch.setattr(tuning, "EXTENSIONS", 6)
+    tv = {"solver": solver("TotalVariation", weight=3.0), "tune": {"iterations": [1, 3]}}
+    settings = {**SETTINGS, "methods": {"tv": tv}}
+    settings["experiments"] = settings["experiments"][-1:]
+    table(folder, "budget", settings, "--tune")
+    tried = {row["labels"]["iterations"] for row in rows_of(folder / "budget/tuning")}
+    assert tried == {1, 3}
+    text = (folder / "budget" / "report.html").read_text()
+    assert "iterations 3, at the edge of the grid, chosen by" in text
+
+
 @pytest.mark.parametrize(
     ("values", "best", "expected"),
     [

@@ -1,9 +1,17 @@
 """What tells a value from any other."""
 
+import copy
 import importlib
+import json
+import os
+import subprocess
 import sys
+import threading
+from collections import deque
 from dataclasses import dataclass
-from functools import partial
+from enum import Enum
+from functools import lru_cache, partial
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -179,3 +187,107 @@ def test_our_code_does_not_count_as_a_users(tmp_path, own_class):
     (tmp_path / "flowprior" / "io.py").write_text("x = 1\n")
     kind = own_class("pk.mine")
     assert code_digest(kind) == digest(file_digest(tmp_path / "pk" / "mine.py"))
+
+
+def in_a_process(program, *arguments, seed="0"):
+    """What a program that has no file prints; it may use `identity` and `sys`."""
+    program = f"import sys, json\nfrom flowprior.identity import identity\n{program}"
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    command = [sys.executable, "-", *arguments]
+    done = subprocess.run(
+        command, input=program, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+SEEN_BY_CODE = {
+    "global": "gain = sys.argv[1]\ndef A(x): return gain * x",
+    "lambda": "gain = sys.argv[1]\nA = lambda x: gain * x",
+    "inner": "gain = sys.argv[1]\ndef A(x): return [gain * y for y in x]",
+    "through another": "gain = sys.argv[1]\ndef B(x): return gain * x\ndef A(x): return B(x)",
+    "method": "gain = sys.argv[1]\nclass Op:\n    def f(self, x): return gain * x\nA = Op()",
+    "private": "class Op:\n    def __init__(self, w): self.__w = w\nA = Op(sys.argv[1])",
+    "code": "exec(f'class Op:\\n    def f(self, x): return {sys.argv[1]} * x')\nA = Op()",
+}
+
+
+IDENTITIES = """
+for name, code in json.loads(sys.argv[2]).items():
+    space = {"__name__": "__main__", "sys": sys}
+    exec(code, space)
+    print(name, json.dumps(identity(space["A"])), sep="\t")
+"""
+IN_SETS = "A = lambda x: x in {'aa', 'bb', 'cc', 'dd'}"
+
+
+def test_what_code_without_a_file_sees_counts():
+    codes = json.dumps({**SEEN_BY_CODE, "sets": IN_SETS})
+    runs = [in_a_process(IDENTITIES, value, codes, seed=seed) for value, seed in ("11", "12", "23")]
+    one, again, other = (dict(line.split("\t") for line in run.splitlines()) for run in runs)
+    assert one == again
+    same = [name for name in one if one[name] == other[name]]
+    assert same == ["sets"]
+
+
+class Buffered(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("gain", torch.tensor(value), persistent=False)
+
+
+class Unlike:
+    __slots__ = ("_weight",)
+
+    def __init__(self, weight):
+        self._weight = weight
+
+
+class Strength(Enum):
+    WEAK = 1
+    STRONG = 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lru_cache(scaled), lru_cache(closure)),
+        (itemgetter(1), itemgetter(2)),
+        (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)),
+        (np.random.default_rng(1), np.random.default_rng(2)),
+        (Buffered(1.0), Buffered(2.0)),
+        (Unlike(1), Unlike(2)),
+        (Strength.WEAK, Strength.STRONG),
+        (b"one", b"two"),
+        (torch.ones(3).mul, torch.zeros(3).mul),
+        (torch.Tensor.abs, torch.Tensor.exp),
+        (np.sin, np.cos),
+        (deque([1]), deque([2])),
+        (torch.ones(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.bfloat16)),
+        (np.array([None, "a"]), np.array([None, "b"])),
+    ],
+)
+def test_values_without_public_attributes_differ(one, other):
+    assert identity(one) != identity(other)
+    assert identity(one) == identity(copy.copy(one))
+    json.dumps(identity(one))
+
+
+def test_an_object_that_cannot_be_told_apart_is_one_clear_line():
+    with pytest.raises(ValueError, match=r"lock cannot be told apart") as caught:
+        identity({"physics": threading.Lock()})
+    assert "\n" not in str(caught.value)
+
+
+def test_values_that_hold_themselves_and_long_names():
+    def factorial(n):
+        return 1 if n < 2 else n * factorial(n - 1)
+
+    def unfilled():
+        return later
+
+    endless = [1]
+    endless.append(endless)
+    for value in (factorial, unfilled, endless, "é" * 200):
+        assert json.dumps(identity(value))
+    later = None
+    assert identity(unfilled)["taken"][0] == [later]

@@ -28,6 +28,7 @@ from flowprior.inversion import (
     glow_ip,
     invert,
     make_problem,
+    row_seed,
 )
 from flowprior.inversion.latent_terms import LatentTerms
 from flowprior.latent import standard_normal_log_prob
@@ -362,16 +363,53 @@ class Even(LinearGaussian):
         return super().decode(z.square())
 
 
+@pytest.mark.parametrize("wrap", [lambda solver: solver, lambda solver: Restarts(solver, 1)])
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_row_that_is_stuck_is_not_told_to_go_on(optimizer):
+def test_row_that_is_stuck_is_not_told_to_go_on(optimizer, wrap):
     prior = Even()
     start = torch.stack([torch.zeros(16), torch.full((16,), 0.1)]).double()
     y = torch.full((2, 1, 4, 4), 0.9).double()
-    options = {"sigma": 0.1, "solver": MAP(optimizer=optimizer), "latents": start}
+    options = {"sigma": 0.1, "solver": wrap(MAP(optimizer=optimizer)), "latents": start}
     stuck = [w for w in invert(prior, identity, y, **options).warnings if w.startswith("row 0")]
     assert len(stuck) == 1
     assert ("stopped by iteration 0" in stuck[0]) == (optimizer == "lbfgs")
     assert ("more iterations" in stuck[0]) == (optimizer == "adam")
+
+
+def test_row_that_no_beta_moves_is_stuck_and_one_that_waits_for_beta_is_not():
+    start = torch.stack([torch.zeros(16), torch.full((16,), 0.1)]).double()
+    y = torch.full((2, 1, 4, 4), 2.0).double()
+    options = {"sigma": 0.1, "solver": Discrepancy(MAP(beta=30.0), stage=30), "latents": start}
+    found = invert(Even(), identity, y, iterations=20, **options)
+    assert found.history["beta"].numpy() == pytest.approx(30)  # not changed yet
+    (warning,) = found.warnings
+    assert warning.startswith("rows 0, 1: the residual is up to")
+    found = invert(Even(), identity, y, iterations=50, **options)
+    assert found.history["beta"][-1].numpy() == pytest.approx(10)
+    stuck, waiting = found.warnings
+    assert stuck.startswith("row 0 stopped by iteration 30")
+    assert waiting.startswith("row 1: the residual is up to 2.5 times")
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_row_ends_when_its_loss_has_stopped_falling(prior, truth, optimizer):
+    y, tolerance = Gaussian(0.1).add(blur(truth), seed=0, indices=range(4)), 0.01
+    solver = MAP(optimizer=optimizer, learning_rate=0.2, tolerance=tolerance)
+    options = {"sigma": 0.1, "solver": solver, "iterations": 100}
+    found = invert(prior, blur, y, **options)
+    loss = found.history["loss"]
+    assert loss[0].min() > 1
+    fall = loss[:-20] - loss[20:]
+    small = fall <= tolerance * loss[20:].abs().clamp(min=1)
+    ends = small.long().argmax(0) + 20
+    assert small.any(0).all()
+    assert len(ends.unique()) > 1
+    for row, end in enumerate(ends):
+        assert loss[end, row] != loss[end - 1, row]
+        assert (loss[end:, row] == loss[end, row]).all()
+        alone = invert(prior, blur, y[row : row + 1], indices=[row], **options)
+        assert torch.equal(alone.history["loss"][:, 0], loss[:, row])
+        assert torch.equal(alone.x[0], found.x[row])
 
 
 def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
@@ -383,6 +421,28 @@ def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
     assert [re.search(r"\d/2 iterations, .* left", line)[0][0] for line in lines] == ["1", "2"]
     assert all(line.startswith("loss ") for line in lines)
     assert not out
+
+
+@pytest.mark.parametrize("iterations", [-1, 1.5, None, True])
+def test_progress_of_no_number_of_iterations(iterations):
+    with pytest.raises(ValueError, match=r"^iterations"):
+        Progress(iterations)
+
+
+class Data(torch.nn.Module):
+    """A reconstructor that takes the data for the images."""
+
+    def forward(self, y, physics):
+        return y
+
+
+def test_progress_has_no_text_where_the_noise_is_not_known(truth, monkeypatch, capfd):
+    monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
+    options = {"solver": Reconstructor(Data()), "start": truth, "iterations": 1}
+    progress = Progress(1)
+    for _ in range(2):  # the second call finds a new bar
+        invert(None, blur, blur(truth), observers=[progress], **options)
+        assert capfd.readouterr().err.startswith("1/1 iterations")
 
 
 @pytest.mark.parametrize("iteration", [1, 5])
@@ -425,6 +485,20 @@ def test_rows_that_are_done_repeat_their_values():
     assert (found.history["loss"][50:] == found.history["loss"][-1]).all()
 
 
+def test_random_numbers_of_an_image_depend_on_its_number_and_the_seed_alone():
+    y = torch.rand(2, 1, 4, 4)
+
+    def seed(row, *stage, first=0, **options):
+        numbers = {"indices": [4, 7][first:], "seed": 3}
+        problem = make_problem(
+            None, identity, y[first:], image_shape=y.shape[1:], **numbers | options
+        )
+        return row_seed(problem, row, *stage)
+
+    assert seed(1, 5) == seed(0, 5, first=1)
+    assert len({seed(0, 1), seed(1, 1), seed(0, 2), seed(0, 1, seed=4)}) == 4
+
+
 def test_residual_and_warnings():
     prior = LinearGaussian(size=16)
     truth = images_of(prior)
@@ -434,9 +508,9 @@ def test_residual_and_warnings():
     torch.testing.assert_close(found.residual, expected)
     (warning,) = found.warnings
     assert "rows 0, 1, 2, 3" in warning
-    assert "larger beta" in warning
+    assert "larger weight of the prior (beta, weight)" in warning
     start = invert(prior, identity, y + torch.tensor([0.0, 0, 1, 0]).view(4, 1, 1, 1), sigma=0.3)
-    assert any("row 2" in w and "smaller beta" in w for w in start.warnings)
+    assert any("row 2" in w and "smaller weight of the prior" in w for w in start.warnings)
     assert "warnings: " in repr(start)
     unknown = invert(prior, identity, y, solver=MAP(misfit=Gaussian(0.2)))
     assert unknown.residual is None
@@ -452,6 +526,7 @@ WRONG = {
         {"y": torch.zeros(2, SIZE, SIZE).double()},
         r"^y must .*got \(2, 16, 16\): add a channel axis: y\[:, None\]$",
     ),
+    "no batch": ({"y": torch.zeros(1, SIZE, SIZE).double()}, r"for the one image: y\[None\]$"),
     "list y": ({"y": [[[0.0]]]}, "^y must .*got list"),
     "bool y": ({"y": torch.ones(2, 1, SIZE, SIZE).bool()}, "^y must .*got torch.bool"),
     "integer y": ({"y": torch.ones(2, 1, SIZE, SIZE).long()}, "^y must .*got torch.int64"),
@@ -508,6 +583,14 @@ def test_wrong_use_is_one_clear_line(prior, truth, name):
     with pytest.raises(ValueError, match=words) as caught:
         invert(**(given | changes))
     assert "\n" not in str(caught.value)
+
+
+def test_one_image_of_three_colours_lacks_an_axis():
+    y = torch.zeros(3, 8, 8)
+    options = {"sigma": 1.0, "solver": TotalVariation(1.0), "image_shape": (3, 8, 8)}
+    with pytest.raises(ValueError, match=r"for the one image: y\[None\]$"):
+        invert(None, identity, y, **options)
+    assert invert(None, identity, y[None], iterations=1, **options).x.shape == (1, 3, 8, 8)
 
 
 def test_latents_may_have_the_shape_of_those_of_an_estimate(prior, truth):
@@ -615,6 +698,23 @@ class Spread:
 
     def sample(self, count, *, seed):
         return self.mean.expand(count, *self.mean.shape)
+
+
+@dataclass(frozen=True)
+class LatentSampler(MAP):
+    def begin(self, problem):
+        run = super().begin(problem)
+        run.posterior = lambda: Spread(run.x)
+        return run
+
+
+def test_restarts_have_the_posterior_of_the_best(prior, truth):
+    y = blur(truth)
+    options = {"sigma": 1.0, "iterations": 2}
+    found = invert(prior, blur, y, solver=Restarts(LatentSampler(), 3), **options)
+    drawn = found.posterior.sample(2, seed=0)
+    assert torch.equal(drawn, found.x.expand(2, *truth.shape))
+    assert invert(prior, blur, y, solver=Restarts(MAP(), 3), **options).posterior is None
 
 
 def test_a_posterior_comes_with_the_estimate(truth):

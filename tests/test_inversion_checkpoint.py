@@ -25,7 +25,7 @@ from tests.inversion_problems import Interrupted, blur, images_of, interrupt_at,
 
 @dataclass(frozen=True)
 class GradientDescent(Solver):
-    """A solver over images of the user's own."""
+    """A user's solver over images."""
 
     rate: float = 0.5
 
@@ -84,6 +84,7 @@ def assert_same(found, expected):
     assert found.z is None or torch.equal(found.z, expected.z)
     assert torch.equal(found.finite, expected.finite)
     assert torch.equal(found.residual, expected.residual)
+    assert found.warnings == expected.warnings
     assert set(found.history) == set(expected.history)
     for name, values in expected.history.items():
         assert torch.equal(found.history[name], values), name
@@ -113,6 +114,20 @@ def test_killed_batch_goes_on_to_the_last_bit(glow, truth, y, tmp_path, name, ki
         assert torch.equal(recording.curves[name], values)
     for name, values in whole.diagnostics.items():
         assert torch.equal(recording.diagnostics[name], values)
+
+
+def test_rows_that_have_ended_stay_so_after_a_kill(glow, y, tmp_path):
+    solver = MAP(optimizer="adam", learning_rate=0.2, tolerance=0.01)
+    options = {"sigma": 0.1, "solver": solver, "iterations": 100}
+    expected = invert(glow, blur, y, **options)
+    loss = expected.history["loss"]
+    ends = (loss != loss[-1]).sum(0)
+    killed = int(ends.min()) + 1
+    assert 20 < killed < ends.max() < 100
+    checkpoint = Checkpoint(tmp_path / "state.pt", seconds=0)
+    with pytest.raises(Interrupted):
+        invert(glow, blur, y, observers=[interrupt_at(killed)], checkpoint=checkpoint, **options)
+    assert_same(invert(glow, blur, y, checkpoint=checkpoint, **options), expected)
 
 
 def test_finished_batch_is_read_and_not_run(glow, y, tmp_path):

@@ -247,7 +247,10 @@ WRONG = {
     "no iterations": ({"iterations": 0}, "^iterations"),
     "half iterations": ({"iterations": 2.5}, "^iterations"),
     "solver": ({"solver": "map"}, "^solver"),
-    "solver over images": ({"solver": TotalVariation(1.0)}, "^solver TotalVariation .* invert"),
+    "solver over images": (
+        {"solver": TotalVariation(1.0)},
+        r"^solver TotalVariation .* `start\(problem\)`.* invert",
+    ),
     "start": ({"start": torch.zeros(1)}, "^start"),
     "latents": ({"latents": torch.zeros(3, 4)}, "^latents"),
     "condition": ({"condition": torch.zeros(3, 1)}, "^condition"),

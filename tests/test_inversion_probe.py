@@ -1,4 +1,4 @@
-"""Wrong shapes of a user's own part are one line, before anything is computed."""
+"""Wrong shapes of a user's part are one line, before anything is computed."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from torch import nn
 from datamodules import LayerModels
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
-from flowprior.inversion import MAP, Restarts, TotalVariation, invert
+from flowprior.inversion import MAP, ImageRun, Restarts, Solver, TotalVariation, invert
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.physics import Gaussian, Noise
 from flowprior.priors import Module, Prior
@@ -137,7 +137,7 @@ def test_it_is_one_row_and_not_the_global_generator():
     prior = Counted(TwoParts(), (1, 4, 4), two_part_decoder().latent.parts)
     before = torch.get_rng_state()
     check_prior(prior, ("generate",))
-    assert rows == [1]
+    assert rows == [1, 1]  # twice, to compare
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -145,6 +145,92 @@ def test_noise_without_a_density_is_for_those_who_use_it_to_refuse():
     check_misfits(
         TotalVariation(1.0, misfit=Gaussian(1.0)), SimpleNamespace(y=Y, noise=Gaussian(0))
     )
+
+
+class Silent(LinearGaussian):
+    """A prior whose images have no gradient."""
+
+    @torch.no_grad()
+    def generate(self, z, condition=None):
+        return super().generate(z)
+
+    def decode(self, z):
+        x, log_det = super().decode(z)
+        return x.detach(), log_det
+
+
+class Detached(Gaussian):
+    """A noise model whose misfit has no gradient."""
+
+    def misfit(self, predicted, y):
+        return super().misfit(predicted.detach(), y)
+
+
+@dataclass(frozen=True)
+class Grey(Solver):
+    """A solver over images that differentiates nothing, but needs the prior."""
+
+    needs = ("generate",)
+    differentiates = False
+
+    def begin(self, problem):
+        run = ImageRun(problem)
+        run.step = run.measure
+        return run
+
+
+@pytest.mark.parametrize("penalty", ["latent_norm", "none", "log_density"])
+@pytest.mark.parametrize("wrap", [lambda solver: solver, lambda solver: Restarts(solver, 2)])
+def test_prior_without_gradient(penalty, wrap):
+    solver = wrap(MAP(penalty=penalty))
+    method = "decode" if penalty == "log_density" else "generate"
+    expected = f"prior: Silent.{method} has no gradient, which {type(solver).__name__} needs"
+    assert refusal(Silent(), solver=solver) == expected
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("solver", [MAP, lambda misfit: TotalVariation(1.0, misfit=misfit)])
+def test_misfit_without_gradient(solver, own):
+    noise = Gaussian(1.0) if own else Detached(1.0)
+    line = refusal(small_decoder(), noise, solver(misfit=Detached(1.0) if own else None))
+    assert line.startswith("noise: misfit of Detached has no gradient, which ")
+
+
+def test_gradients_are_asked_of_no_more_than_what_is_differentiated():
+    options = {"solver": Grey(), "iterations": 1}
+    assert invert(Silent(), identity, Y, noise=Detached(1.0), **options).x.shape == Y.shape
+    own = MAP(misfit=Gaussian(1.0))  # the noise of the data only measures the residual
+    invert(small_decoder(), identity, Y, noise=Detached(1.0), solver=own, iterations=1)
+
+
+@pytest.mark.parametrize("solver", [MAP(), DENSITY, Grey()])
+def test_prior_that_draws_random_numbers(solver):
+    class Noisy(LinearGaussian):
+        def decode(self, z):
+            x, log_det = super().decode(z)
+            return x + 1e-3 * torch.randn_like(x), log_det
+
+    line = refusal(Noisy(), solver=solver)
+    assert "gives different images of one latent" in line
+    assert "part of the latent" in line
+
+
+def test_misfit_of_all_images_together():
+    class Total(Gaussian):
+        def misfit(self, predicted, y):
+            return super().misfit(predicted, y).sum().view(1)
+
+    assert "must be (B,), here (2,), got (1,)" in refusal(small_decoder(), Total(1.0))
+
+
+@pytest.mark.parametrize("wrong", [lambda r: r[0], lambda r: r.mean((1, 2, 3)), lambda r: 1.0])
+def test_standardised_of_another_shape(wrong):
+    class Misshapen(Gaussian):
+        def standardised(self, predicted, y):
+            return wrong(super().standardised(predicted, y))
+
+    line = refusal(small_decoder(), Misshapen(1.0))
+    assert line.startswith("noise: standardised of Misshapen must be of the shape of y")
 
 
 def evaluation(prior: Prior, noise: Noise) -> InversionEvaluation:

@@ -158,6 +158,7 @@ def test_unknown_noise_is_one_line(name):
         (lambda: DeepImagePrior(channels=0), "channels"),
         (lambda: DeepImagePrior(layers=1), "layers"),
         (lambda: l1_map(alpha=-1), "beta"),
+        (lambda: MAP(tolerance=2.0), "tolerance"),
     ],
 )
 def test_wrong_options_are_named(make, option):

@@ -12,7 +12,7 @@ from flowprior.inversion.deep_image_prior import DeepImagePrior
 from flowprior.inversion.discrepancy import Discrepancy
 from flowprior.inversion.dps import DPS
 from flowprior.inversion.forward import Forward
-from flowprior.inversion.images import ImageRun
+from flowprior.inversion.images import ImageRun, row_seed
 from flowprior.inversion.invert import invert
 from flowprior.inversion.map import MAP, csgm, glow_ip, l1_map, project_to_latents
 from flowprior.inversion.plug_and_play import PlugAndPlay
@@ -56,6 +56,7 @@ __all__ = [
     "l1_map",
     "make_problem",
     "project_to_latents",
+    "row_seed",
     "smoothed",
     "solve",
 ]

@@ -162,6 +162,20 @@ class BatchedLBFGS(Optimizer):
             self._iterate(closure, rows)
         return self.losses
 
+    @torch.no_grad()
+    def restart(self, closure: Closure, rows: Tensor) -> None:
+        """Begin some rows anew where they are, because their objective has changed.
+
+        Args:
+            closure: as for `step`.
+            rows: ascending indices, a LongTensor.
+        """
+        state = self._rows
+        if state["steps"] == 0 or not len(rows):
+            return
+        state["losses"][rows], state["gradients"][rows] = self._evaluate(closure, rows)
+        self._begin(rows)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()`."""
         super().load_state_dict(state_dict)
@@ -193,7 +207,7 @@ class BatchedLBFGS(Optimizer):
     def _rows(self) -> dict[str, Any]:
         """The state. Curvature pairs s, y (m, B, n) and ρ (m, B) are ring buffers of each row.
 
-        `past` (window, B) is one of the losses before the last iterations, for all rows alike.
+        `past` (window, B) is one of the losses before the last iterations, the same for all rows.
         """
         state = self.state[self._parameter]
         if not state:
@@ -217,10 +231,18 @@ class BatchedLBFGS(Optimizer):
         state = self._rows
         rows = torch.arange(len(self._flat), device=self._flat.device)
         state["losses"], state["gradients"] = self._evaluate(closure, rows)
-        state["scale"] = state["losses"].abs().clamp_max(1)
-        flat = self._is_flat(rows, state["gradients"], state["losses"])
-        state["status"] = torch.where(flat, RowStatus.CONVERGED, RowStatus.ACTIVE)
-        state["status"][state["losses"].isinf()] = RowStatus.NONFINITE
+        self._begin(rows)
+
+    def _begin(self, rows: Tensor) -> None:
+        """Set everything but loss and gradient of some rows as before their first iteration."""
+        state = self._rows
+        losses, gradients = state["losses"][rows], state["gradients"][rows]
+        state["scale"][rows] = losses.abs().clamp_max(1)
+        flat = self._is_flat(rows, gradients, losses)
+        status = torch.where(flat, RowStatus.CONVERGED, RowStatus.ACTIVE)
+        state["status"][rows] = torch.where(losses.isinf(), RowStatus.NONFINITE, status)
+        state["pairs"][rows] = 0
+        state["past"][:, rows] = torch.inf
 
     def _evaluate(self, closure: Closure, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Losses, float64 and +∞ where anything is not finite, and gradients, (len(rows), n)."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flowprior.inversion.checks import check_positive
+from flowprior.checks import check_positive
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.reconstructor import ReconstructorRun
 from flowprior.inversion.solving import Solver

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.batch_invariant import by_rows
-from flowprior.inversion.checks import check_positive, check_whole
 from flowprior.inversion.images import ImageRun, row_seed
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
@@ -42,8 +42,8 @@ class DeepImagePrior(Solver):
 
     def __post_init__(self) -> None:
         check_positive("learning_rate", self.learning_rate)
-        check_whole("channels", self.channels, 1)
-        check_whole("layers", self.layers, 2)
+        check_integer("channels", self.channels, least=1)
+        check_integer("layers", self.layers, least=2)
 
     def begin(self, problem: Problem) -> "DeepImagePriorRun":
         """Start from random networks."""

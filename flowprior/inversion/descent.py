@@ -1,5 +1,8 @@
 """L-BFGS and Adam on the unknowns of a batch, separately for each row."""
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -45,6 +48,11 @@ class Descent:
         """Latents as the prior sees them."""
         with torch.no_grad():
             return by_rows(self.terms.latents, self.v.detach())
+
+    @property
+    def ended(self) -> Tensor:
+        """Iteration at which each row found no descent any more, (B,); -1 where it may move."""
+        return torch.full_like(self.rows, -1)
 
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Values]:
         """Images and values of some rows; sets their gradient, and 0 for the others."""
@@ -103,7 +111,7 @@ class LBFGSRun(Descent):
 
     @property
     def ended(self) -> Tensor:
-        """Iteration at which each row found no descent any more, (B,); -1 where it moves."""
+        """See `Descent.ended`."""
         status = self.optimizer.status
         ended = status == RowStatus.FAILED
         if not self.tolerance:  # with one, a row ends where its loss falls too slowly
@@ -112,6 +120,13 @@ class LBFGSRun(Descent):
 
     def step(self) -> None:
         """Make one outer iteration of every active row."""
+        self._advance(self.optimizer.step)
+
+    def restart(self, rows: Tensor) -> None:
+        """Begin some rows anew where they are, because their objective has changed."""
+        self._advance(partial(self.optimizer.restart, rows=rows))
+
+    def _advance(self, advance: Callable[[Callable[[Tensor], Tensor]], object]) -> None:
         seen: list[tuple[Tensor, Tensor, Values]] = []
 
         def closure(rows: Tensor) -> Tensor:
@@ -119,7 +134,7 @@ class LBFGSRun(Descent):
             seen.append((rows, x, values))
             return values["loss"]
 
-        self.optimizer.step(closure)
+        advance(closure)
         # Of the points tried, a row is at the one whose loss is its own.
         for rows, x, values in seen:
             accepted = values["loss"] == self.optimizer.losses[rows]
@@ -128,71 +143,98 @@ class LBFGSRun(Descent):
                 self.values[name][rows] = torch.where(accepted, value, self.values[name][rows])
         self.finite = self.finite & (self.optimizer.status != RowStatus.NONFINITE)
 
-    def restart(self) -> None:
-        """Start again from the present rows, because the objective has changed."""
-        self.optimizer.state.clear()
-
 
 class AdamRun(Descent):
-    """Adam: it works on single entries, so the steps of an image depend on no other image."""
+    """Adam: it works on single entries, so the steps of an image depend on no other image.
 
-    def __init__(self, terms: Terms, v: nn.Parameter, learning_rate: float) -> None:
+    A row ends when `WINDOW` iterations lower its loss by at most `tolerance` of it, by the rule of
+    `BatchedLBFGS`.
+    """
+
+    _WATCHED = ("falling", "past", "scale")
+
+    def __init__(
+        self, terms: Terms, v: nn.Parameter, learning_rate: float, tolerance: float = 0.0
+    ) -> None:
         super().__init__(terms, v)
+        self.tolerance = tolerance
         self.optimizer = torch.optim.Adam([v], learning_rate)
         self.finite = torch.ones(len(v), dtype=torch.bool, device=v.device)
         self.x, self.values = self._start()
         self._kept = v.detach().clone()
-        self._evaluate()
+        self._begin()
 
     @property
     def active(self) -> Tensor:
-        """Rows that are finite."""
-        return self.finite
+        """Rows that are finite and whose loss still falls."""
+        return self.finite & self.falling
 
     def step(self) -> None:
-        """Make one step of every finite row."""
+        """Make one step of every active row."""
         self.v.grad = self._gradient  # others may have cleared it in the meantime
         self.optimizer.step()
         self._evaluate()
+        if self.tolerance:
+            self._watch()
 
-    def restart(self) -> None:
-        """Start again from the present rows, because the objective has changed."""
-        self.optimizer.state.clear()
+    def restart(self, rows: Tensor) -> None:
+        """Take the new objective of some rows into account; Adam keeps its moments."""
+        self.falling = self.falling.index_fill(0, rows, True)
         self._evaluate()
+        self._watch_anew(rows)
+
+    def _begin(self) -> None:
+        self.falling = torch.ones_like(self.finite)
+        self._evaluate()
+        loss = self.values["loss"]
+        self.scale, self.past = torch.ones_like(loss), loss.new_zeros(WINDOW, len(loss))
+        self._watch_anew(self.rows)
+
+    def _watch_anew(self, rows: Tensor) -> None:
+        """Forget the past losses of some rows."""
+        loss = self.values["loss"][rows]
+        self.scale[rows] = loss.abs().clamp_max(1)
+        self.past[:, rows] = math.inf
+        self.past[-1, rows] = loss
+
+    def _watch(self) -> None:
+        """End the rows whose loss has fallen too little since the oldest of the past ones."""
+        loss = self.values["loss"]
+        least = self.tolerance * loss.abs().maximum(self.scale)
+        self.falling = self.falling & (self.past[0] - loss > least)
+        self.past = torch.cat([self.past[1:], loss[None]])
 
     def _evaluate(self) -> None:
-        """Update loss and gradient; rows that are not finite return to their last v for good."""
-        x, values = self.evaluate(self.rows)
-        sound = _all_finite(values) & self.v.grad.isfinite().all(1)
-        self.finite = self.finite & sound
+        """Update loss and gradient; rows that are not active stay at their last v for good."""
+        rows = self.active.nonzero()[:, 0]
+        self._gradient = torch.zeros_like(self.v)
+        if len(rows):
+            x, values = self.evaluate(rows)
+            sound = _all_finite(values) & self.v.grad[rows].isfinite().all(1)
+            self.finite = self.finite.index_copy(0, rows, sound)
+            rows, x = rows[sound], x[sound]
+            self._gradient[rows] = self.v.grad[rows]
+            self._kept[rows] = self.v.detach()[rows]
+            self.x = self.x.index_copy(0, rows, x)
+            self.values = {
+                name: self.values[name].index_copy(0, rows, value[sound])
+                for name, value in values.items()
+            }
         with torch.no_grad():
-            self.v.copy_(chosen(self.finite, self.v, self._kept))
-        self._gradient = torch.where(self.finite[:, None], self.v.grad, 0)
-        self._kept = self.v.detach().clone()
-        self.x = chosen(self.finite, x, self.x)
-        self.values = {
-            name: torch.where(self.finite, value, self.values[name])
-            for name, value in values.items()
-        }
+            self.v.copy_(self._kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Descent.state_dict`; with a tolerance also the past losses."""
+        watched = self._WATCHED if self.tolerance else ()
+        return {**super().state_dict(), **{name: getattr(self, name) for name in watched}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from such a state; the gradient is computed again."""
         super().load_state_dict(state)
+        for name in self._WATCHED if self.tolerance else ():
+            setattr(self, name, state[name])
         self._kept = self.v.detach().clone()
         self._evaluate()
-
-
-def descend(
-    terms: Terms,
-    v: nn.Parameter,
-    optimizer: Optimizer,
-    learning_rate: float,
-    tolerance: float = 0.0,
-) -> LBFGSRun | AdamRun:
-    """Make the run of an optimiser by its name."""
-    if optimizer == "lbfgs":
-        return LBFGSRun(terms, v, tolerance)
-    return AdamRun(terms, v, learning_rate)
 
 
 def _all_finite(values: Values) -> Tensor:

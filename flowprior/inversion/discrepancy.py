@@ -7,20 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowprior.inversion.checks import check_positive, check_whole
-from flowprior.inversion.descent import Values
+from flowprior.checks import check_integer, check_number, check_positive
+from flowprior.inversion.descent import LBFGSRun, Values
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver, named_rows
-from flowprior.physics.checks import check_number
 from flowprior.priors import Prior
 
 FACTOR = 3.0
 """By which β changes until it turns round for the first time."""
 RANGE = 1000.0
 """Largest factor between β and that of the solver: some data no β fits to the noise."""
-PROGRESS = 0.8
-"""β stays while the distance to the target falls below this part of it within a stage."""
+SETTLED = 2e-3
+"""β of an image moves when a stage lowers the image's loss by no more than this part of it."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +27,18 @@ class Discrepancy(Solver):
     """Choose β of each image by Morozov's discrepancy principle: the residual equals the noise.
 
     Every `stage` iterations, β of an image falls if its residual is larger than `target` and rises
-    if it is smaller, but stays while the residual approaches the target by itself. It changes by a
-    factor of 3, whose logarithm is halved each time that β changes direction, and stays within a
-    factor of 1000 of the solver's β.
+    if it is smaller, once its loss has settled, or where the residual moves away from the target.
+    It changes by a factor of 3, whose logarithm is halved each time that β changes direction, and
+    stays within a factor of 1000 of the solver's β. Allow several hundred iterations: each β takes
+    some to settle.
 
     Reference: Morozov (1966); Engl, Hanke & Neubauer, Regularization of inverse problems, § 4.3.
 
     Args:
         solver: what to run, from its own β; its `penalty` must not be "none".
-        stage: iterations between two changes of β.
+        stage: iterations over which a loss must settle; at least 1.
         target: residual to reach, in units of the noise's standard deviation.
-        tolerance: largest |residual − target| that is accepted. The residual of the truth itself is
+        margin: largest |residual − target| that is accepted. The residual of the truth itself is
             only known up to about 1/√(2m) for m data.
 
     Raises:
@@ -48,12 +48,12 @@ class Discrepancy(Solver):
     solver: MAP
     stage: int = 10
     target: float = 1.0
-    tolerance: float = 0.02
+    margin: float = 0.02
 
     def __post_init__(self) -> None:
-        check_whole("stage", self.stage, 1)
+        check_integer("stage", self.stage, least=1)
         check_positive("target", self.target)
-        check_number("tolerance", self.tolerance, least=0)
+        check_number("margin", self.margin, least=0)
         if not isinstance(self.solver, MAP):
             raise ValueError(f"solver of a Discrepancy must be a MAP, got {self.solver!r}")
         if self.solver.penalty == "none" or not self.solver.beta > 0:
@@ -82,7 +82,7 @@ class Discrepancy(Solver):
 class DiscrepancyRun:
     """The batch of a `Discrepancy`; `values["beta"]` is β per nat of each image."""
 
-    _STATE = ("log_beta", "size", "direction", "gap", "steps")
+    _STATE = ("log_beta", "size", "direction", "before", "gap", "changed", "reached", "steps")
 
     def __init__(self, settings: Discrepancy, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
@@ -90,13 +90,17 @@ class DiscrepancyRun:
         self.optimizer = self.run.optimizer
         self.first = math.log(settings.solver.weight(problem.image_shape))
         self.log_beta = torch.full_like(self.run.values["loss"], self.first)
-        # Size and direction of the last change of log β, and residual − target a stage ago.
+        # Size and direction of the last change of log β; loss and residual − target a stage ago.
         self.size = torch.full_like(self.log_beta, math.log(FACTOR))
         self.direction = torch.zeros_like(self.log_beta)
+        self.before = torch.full_like(self.log_beta, torch.inf)
         self.gap = torch.full_like(self.log_beta, torch.inf)
+        # At the last change of β: iterations of this run, and of the row's own descent.
+        self.changed = torch.full_like(self.direction, -1).long()
+        self.reached = torch.zeros_like(self.changed)
         self.steps = 0
         self._use()
-        self.run.restart()
+        self.run.restart(self.run.rows)
 
     x = property(lambda self: self.run.x)
     z = property(lambda self: self.run.z)
@@ -116,20 +120,36 @@ class DiscrepancyRun:
             self.run.step()
         self.steps += 1
 
+    @property
+    def ended(self) -> Tensor:
+        """Last change of β, where not even this gave a descent, as an iteration; -1 elsewhere."""
+        if not isinstance(self.run, LBFGSRun):
+            return torch.full_like(self.changed, -1)
+        still = (self.run.ended >= 0) & (self.optimizer.iterations == self.reached)
+        return torch.where(still, self.changed, -1)
+
     @torch.no_grad()
     def _adjust(self) -> None:
-        settings = self.settings
+        settings, loss = self.settings, self.run.values["loss"]
         gap = self.problem.residual(self.run.x) - settings.target
-        approaching = (gap.abs() < PROGRESS * self.gap.abs()) & (gap * self.gap > 0)
+        size = loss.abs().maximum(self.run.values["misfit"])
+        settled = (self.before - loss <= SETTLED * size) | ~self.run.active
+        leaving = (gap.abs() > self.gap.abs()) & (gap * self.gap > 0)
         self.gap = gap
-        judged = (gap.abs() > settings.tolerance) & ~approaching
+        judged = (gap.abs() > settings.margin) & (settled | leaving)
         turned = judged & (gap * self.direction > 0)
         self.size = torch.where(turned, self.size / 2, self.size)
         self.direction = torch.where(judged, -gap.sign(), self.direction)
         moved = self.log_beta + torch.where(judged, self.direction * self.size, 0)
-        self.log_beta = moved.clamp(self.first - math.log(RANGE), self.first + math.log(RANGE))
+        moved = moved.clamp(self.first - math.log(RANGE), self.first + math.log(RANGE))
+        rows = (moved != self.log_beta).nonzero()[:, 0]
+        self.log_beta = moved
         self._use()
-        self.run.restart()
+        self.run.restart(rows)
+        self.changed[rows] = self.steps
+        if isinstance(self.run, LBFGSRun):
+            self.reached[rows] = self.optimizer.iterations[rows]
+        self.before = self.run.values["loss"].clone()
 
     def warnings(self) -> list[str]:
         """What to look at: β that stopped at its limit."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
-from flowprior.inversion.checks import check_positive, check_whole
 from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser
 from flowprior.inversion.images import ImageRun, row_seed
 from flowprior.inversion.problem import Problem
@@ -66,8 +66,8 @@ class DPS(Solver):
         object.__setattr__(self, "denoiser", make_denoiser(self.denoiser, self.weights))
         for name in ("step_size", "first_level", "last_level"):
             check_positive(name, getattr(self, name))
-        check_whole("draws", self.draws, 1)
-        check_whole("stages", self.stages, 2)
+        check_integer("draws", self.draws, least=1)
+        check_integer("stages", self.stages, least=2)
         if self.last_level >= self.first_level:
             raise ValueError(
                 f"last_level must be below first_level={self.first_level}, got {self.last_level}"

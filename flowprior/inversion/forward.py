@@ -12,12 +12,15 @@ class Forward:
     Args:
         physics: deepinv `Physics`, whose noise model is not used, or a function.
         images: B if the operator has parameters, such as masks, of its own for each of B images.
+        differentiable: whether data have a gradient with respect to the images.
     """
 
-    def __init__(self, physics: object, images: int | None = None) -> None:
+    def __init__(
+        self, physics: object, images: int | None = None, differentiable: bool = True
+    ) -> None:
         self.physics = physics
         self.images = images
-        self.differentiable = True
+        self.differentiable = differentiable
         self._apply = getattr(physics, "A", physics)
         self.name = getattr(physics, "__name__", type(physics).__name__)
         if not callable(self._apply):
@@ -31,41 +34,61 @@ class Forward:
         return self._apply(every)[rows]
 
 
-def check_observations(forward: Forward, y: Tensor, like: Tensor, noise: Noise | None) -> None:
-    """Raise ValueError unless A turns images like this one (C, H, W) into data like y.
+def forward_for(physics: object, y: Tensor, like: Tensor, noise: Noise | None) -> Forward:
+    """The operator of data y (B, ...) of images like this one (C, H, W).
 
-    y must also be finite and fit the noise model. Finds out whether A has a gradient, and
-    parameters for each image.
+    Tries it on grey images, to find out whether it has a gradient, and parameters for each image.
+
+    Raises:
+        ValueError: the operator does not make such data of such images, or y is not finite or does
+            not fit the noise model.
     """
+    forward = Forward(physics)
     finite = y.isfinite().flatten(1).all(1)
     if not finite.all():
         bad = (~finite).nonzero()[:, 0].tolist()
         raise ValueError(f"y must be finite; rows {bad[:10]} have NaN or infinite entries")
-    predicted = _predicted(forward, y, like)
+    images, predicted = _predicted(forward, y, like)
     if predicted.shape[1:] != y.shape[1:]:
         expected = ", ".join(map(str, ["B", *predicted.shape[1:]]))
-        lacks_channel = predicted.shape[1:] == (1, *y.shape[1:])
-        remedy = ": add a channel axis: y[:, None]" if lacks_channel else ""
+        remedy = _missing_axis(y.shape, predicted.shape)
         raise ValueError(
             f"y must have shape ({expected}), which {forward.name} makes of images of shape "
             f"{tuple(like.shape)}, got {tuple(y.shape)}{remedy}"
         )
     if y.is_complex() and not predicted.is_complex():
         raise ValueError(f"y is complex, but {forward.name} makes real data")
-    forward.differentiable = predicted.requires_grad
     if noise is not None:
-        predicted = predicted.detach().expand_as(y)
-        if noise.residual(predicted, y).shape != (len(y),):
-            raise ValueError(f"noise: residual of {type(noise).__name__} must be (B,)")
+        _check_residual(noise, predicted.detach().expand_as(y), y)
+    return Forward(physics, images, predicted.requires_grad)
 
 
-def _predicted(forward: Forward, y: Tensor, like: Tensor) -> Tensor:
-    """Data of grey images, of one if A is alike for all of them and otherwise of as many as y."""
+def _missing_axis(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What to do where data of this shape lack an axis."""
+    if shape == expected[1:]:
+        return ": add an axis for the one image: y[None]"
+    return ": add a channel axis: y[:, None]" if expected[1:] == (1, *shape[1:]) else ""
+
+
+def _check_residual(noise: Noise, predicted: Tensor, y: Tensor) -> None:
+    name = type(noise).__name__
+    standardised = noise.standardised(predicted[:1], y[:1])
+    found = getattr(standardised, "shape", type(standardised).__name__)
+    if found != y[:1].shape:
+        raise ValueError(
+            f"noise: standardised of {name} must be of the shape of y, (B, ...), here "
+            f"{tuple(y[:1].shape)}, got {found if isinstance(found, str) else tuple(found)}"
+        )
+    if noise.residual(predicted, y).shape != (len(y),):
+        raise ValueError(f"noise: residual of {name} must be (B,)")
+
+
+def _predicted(forward: Forward, y: Tensor, like: Tensor) -> tuple[int | None, Tensor]:
+    """Data of one grey image, or of B of them if A has parameters for each; and None, or B."""
     shape, reason = tuple(like.shape), ""
     for count in (1, len(y)):
-        forward.images = None if count == 1 else count
         try:
-            return _data_of_grey(forward, like, count)
+            return None if count == 1 else count, _data_of_grey(forward, like, count)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             reason = reason or " ".join(str(error).split())
     raise ValueError(f"physics: {forward.name} does not take images of {shape}: {reason}")

@@ -48,7 +48,8 @@ def invert(
         seed: of everything random.
         indices: numbers of the images, 0 to B − 1 by default: random numbers of an image depend
             on (seed, index) alone.
-        observers: called with the number of each iteration, 0 first, and the run.
+        observers: called with the number of each iteration, 0 first, and the run. Those that have
+            a method `close` are closed at the end, and must open again to serve another call.
         checkpoint: file to resume from, and to save the state in.
 
     Returns:

@@ -43,11 +43,6 @@ class LatentTerms:
         z = self.latents(v)
         x, log_det = self._decoded(z, rows)
         x = self.prior.to_unit_range(x)
-        if x.shape[1:] != problem.image_shape:
-            raise ValueError(
-                f"prior: {type(self.prior).__name__} gives images {tuple(x.shape[1:])}, its "
-                f"image_shape is {problem.image_shape}"
-            )
         misfit = self.noise.misfit(problem.forward(x, rows), problem.y[rows])
         if self.penalty == "none":
             return x, {"loss": misfit, "misfit": misfit}

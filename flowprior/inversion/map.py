@@ -6,15 +6,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from flowprior.identity import identity
+from flowprior.checks import check_choice, check_integer, check_number, check_positive
 from flowprior.inversion.batch_invariant import batch_invariant
-from flowprior.inversion.checks import check_choice, check_noise, check_positive, check_whole
-from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer, descend
+from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer
 from flowprior.inversion.forward import Forward
 from flowprior.inversion.latent_terms import LatentTerms, Layers, check_layers, layers_by_part
-from flowprior.inversion.problem import Problem
+from flowprior.inversion.probe import check_prior
+from flowprior.inversion.problem import Problem, check_noise
 from flowprior.inversion.solving import Solver, advance
-from flowprior.physics.checks import check_number
 from flowprior.physics.noise import Gaussian, Laplace, Noise
 from flowprior.priors import Prior, require
 
@@ -44,8 +43,8 @@ class MAP(Solver):
             latent; z = v by default.
         optimizer: "lbfgs" or "adam".
         learning_rate: of Adam.
-        tolerance: of L-BFGS; an image ends when 20 iterations lower its loss by at most this part
-            of it. With 0 it goes on to the last digit, or to the maximum number of iterations.
+        tolerance: an image ends when 20 iterations lower its loss by at most this part of it. With
+            0 L-BFGS goes on to the last digit, and Adam to the maximum number of iterations.
         start_scale: standard deviation of the random start, v ~ N(0, start_scale² I), one draw for
             all images. 0 starts at v = 0.
         projection_iterations: maximum number for finding the latents of starting images.
@@ -71,9 +70,9 @@ class MAP(Solver):
         check_choice("penalty", self.penalty, ("latent_norm", "log_density", "none"))
         check_choice("optimizer", self.optimizer, ("lbfgs", "adam"))
         check_positive("learning_rate", self.learning_rate)
-        check_number("tolerance", self.tolerance, least=0)
+        check_number("tolerance", self.tolerance, least=0, most=1)
         check_number("start_scale", self.start_scale, least=0)
-        check_whole("projection_iterations", self.projection_iterations, 0)
+        check_integer("projection_iterations", self.projection_iterations, least=0)
         check_noise("misfit", self.misfit)
         check_layers(self.reparameterization)
 
@@ -96,19 +95,16 @@ class MAP(Solver):
         if not isinstance(v, nn.Parameter):
             v = nn.Parameter(v.detach().clone().to(problem.like))
         terms = LatentTerms(self, problem)
-        return descend(terms, v, self.optimizer, self.learning_rate, self.tolerance)
+        if self.optimizer == "lbfgs":
+            return LBFGSRun(terms, v, self.tolerance)
+        return AdamRun(terms, v, self.learning_rate, self.tolerance)
 
     def start(self, problem: Problem) -> Tensor:
         """Latents v (B, n) to start from."""
         latent, like = problem.prior.latent, problem.like
         if problem.start is None:
             return self.start_scale * latent.draw(len(problem.y), seed=problem.seed, like=like)
-        weight = self._projection_weight(problem)
-        if problem.cache is None:
-            return self._project(problem, weight)
-        layers = identity(self.reparameterization)
-        key = f"projection {layers} {weight} {self.projection_iterations} {problem.seed}"
-        return problem.cache(key, problem.start, lambda: self._project(problem, weight))
+        return self._project(problem, self._projection_weight(problem))
 
     def weight(self, image_shape: tuple[int, int, int]) -> float:
         """β per nat of an image."""
@@ -197,6 +193,7 @@ def project_to_latents(
     penalty = "log_density" if beta else "none"
     solver = MAP(beta=beta, penalty=penalty, reparameterization=reparameterization)
     solver.check(prior, "project_to_latents: ")
+    check_prior(prior, solver.needs, condition)
     problem = Problem(
         forward=Forward(lambda x: x),
         y=images,

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
-from flowprior.inversion.checks import check_positive, check_whole
 from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.proximal import ProximalRun
@@ -57,7 +57,7 @@ class PlugAndPlay(Solver):
         object.__setattr__(self, "denoiser", make_denoiser(self.denoiser, self.weights))
         check_positive("strength", self.strength)
         check_positive("first_level", self.first_level)
-        check_whole("stages", self.stages, 2)
+        check_integer("stages", self.stages, least=2)
         if self.last_level is not None and not 0 < self.last_level <= self.first_level:
             raise ValueError(
                 f"last_level must be in (0, first_level={self.first_level}], got {self.last_level}"

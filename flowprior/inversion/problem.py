@@ -1,6 +1,6 @@
 """One batch of inverse problems: data, operator, noise, prior and starts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import by_rows
-from flowprior.inversion.checks import check_noise, check_whole
-from flowprior.inversion.forward import Forward, check_observations
+from flowprior.inversion.forward import Forward, forward_for
 from flowprior.physics.noise import Gaussian, Noise
 from flowprior.priors import Prior, require
-
-Cache = Callable[[str, Tensor, Callable[[], Tensor]], Tensor]
-"""Called with a name, rows (B, ...) and a function: rows (B, ...), computed or looked up."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,6 @@ class Problem:
         condition: one row per image, for a conditional prior.
         seed: of all random numbers.
         indices: numbers of the images; random numbers of an image depend on (seed, index) alone.
-        cache: keeps what other problems with the same images also need; None computes it each time.
     """
 
     forward: Forward
@@ -46,7 +42,6 @@ class Problem:
     condition: Tensor | None = None
     seed: int = 0
     indices: Sequence[int] = ()
-    cache: Cache | None = None
 
     @property
     def like(self) -> Tensor:
@@ -95,7 +90,6 @@ def make_problem(
     condition: Tensor | None = None,
     seed: int = 0,
     indices: Sequence[int] | None = None,
-    cache: Cache | None = None,
 ) -> Problem:
     """Check that everything fits together, and put it into a `Problem`. Arguments as `invert`.
 
@@ -103,14 +97,13 @@ def make_problem(
         ValueError: names the argument and what was expected.
     """
     _check_data(y)
-    check_whole("seed", seed, 0)
+    check_integer("seed", seed, least=0)
     seed = int(seed)
     noise = _noise(sigma, noise)
     if prior is not None:
         _check_prior(prior, y)
     shape, like = _image_shape(prior, start, image_shape), _like(prior, y)
-    forward = Forward(physics)
-    check_observations(forward, y, like.new_zeros(shape), noise)
+    forward = forward_for(physics, y, like.new_zeros(shape), noise)
     if start is not None:
         _check_rows("start", start, (len(y), *shape))
         start = start.detach().to(like)
@@ -127,7 +120,13 @@ def make_problem(
     _check_condition(condition, prior, len(y))
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
     y = y.detach()
-    return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices, cache)
+    return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices)
+
+
+def check_noise(option: str, value: object) -> None:
+    """Raise ValueError unless the value is a noise model or None."""
+    if value is not None and not isinstance(value, Noise):
+        raise ValueError(f"{option} must be a flowprior.physics.Noise, got {value!r}")
 
 
 def _noise(sigma: float | None, noise: Noise | None) -> Noise | None:

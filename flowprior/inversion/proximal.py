@@ -151,7 +151,7 @@ def check_quadratic(problem: Problem, who: str) -> None:
         raise NotQuadratic(
             f"{who} needs Gaussian noise, got {type(noise).__name__}; TotalVariation takes any"
         )
-    probe = _probe(problem.like.new_zeros(len(problem.y), *problem.image_shape))
+    probe = _random_images(problem.like.new_zeros(len(problem.y), *problem.image_shape))
     with torch.no_grad():
         at = [by_rows(problem.forward, x, problem.rows) for x in (0 * probe, probe, 2 * probe)]
     slope, excess = at[1] - at[0], at[2] - 2 * at[1] + at[0]
@@ -169,7 +169,7 @@ def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:
         gradient: of the misfit, at images (B, C, H, W).
         at_zero: its value at images of zeros.
     """
-    slope = gradient(_probe(at_zero)) - at_zero
+    slope = gradient(_random_images(at_zero)) - at_zero
     largest = _square(slope).sqrt()
     found, moving = torch.zeros_like(largest), torch.ones_like(largest, dtype=torch.bool)
     fewest, most = POWER_ITERATIONS
@@ -183,7 +183,7 @@ def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:
     return found.flatten()
 
 
-def _probe(like: Tensor) -> Tensor:
+def _random_images(like: Tensor) -> Tensor:
     """The same random image for all rows of `like` (B, C, H, W)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(like.shape[1:], generator=generator).to(like).expand_as(like)

@@ -38,7 +38,7 @@ class Reconstructor(Solver):
     def begin(self, problem: Problem) -> "ReconstructorRun":
         """Start from the given images or grey ones; the first iteration reconstructs."""
         if problem.forward.images is not None:
-            raise ValueError("Reconstructor needs a physics that is alike for all images")
+            raise ValueError("Reconstructor needs a physics that is the same for all images")
         return ReconstructorRun(self.model, problem)
 
 

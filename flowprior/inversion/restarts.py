@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowprior.inversion.checks import check_whole
+from flowprior.checks import check_integer
 from flowprior.inversion.descent import Values
 from flowprior.inversion.forward import Forward
 from flowprior.inversion.problem import Problem
-from flowprior.inversion.solving import Run, Solver
+from flowprior.inversion.solving import Posterior, Run, Solver
 from flowprior.priors import Prior
 
 
@@ -32,7 +32,7 @@ class Restarts(Solver):
     count: int = 10
 
     def __post_init__(self) -> None:
-        check_whole("count", self.count, 1)
+        check_integer("count", self.count, least=1)
         if not hasattr(self.solver, "start"):
             raise ValueError(
                 "solver of Restarts must work on latents, as MAP does (it has `start`), got "
@@ -131,6 +131,17 @@ class RestartRun:
         """Whether the best run is finite."""
         return self.run.finite[self.best]
 
+    @property
+    def ended(self) -> Tensor:
+        """Iteration at which the best runs found no descent any more, (B,); -1 elsewhere."""
+        ended = getattr(self.run, "ended", None)
+        return torch.full_like(self.best, -1) if ended is None else ended[self.best]
+
+    def posterior(self) -> Posterior | None:
+        """That of the best runs, if the solver estimates one."""
+        whole = self.run.posterior() if hasattr(self.run, "posterior") else None
+        return None if whole is None else _BestPosterior(whole, self.best)
+
     def step(self) -> None:
         """Make one iteration of every run."""
         self.run.step()
@@ -142,3 +153,15 @@ class RestartRun:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from such a state."""
         self.run.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class _BestPosterior:
+    """The posterior of some rows of a batch."""
+
+    whole: Posterior
+    rows: Tensor
+
+    def sample(self, count: int, *, seed: int) -> Tensor:
+        """Draw images (count, B, C, H, W) in [0, 1]."""
+        return self.whole.sample(count, seed=seed)[:, self.rows]

@@ -1,7 +1,7 @@
 """Solvers, their running batches, and the loop that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -9,11 +9,13 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
-from flowprior.inversion.checks import check_whole
+from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
+from flowprior.inversion.starts import range_warnings
 from flowprior.priors import Prior, require
 
 
@@ -50,7 +52,8 @@ class Solver(ABC):
     Attributes:
         needs: methods that the prior must have; see `flowprior.priors.CAPABILITIES`. It may be a
             property that depends on the options.
-        differentiates: whether it uses the gradient of the operator.
+        differentiates: whether it uses gradients: of the operator, of the misfit, and of the prior
+            if it needs one.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -105,7 +108,11 @@ class Estimate:
 
 
 Observer = Callable[[int, Run], None]
-"""Called with 0 at the start and with the number of each iteration after it, and with the run."""
+"""Called with 0 at the start and with the number of each iteration after it, and with the run.
+
+`solve` calls the method `close` of one that has it when it ends: to be used in another call it must
+open again at its next 0, as `Progress` does.
+"""
 
 
 class History:
@@ -145,14 +152,14 @@ def solve(
         problem: the batch.
         iterations: maximum number; rows may end earlier.
         observers: called at every iteration. Those that have `state_dict` are checkpointed too;
-            those that have `close` are closed at the end, also after an error.
+            those that have `close` are closed at the end, also after an error, whoever made them.
         checkpoint: file to resume from, and to save the state in.
 
     Raises:
         ValueError: the solver does not suit the problem, or an argument is wrong; it is named.
     """
     check_solver(solver)
-    check_whole("iterations", iterations, 0)
+    check_integer("iterations", iterations, least=0)
     _check_watchers(observers, checkpoint)
     check_together(solver, problem)
     history = History()
@@ -161,9 +168,10 @@ def solve(
     with batch_invariant(), _closed(observers):
         run = solver.begin(problem)
         advance(run, iterations, [history, *observers], checkpoint)
-        residual, warnings = _judged(run, problem)
+        residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
+    warnings = (*range_warnings(problem.start), *warnings, *_unfinished(run, curves, residual))
     return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
 
 
@@ -188,7 +196,13 @@ def check_solver(solver: object) -> None:
 def check_together(solver: Solver, problem: Problem) -> None:
     """Raise ValueError unless prior, operator and noise have what the solver needs."""
     solver.check(problem.prior)
-    check_prior(problem.prior, solver.needs, problem.condition)
+    gradient_for = type(solver).__name__ if solver.differentiates else None
+    check_prior(problem.prior, solver.needs, problem.condition, gradient_for=gradient_for)
+    check_data(solver, problem)
+
+
+def check_data(solver: Solver, problem: Problem) -> None:
+    """Raise ValueError unless operator and noise have what the solver needs."""
     check_misfits(solver, problem)
     if solver.differentiates and not problem.forward.differentiable:
         raise ValueError(
@@ -225,7 +239,7 @@ def advance(
             checkpoint.note(iteration, run, observers)
 
 
-def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
+def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
     """The residual in units of the noise, and warnings."""
     warnings = list(run.warnings()) if hasattr(run, "warnings") else []
     if not run.finite.all():
@@ -234,7 +248,7 @@ def _judged(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]
         return None, tuple(warnings)
     with torch.no_grad():
         residual = problem.residual(run.x)
-    warnings += [*_too_high(run, residual), *_too_low(residual)]
+    warnings += [*_too_high(run, residual), *_too_low(problem, residual)]
     return residual, tuple(warnings)
 
 
@@ -248,23 +262,54 @@ def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
             f"{named_rows(stuck)} stopped by iteration {run.ended[stuck].max()}, where no descent "
             f"was found, with a residual up to {residual[stuck].max():.3g} times the noise: try "
             'another start or optimizer="adam"; or the prior does not explain the data, or it '
-            "takes a smaller beta or another noise level"
+            "takes a smaller weight of the prior (beta, weight) or another noise level"
         )
     high = high & ~stuck
     if high.any():
+        units = "; or data and operator are not in the units of images in [0, 1]"
         yield (
             f"{named_rows(high)}: the residual is up to {residual[high].max():.3g} times the "
             "noise: the prior does not explain the data, or it takes more iterations, a smaller "
-            "beta, another penalty or another noise level"
+            "weight of the prior (beta, weight), another penalty or another noise level"
+            + (units if residual[high].max() > 20 else "")
         )
 
 
-def _too_low(residual: Tensor) -> Iterator[str]:
+def _too_low(problem: Problem, residual: Tensor) -> Iterator[str]:
     low = residual < 0.7
+    if not low.any():
+        return
+    # Right noise alone keeps any image that was not made from the data at about 1.
+    shape = (len(residual), *problem.image_shape)
+    grey = problem.residual(problem.like.new_full(shape, 0.5))
+    any_image_fits = low & (grey < 0.7)
+    if any_image_fits.any():
+        yield (
+            f"{named_rows(any_image_fits)}: a grey image has a residual of only "
+            f"{grey[any_image_fits].min():.2g} of the noise: the noise level is too large, or not "
+            "in the units of y"
+        )
+    low = low & ~any_image_fits
     if low.any():
         yield (
             f"{named_rows(low)}: the residual is only {residual[low].min():.2g} of the noise: the "
-            "noise is fitted; take a larger beta or another noise level"
+            "noise is fitted; take a larger weight of the prior (beta, weight) or another noise "
+            "level"
+        )
+
+
+def _unfinished(run: Run, curves: Mapping[str, Tensor], residual: Tensor | None) -> Iterator[str]:
+    """Rows that were stopped too early; none where β, and so the loss, changed on the way."""
+    if len(curves.get("loss", ())) < 2 or "beta" in curves:
+        return
+    fallen = fall(curves)
+    still = run.active & run.finite & (fallen > STILL)
+    if residual is not None:  # more iterations would fit noise that is fitted even better
+        still = still & (residual >= 0.7)
+    if still.any():
+        yield (
+            f"{named_rows(still)}: the loss still fell by up to {fallen[still].max():.3g} % in the "
+            "last tenth of the iterations: it takes more of them"
         )
 
 

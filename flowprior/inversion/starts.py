@@ -4,6 +4,22 @@ import torch
 from torch import Tensor
 
 
+def range_warnings(start: Tensor | None) -> list[str]:
+    """A warning of images that seem to be centred at 0, as those of data modules often are.
+
+    Noisy data, which may also be a start, are on both sides of [0, 1], or nearly so.
+    """
+    if start is None:
+        return []
+    low, high = float(start.min()), float(start.max())
+    if low >= -0.2 or low + high >= 0.3:
+        return []
+    return [
+        f"start goes from {low:.2g} to {high:.2g}, but images are in [0, 1]: if they are in the "
+        "range of a flow, flow.to_unit_range(start) moves them there"
+    ]
+
+
 def smoothed(x: Tensor, deviation: float = 5.0) -> Tensor:
     """Blur images (B, C, H, W) by a Gaussian of this deviation in pixels, with mirrored borders.
 

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowprior.inversion.checks import check_noise, check_positive
+from flowprior.checks import check_number, check_positive
 from flowprior.inversion.descent import LBFGSRun, Values
 from flowprior.inversion.images import first_images
-from flowprior.inversion.problem import Problem
+from flowprior.inversion.problem import Problem, check_noise
 from flowprior.inversion.proximal import FISTARun, NotQuadratic
 from flowprior.inversion.solving import Solver
-from flowprior.physics.checks import check_number
 from flowprior.physics.noise import Noise
 
 DUAL_STEPS = 10

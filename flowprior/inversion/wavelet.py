@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowprior.inversion.checks import check_choice, check_whole
+from flowprior.checks import check_choice, check_integer, check_number
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.proximal import FISTARun
 from flowprior.inversion.solving import Solver
-from flowprior.physics.checks import check_number
 
 Family = Literal["haar", "db2", "db4"]
 _HALF, _ROOT = math.sqrt(0.5), math.sqrt(3)
@@ -58,7 +57,7 @@ class Wavelet(Solver):
         check_number("weight", self.weight, least=0)
         check_choice("family", self.family, tuple(LOW_PASS))
         if self.levels is not None:
-            check_whole("levels", self.levels, 1)
+            check_integer("levels", self.levels, least=1)
 
     def begin(self, problem: Problem) -> "WaveletRun":
         """Start from the given images, or from grey ones."""

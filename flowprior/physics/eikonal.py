@@ -8,7 +8,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 from torch.nn import functional
 
-from flowprior.physics.checks import check_integer, check_positive
+from flowprior.checks import check_integer, check_positive
 from flowprior.physics.travel_times import travel_times
 
 Positions = Sequence[Sequence[int]] | Tensor

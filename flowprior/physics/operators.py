@@ -12,7 +12,7 @@ import torch
 from deepinv.physics import MRI, Blur, Denoising, Inpainting, ZeroNoise
 from torch import Tensor
 
-from flowprior.physics.checks import check_integer, check_number, check_positive
+from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.physics.intensities import Intensities
 from flowprior.physics.linear import (
     BoxDownsampling,

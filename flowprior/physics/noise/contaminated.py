@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from flowprior.physics.checks import check_number
+from flowprior.checks import check_number
 from flowprior.physics.noise.base import Noise, check_density, check_real, difference
 from flowprior.physics.noise.draws import Indices, draw
 

@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from flowprior.physics.checks import check_number
+from flowprior.checks import check_number
 from flowprior.physics.noise.base import Noise, check_density, difference
 from flowprior.physics.noise.draws import Indices, draw
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowprior.physics.checks import check_number
+from flowprior.checks import check_number
 from flowprior.physics.noise.base import (
     Noise,
     check_density,

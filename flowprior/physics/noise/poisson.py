@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowprior.physics.checks import check_positive
+from flowprior.checks import check_positive
 from flowprior.physics.noise.base import Noise, check_real, difference
 from flowprior.physics.noise.draws import Indices, draw
 

@@ -22,6 +22,12 @@ def check_integer(name: str, value: object, *, least: float = -inf, most: float 
         raise ValueError(f"{name} must be an integer{_limits(least, most)}, got {value!r}")
 
 
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raise a ValueError unless the value is one of those known."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
 def _is(kind: type, value: object) -> bool:
     # A bool counts as a number in Python, but not in a config.
     return isinstance(value, kind) and not isinstance(value, bool)
