@@ -82,7 +82,7 @@ class LatentTypicality(Callback):
         missing = self.images - sum(map(len, self._latents))
         if missing > 0 and not trainer.sanity_checking and trainer.is_global_zero:
             with torch.no_grad():
-                self._latents.append(pl_module.flow.encode(batch[:missing])[0].float().cpu())
+                self._latents.append(pl_module.flow.latents(batch[:missing]).float().cpu())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Log the diagnostics on the first process."""
