@@ -65,9 +65,12 @@ def forward_for(physics: object, y: Tensor, like: Tensor, noise: Noise | None) -
 
 def _missing_axis(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
     """What to do where data of this shape lack an axis."""
+    remedies = []
+    if expected[1:] == (1, *shape[1:]):
+        remedies.append("add a channel axis: y[:, None]")
     if shape == expected[1:]:
-        return ": add an axis for the one image: y[None]"
-    return ": add a channel axis: y[:, None]" if expected[1:] == (1, *shape[1:]) else ""
+        remedies.append("add an axis for the one image: y[None]")
+    return f": {' or '.join(remedies)}" if remedies else ""
 
 
 def _check_residual(noise: Noise, predicted: Tensor, y: Tensor) -> None:
