@@ -137,8 +137,8 @@ def _paper(row: Row, metric: Metric) -> str:
     return "" if has_none else f"{stat.paper:.10g}"
 
 
-def to_json(table: Table) -> str:
-    """``{"rows": [{"labels": {...}, "metrics": {name: {"mean", "ci95", "n", ...}}}]}``.
+def to_json(table: Table, notes: Sequence[str] = ()) -> str:
+    """``{"rows": [{"labels": {...}, "metrics": {name: {"mean", "ci95", ...}}}], "notes": [...]}``.
 
     Each metric has the numbers of `Stat`, but for those of its single images; infinite ones are
     the strings "inf" and "-inf".
@@ -147,7 +147,7 @@ def to_json(table: Table) -> str:
         {"labels": dict(row.labels), "metrics": {n: _numbers(s) for n, s in row.stats.items()}}
         for row in table.rows
     ]
-    return json.dumps({"rows": rows}, indent=1, allow_nan=False)
+    return json.dumps({"rows": rows, "notes": list(notes)}, indent=1, allow_nan=False)
 
 
 def _numbers(stat: Stat) -> dict[str, Any]:
@@ -169,8 +169,8 @@ def to_csv(table: Table) -> str:
     return pd.DataFrame(lines).to_csv(index=False)
 
 
-def to_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown; the best of comparable values in bold."""
+def to_markdown(table: Table, notes: Sequence[str] = ()) -> str:
+    """A table of GitHub's Markdown; the best of comparable values in bold; notes below it."""
     grid = arrange(table)
     header, *lines = [[_markdown(text) for text in line] for line in (grid.header, *grid.lines)]
     for number, column in grid.best:
@@ -178,15 +178,16 @@ def to_markdown(table: Table) -> str:
     rule = [":---"] * grid.labels + ["---:"] * (len(header) - grid.labels)
     text = "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *lines))
     caption = f"{_markdown(grid.caption)}\n\n" if grid.caption else ""
-    return f"{caption}{text}\n{grid.footnote}\n"
+    below = "\n\n".join([grid.footnote, *map(_markdown, notes)])
+    return f"{caption}{text}\n{below}\n"
 
 
 def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
-def to_latex(table: Table) -> str:
-    r"""A ``tabular`` for the package booktabs; the best of comparable values in bold."""
+def to_latex(table: Table, notes: Sequence[str] = ()) -> str:
+    r"""A ``tabular`` for the package booktabs; the best in bold; notes are comments above it."""
     grid = arrange(table)
     lines = [[" ".join(text.split()) for text in line] for line in (grid.header, *grid.lines)]
     frame = pd.DataFrame(lines[1:], columns=lines[0], dtype=object)
@@ -197,7 +198,13 @@ def to_latex(table: Table) -> str:
     styler = styler.format_index(escape="latex", axis=1).apply(lambda _: bold, axis=None)
     columns = "l" * grid.labels + "r" * (len(grid.header) - grid.labels)
     tabular = styler.to_latex(hrules=True, convert_css=True, column_format=columns)
-    comments = [r"\usepackage{booktabs}", " ".join(grid.caption.split()), grid.footnote]
+    caption = " ".join(grid.caption.split())
+    comments = [
+        r"\usepackage{booktabs}",
+        caption,
+        grid.footnote,
+        *(" ".join(n.split()) for n in notes),
+    ]
     heading = "".join(f"% {comment}\n" for comment in comments if comment)
     return heading + _latex_symbols(tabular)
 

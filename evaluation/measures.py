@@ -11,7 +11,7 @@ from torch import Tensor
 from evaluation.base import Result, labels_text
 from evaluation.experiment import check_names
 from evaluation.inversion_arrays import is_finite
-from evaluation.table import SECONDS, Metric, Table
+from evaluation.table import SECONDS, Metric, Row, Table
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.recording import similarity
@@ -175,7 +175,20 @@ def fit_notes(table: Table) -> list[str]:
         )
     if low:
         found.append(f"Residuals smaller than the noise, which is fitted: {_first(low)}.")
+    worse = [text for row in table.rows if (text := _worse_than_start(row))]
+    if worse:
+        found.append(f"Images that ended with a lower PSNR than their start: {_first(worse)}.")
     return found
+
+
+def _worse_than_start(row: Row) -> str | None:
+    """The row, and how many of its images are worse than what they started from, if any are."""
+    if not {"psnr", "start_psnr"} <= row.stats.keys():
+        return None
+    after, before = row.stats["psnr"].by_image, row.stats["start_psnr"].by_image
+    both = after.keys() & before.keys()
+    worse = sum(after[image] < before[image] for image in both)
+    return f"{labels_text(row.labels)} ({worse} of {len(both)})" if worse else None
 
 
 def _means(table: Table, metric: str) -> list[tuple[str, float | None]]:

@@ -62,18 +62,19 @@ def write(
     start: float,
 ) -> None:
     """Write every output of an evaluation that started at `start` of the performance counter."""
-    writers = {"json": to_json, "csv": to_csv, "md": to_markdown, "tex": to_latex}
-    for suffix, writer in writers.items():
-        atomic_write(output / f"table.{suffix}", writer(table))
+    notes = evaluation.notes(table)
+    for suffix, write in {"json": to_json, "md": to_markdown, "tex": to_latex}.items():
+        atomic_write(output / f"table.{suffix}", write(table, notes))
+    atomic_write(output / "table.csv", to_csv(table))
     evaluation.write(results, output)
     pictures = _write_figures(evaluation.figures(table, results), output / "figures")
     with board(output / "tensorboard") as writer:
-        writer.add_text("table", to_markdown(table))
+        writer.add_text("table", to_markdown(table, notes))
         for picture in pictures:
             pixels = np.asarray(Image.open(io.BytesIO(picture.png)).convert("RGB"))
             writer.add_image(f"figures/{picture.name}", pixels, 0, dataformats="HWC")
     measuring = sum(result.metrics.get(SECONDS.name, 0.0) for result in results)
-    facts, notes = environment(time.perf_counter() - start, measuring), evaluation.notes(table)
+    facts = environment(time.perf_counter() - start, measuring)
     page = report_html(evaluation.title, table, pictures, config_yaml, facts, notes)
     atomic_write(output / "report.html", page)
 

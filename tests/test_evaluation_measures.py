@@ -236,6 +236,16 @@ def test_notes_name_some_rows_and_count_the_others():
     assert "method m7 (2). The prior" in note
 
 
+def test_rows_with_images_that_are_worse_than_their_start_are_named():
+    def row(name, after, before):
+        stats = {"psnr": summarise(enumerate(after)), "start_psnr": summarise(enumerate(before))}
+        return Row({"method": name}, stats)
+
+    rows = [row("good", [20.0, 21.0], [10.0, 12.0]), row("bad", [20.0, 9.0], [10.0, 12.0])]
+    (note,) = fit_notes(Table([], rows))
+    assert note == "Images that ended with a lower PSNR than their start: method bad (1 of 2)."
+
+
 def fall_of(curves) -> float:
     """`fall` of one image's curves."""
     parts = {name: curves[name] for name in ("loss", "misfit") if name in curves}

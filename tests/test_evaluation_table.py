@@ -192,7 +192,7 @@ def test_json_has_exactly_the_promised_form():
         "n_infinite": 0,
         "paper": None,
     }
-    assert rows == {"rows": [{"labels": {"m": "a"}, "metrics": {"psnr": stat}}]}
+    assert rows == {"rows": [{"labels": {"m": "a"}, "metrics": {"psnr": stat}}], "notes": []}
     content = json.loads(to_json(table()))
     assert [row["labels"] for row in content["rows"]] == [
         {"method": m, "noise": n} for n in (0.1, 0.2) for m in ("glow", "dip_2")
@@ -504,3 +504,10 @@ def test_histogram_leaves_out_what_is_not_finite():
     assert figure.axes[0].get_xlim()[1] < 3
     assert figure.axes[0].get_xlabel() == "Misfit (s²)"
     assert png_bytes(figure).startswith(b"\x89PNG")
+
+
+def test_notes_stand_in_every_format_that_has_room_for_them():
+    notes = ["Not converged: a_b (0.7 %)."]
+    assert json.loads(to_json(table(), notes))["notes"] == notes
+    assert to_markdown(table(), notes).endswith("Not converged: a\\_b (0.7 %).\n")
+    assert "\n% Not converged: a_b (0.7 %).\n" in to_latex(table(), notes)
