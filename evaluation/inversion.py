@@ -205,7 +205,7 @@ class InversionEvaluation(Evaluation):
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Further columns of the measures, which take all images of a row."""
-        parts = [measure.derived(results) for measure in self.measures]
+        parts = [_derived(measure, results) for measure in self.measures]
         return [{n: v for part in row for n, v in part.items()} for row in zip(*parts, strict=True)]
 
     def figures(
@@ -397,3 +397,18 @@ def _named(what: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{what}: {error}" if what else str(error)) from error
+
+
+def _derived(measure: Measure, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
+    """The further columns of a measure.
+
+    Raises:
+        ValueError: they are not those of its `metrics`, or not of every image.
+    """
+    rows, name = measure.derived(results), type(measure).__name__
+    if len(rows) != len(results):
+        raise ValueError(f"{name}.derived gave {len(rows)} rows for {len(results)} images")
+    unknown = {column for row in rows for column in row} - {m.name for m in measure.metrics}
+    if unknown:
+        raise ValueError(f"{name}.derived gave {', '.join(sorted(unknown))}, not in its metrics")
+    return rows

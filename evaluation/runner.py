@@ -171,10 +171,10 @@ def _measured(
         return
     try:
         pickled = pickle.dumps(evaluation)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except Exception as error:  # whatever a part of a user's raises
         raise ValueError(
-            f"a part of the evaluation cannot be sent to another process ({error}): use "
-            "--processes 1"
+            "a part of the evaluation cannot be sent to another process "
+            f"({' '.join(str(error).split())}): use --processes 1"
         ) from error
     futures = {executor.submit(measure_pickled, pickled, batch, arrays): batch for batch in batches}
     try:

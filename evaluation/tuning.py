@@ -78,6 +78,10 @@ def with_choice(method: Method, options: Options) -> Method:
 
 def _with_option(target: Any, names: Sequence[str], value: float, path: str) -> Any:
     name, *rest = names
+    if isinstance(target, Mapping):
+        if name not in target:
+            raise ValueError(f"tune.{path}: no {name}, expected one of {', '.join(target)}")
+        return {**target, name: _with_option(target[name], rest, value, path) if rest else value}
     known = inspect.signature(type(target)).parameters
     if name not in known:
         raise ValueError(f"tune.{path}: {type(target).__name__} has no option {name}")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from evaluation import inversion
-from evaluation.measures import fit_notes
-from evaluation.table import Row, Table, summarise
+from evaluation.inversion import _derived
+from evaluation.measures import Measure, fit_notes
+from evaluation.table import Metric, Row, Table, summarise
 from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
 from flowprior.inversion.convergence import fall
 from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
@@ -290,3 +291,28 @@ def test_rows_that_had_not_converged_are_named():
     assert note.startswith("Not converged")
     assert "method underway (2 %)" in note
     assert "done" not in note
+
+
+class Derives(Measure):
+    """A measure whose further columns are given."""
+
+    metrics = (Metric("own", "Own", "", None),)
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, estimate, problem, truth):
+        return {}
+
+    def derived(self, results):
+        return self.rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [([{"psnr": 99.0}, {}], "gave psnr, not in its metrics"), ([{}], "gave 1 rows for 2 images")],
+)
+def test_further_columns_are_checked(rows, words):
+    with pytest.raises(ValueError, match=f"Derives.derived {words}"):
+        _derived(Derives(rows), [None, None])
+    assert _derived(Derives([{"own": 1.0}, {}]), [None, None]) == [{"own": 1.0}, {}]

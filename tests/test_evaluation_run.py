@@ -15,7 +15,7 @@ from rich.console import Console
 
 from evaluation import Cell, Evaluation, Metric, run
 from evaluation.arrays import ArrayStore
-from evaluation.runner import ProcessPool, _values, missing_batches
+from evaluation.runner import ProcessPool, _measured, _values, missing_batches
 from flowprior.command_line import run_command
 from flowprior.figures import histogram
 from flowprior.progress import SweepProgress
@@ -398,3 +398,16 @@ def main(mode, log, output):
 
 if __name__ == "__main__":
     sys.exit(run_command(lambda: main(*sys.argv[1:])))
+
+
+class Stubborn:
+    """Cannot be pickled, as modules with spectral norm."""
+
+    def __reduce__(self):
+        raise RuntimeError("Serialization of parametrized modules\nis only supported by state_dict")
+
+
+def test_what_cannot_be_sent_to_a_process_is_one_line(tmp_path):
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="--processes 1") as e:
+        list(_measured(Stubborn(), [], ArrayStore(tmp_path), executor))
+    assert "\n" not in str(e.value)

@@ -212,6 +212,15 @@ def test_with_options_reaches_into_options():
     assert inner.reparameterization.passes == 2
 
 
+def test_with_options_reaches_into_layers_by_part():
+    layers = {"style": Gaussianization.robust(0.7), "picture": Gaussianization.robust(0.9)}
+    found = with_options(MAP(reparameterization=layers), {"reparameterization.style.passes": 1})
+    assert found.reparameterization["style"].passes == 1
+    assert found.reparameterization["picture"] is layers["picture"]
+    with pytest.raises(ValueError, match="no stile, expected one of style"):
+        with_options(MAP(reparameterization=layers), {"reparameterization.stile.passes": 1})
+
+
 @pytest.mark.parametrize("path", ["solver.betta", "beta", "solver.beta.more", "solver."])
 def test_unknown_option_to_tune(path):
     with pytest.raises(ValueError, match=f"tune.{path}"):
