@@ -38,8 +38,8 @@ class Discrepancy(Solver):
         solver: what to run, from its own β; its `penalty` must not be "none".
         stage: iterations over which a loss must settle; at least 1.
         target: residual to reach, in units of the noise's standard deviation.
-        margin: largest |residual − target| that is accepted. The residual of the truth itself is
-            only known up to about 1/√(2m) for m data.
+        margin: largest |residual − target| that is accepted; 2/√(2m) for m real data by default,
+            within which the residual of the truth itself is in 95 % of all cases.
 
     Raises:
         ValueError: names the option.
@@ -48,12 +48,13 @@ class Discrepancy(Solver):
     solver: MAP
     stage: int = 10
     target: float = 1.0
-    margin: float = 0.02
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         check_integer("stage", self.stage, least=1)
         check_positive("target", self.target)
-        check_number("margin", self.margin, least=0)
+        if self.margin is not None:
+            check_number("margin", self.margin, least=0)
         if not isinstance(self.solver, MAP):
             raise ValueError(f"solver of a Discrepancy must be a MAP, got {self.solver!r}")
         if self.solver.penalty == "none" or not self.solver.beta > 0:
@@ -98,6 +99,9 @@ class DiscrepancyRun:
         # At the last change of β: iterations of this run, and of the row's own descent.
         self.changed = torch.full_like(self.direction, -1).long()
         self.reached = torch.zeros_like(self.changed)
+        parts = 2 if problem.y.is_complex() else 1
+        chance = 2 / math.sqrt(2 * parts * problem.y[0].numel())
+        self.margin = chance if settings.margin is None else settings.margin
         self.steps = 0
         self._use()
         self.run.restart(self.run.rows)
@@ -136,7 +140,7 @@ class DiscrepancyRun:
         settled = (self.before - loss <= SETTLED * size) | ~self.run.active
         leaving = (gap.abs() > self.gap.abs()) & (gap * self.gap > 0)
         self.gap = gap
-        judged = (gap.abs() > settings.margin) & (settled | leaving)
+        judged = (gap.abs() > self.margin) & (settled | leaving)
         turned = judged & (gap * self.direction > 0)
         self.size = torch.where(turned, self.size / 2, self.size)
         self.direction = torch.where(judged, -gap.sign(), self.direction)
