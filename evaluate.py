@@ -20,7 +20,7 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from evaluation import Evaluation, run
-from evaluation.runner import ProcessPool, default_processes
+from evaluation.runner import RECORDS, ProcessPool, default_processes
 from flowprior.command_line import (
     ROOT,
     UsageError,
@@ -87,6 +87,11 @@ def _tuned(
 
     if not hasattr(evaluation, "with_choices"):
         raise UsageError(f"--tune: {type(evaluation).__name__} has nothing to tune")
+    if (output.parent / RECORDS).exists() and not output.exists():
+        raise UsageError(
+            f"--tune: {output.parent / RECORDS} holds results that were not tuned: give another "
+            "--output, or delete that file"
+        )
     evaluation.check()
     return tuned(evaluation, lambda other: run(other, output, settings, Console(), pool))
 

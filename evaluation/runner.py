@@ -25,6 +25,8 @@ from flowprior.io import remove_temporaries
 from flowprior.processes import end_with_parent, interrupts_heeded, interrupts_held
 from flowprior.progress import SweepProgress
 
+RECORDS = "records.jsonl"
+
 
 class Batch(NamedTuple):
     """Images of a cell to measure in one call."""
@@ -70,7 +72,7 @@ def run(
         evaluation.check()
         cells = _distinct(evaluation.cells())
         arrays = ArrayStore(output / "arrays")
-        with RecordStore(output / "records.jsonl", cells) as store:
+        with RecordStore(output / RECORDS, cells) as store:
             _measure(evaluation, cells, store, arrays, console, executor, interrupted)
             results = _results(evaluation, cells, store, arrays)
             others = [metric for metric in evaluation.metrics if metric.name != SECONDS.name]

@@ -152,12 +152,14 @@ def output_folder(config: Namespace) -> Path:
 def stop_quietly() -> None:
     """End the process without a traceback on Ctrl-C, until `run_command` takes over.
 
-    To be called before the slow imports of a command, which lose an exception or turn it into one
-    of their own.
+    On a terminal it also says that the command is loading, which takes some seconds. To be called
+    before the slow imports of a command, which lose an exception or turn it into one of their own.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
         signal.signal(signal.SIGINT, _stop)
+    if sys.stderr.isatty():
+        print("loading ...", file=sys.stderr, flush=True)
 
 
 def _stop(*_: object) -> None:

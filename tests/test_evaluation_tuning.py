@@ -164,6 +164,13 @@ def test_finished_table_is_not_mixed_with_a_tuned_one(folder, rows, capsys):
     assert capsys.readouterr().out.count("Already finished") == 2
 
 
+def test_a_table_that_was_not_tuned_is_told_before_tuning(folder, rows, capsys):
+    shutil.copytree(folder / "tuned", folder / "plain", ignore=shutil.ignore_patterns("tuning"))
+    assert run_here(folder, "--config", "tuned.yaml", "--output", "plain", "--tune") == 2
+    assert "records.jsonl holds results that were not tuned" in capsys.readouterr().err
+    assert not (folder / "plain" / "tuning").exists()
+
+
 NESTED = {
     "several starts": {
         "solver": solver("Restarts", count=2, solver=solver(misfit=SIGMA_255)),
