@@ -195,8 +195,7 @@ class PriorSource:
         if not priors:
             raise ValueError("priors: at least one must be given by name")
         self.given = {
-            name: prior if isinstance(prior, Prior) else found_weights(prior, f"priors.{name}")
-            for name, prior in priors.items()
+            name: _path_or_prior(given, f"priors.{name}") for name, given in priors.items()
         }
         self.device = checked_device(device)
         self._loaded: dict[str, Prior] = {}
@@ -232,3 +231,14 @@ class PriorSource:
     def __getstate__(self) -> dict[str, Any]:
         """Without what is loaded: every process loads its own, on its device."""
         return {**vars(self), "_loaded": {}}
+
+
+def _path_or_prior(given: object, name: str) -> Path | Prior:
+    if isinstance(given, Prior):
+        return given
+    if isinstance(given, str | Path):
+        return found_weights(given, name)
+    raise ValueError(
+        f"{name}: expected a folder of weights, or what makes a flowprior.priors.Prior, got "
+        f"{type(given).__name__}"
+    )

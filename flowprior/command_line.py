@@ -215,5 +215,5 @@ def one_line(error: Exception) -> str:
 # Lines of jsonargparse's account of the types it tried, around the one that says what was wrong.
 _NOISE = re.compile(
     r"Does not validate against|Subtypes: |Errors:|Given value type|Given value: \w+\("
-    r"|Problem with given class_path|Expected a <class 'NoneType'>$"
+    r"|Problem with given class_path|Expected a <class 'NoneType'>$|Not of type Path: "
 )

@@ -449,3 +449,8 @@ def test_own_operator_on_a_grid_makes_data_on_a_finer_one(operator, given, expec
     experiment = Experiment({}, f"{__name__}.{operator}", data_options=given)
     assert experiment.data_physics((1, 16, 16)).refine is expected
     assert int(experiment.physics((1, 16, 16)).refine) == 1
+
+
+def test_what_is_no_prior_is_named():
+    with pytest.raises(ValueError, match=r"^priors.mine: expected a folder .*, got Linear$"):
+        PriorSource({"mine": torch.nn.Linear(2, 2)})
