@@ -16,8 +16,8 @@ class InjectiveConvolution(nn.Module):
 
     "linear": x = W z + b with W (c, c/2), inverted by z = (WᵀW + λI)⁻¹ Wᵀ (x − b).
     "relu": x = ReLU([W; −W] z + [b; −b]) with W (c/2, c/2); since ReLU(t) − ReLU(−t) = t, it is
-    inverted by z = (WᵀW + λI)⁻¹ Wᵀ ([I −I] x − b). W starts with orthonormal columns. A channel
-    that images do not need costs nothing: W may have any scale.
+    inverted by z = (WᵀW + λI)⁻¹ Wᵀ ([I −I] x − b). W starts with orthonormal
+    columns.
 
     Reference: Kothari et al., "Trumpets" (2021), section 3.1.
 

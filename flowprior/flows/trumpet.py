@@ -69,7 +69,8 @@ class Trumpet(Flow):
         log_scale_limit: largest |log scale| of a coupling, as for `Glow`.
         shift_limit: largest |shift| of a coupling, as for `Glow`.
         log_det: "exact" or "layerwise".
-        memory_efficient: rebuild activations of bijective steps by inversion in the backward pass.
+        memory_efficient: rebuild activations of bijective steps by inversion in the backward pass;
+            not under autocast, where they are kept.
         data_range: (low, high) of the images that the flow models.
 
     Raises:
@@ -146,6 +147,8 @@ class Trumpet(Flow):
         self.low = GlowLevel(shapes[-1][0], low_steps, low_net, "affine", *limits)
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("low_initialized", torch.tensor(False))
+        self._known: set[str] = set()  # buffers known to be set: no device sync per step
+        self.register_load_state_dict_post_hook(_forget_initialized)
 
     def contract(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map images x (B, C, H, W) to (w = g†(x), layer-wise log-determinant (B,)).
@@ -153,7 +156,7 @@ class Trumpet(Flow):
         The first batch in training mode initialises the layers of g.
         """
         self.check_shape(x, self.image_shape, "x")
-        if self.training and not self.initialized:
+        if self.training and not self._is_set("initialized"):
             self._initialize(x)
         log_det = x.new_zeros(len(x))
         run = self._runner(x)
@@ -203,7 +206,7 @@ class Trumpet(Flow):
 
         The first batch in training mode initialises the layers of h.
         """
-        if self.training and not self.low_initialized:
+        if self.training and not self._is_set("low_initialized"):
             with torch.no_grad():
                 self.low.initialize(w)
             self.low_initialized.fill_(True)
@@ -245,6 +248,11 @@ class Trumpet(Flow):
         flat = self.memory_efficient and torch.is_grad_enabled()
         return memory_flat if flat and not torch.is_autocast_enabled(x.device.type) else run_chain
 
+    def _is_set(self, name: str) -> bool:
+        if name not in self._known and getattr(self, name):
+            self._known.add(name)
+        return name in self._known
+
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
         for part in self.parts:
@@ -266,6 +274,10 @@ class Squeeze(nn.Module):
     def log_det(self) -> float:
         """Of a pixel: 0."""
         return 0.0
+
+
+def _forget_initialized(module: Trumpet, _: object) -> None:
+    module._known = set()
 
 
 def _check_choices(**choices: tuple[Any, tuple[str, ...]]) -> None:

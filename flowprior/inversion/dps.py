@@ -31,9 +31,9 @@ class DPS(Solver):
         - \zeta\,s_k s_{k+1}\, \nabla_{x_k} \|y - A(D)\|, \qquad D = D(x_k, \sigma_k)
 
     with s² = 1 + 4σ²: the published step, in coordinates where noise is added to images in [0, 1]
-    rather than mixed with images in [−1, 1]. The images are D, averaged over `draws`: one draw
-    looks like an image of the prior, the mean of many has the smaller error. Starting images, the
-    noise model and its level are not used.
+    rather than mixed with images in [−1, 1]. The images are D, at the end x, averaged over `draws`:
+    one draw looks like an image of the prior, the mean of many has the smaller error. Starting
+    images, the noise model and its level are not used.
 
     References: Chung et al., Diffusion posterior sampling for general noisy inverse problems
     (2023), algorithm 1; Karras et al., Elucidating the design space of diffusion-based generative
