@@ -684,12 +684,23 @@ def test_noise_model_is_checked_before_the_first_iteration(prior, truth):
             invert(prior, identity, truth - 1, **wrong, **options)
 
 
-@dataclass(frozen=True)
-class Sampler(TotalVariation):
+class Sampling:
+    """Gives the runs of a solver a posterior."""
+
     def begin(self, problem):
         run = super().begin(problem)
         run.posterior = lambda: Spread(run.x)
         return run
+
+
+@dataclass(frozen=True)
+class Sampler(Sampling, TotalVariation):
+    pass
+
+
+@dataclass(frozen=True)
+class LatentSampler(Sampling, MAP):
+    pass
 
 
 @dataclass
@@ -698,14 +709,6 @@ class Spread:
 
     def sample(self, count, *, seed):
         return self.mean.expand(count, *self.mean.shape)
-
-
-@dataclass(frozen=True)
-class LatentSampler(MAP):
-    def begin(self, problem):
-        run = super().begin(problem)
-        run.posterior = lambda: Spread(run.x)
-        return run
 
 
 def test_restarts_have_the_posterior_of_the_best(prior, truth):
