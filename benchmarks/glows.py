@@ -40,7 +40,8 @@ class Candidate(NamedTuple):
 
 def flowprior_glow(size: Size, memory_efficient: bool) -> Candidate:
     """Glow of this library."""
-    model = Glow(3, size.size, size.levels, size.steps, size.hidden, "affine", memory_efficient)
+    shape = 3, size.size, size.levels, size.steps, size.hidden
+    model = Glow(*shape, coupling="affine", memory_efficient=memory_efficient)
     return Candidate(model, model.log_prob)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from flowprior.checks import check_integer
@@ -96,7 +97,8 @@ class InversionModule(pl.LightningModule):
                 self._projects = False
             self.run = self.solver.begin(replace(problem, latents=self.v))
             if self._saved is not None:
-                self.run.load_state_dict(self._saved)
+                # Lightning reads a checkpoint onto the CPU.
+                self.run.load_state_dict(move_data_to_device(self._saved, self.device))
         own = getattr(self.run, "optimizer", None)  # one that does nothing still counts the steps
         return own or torch.optim.SGD([self.v], 0.0)
 
