@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import skfmm
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -40,28 +39,43 @@ def velocity(m: Tensor) -> Tensor:
 
 def fast_marching(c: np.ndarray, row: int) -> np.ndarray:
     """Travel times of one model (H, W) and one source on the left edge."""
+    import skfmm
+
     phi = np.ones_like(c)
     phi[row, 0] = -1
     return skfmm.travel_time(phi, c, dx=SPACING, order=1)
 
 
-def measure(arguments: argparse.Namespace, size: int) -> dict[str, float]:
-    """Fewest seconds per solve, one (model, source), of each candidate."""
-    rows = torch.linspace(0, size - 1, arguments.sources).long().tolist()
+def source_rows(sources: int, size: int) -> list[int]:
+    """Rows of the sources, on the left edge."""
+    return torch.linspace(0, size - 1, sources).long().tolist()
+
+
+def solves(m: Tensor, sources: int) -> dict[str, Callable[[], object]]:
+    """Travel times of models (B, 1, size, size), "forward", and "both": with their gradient."""
+    size = m.shape[-1]
     receivers = [(i, size - 1) for i in range(0, size, 4)]
-    physics = EikonalTomography([(row, 0) for row in rows], receivers, SPACING, velocity)
-    m = layers(arguments.models, size)
-    c = velocity(m)[:, 0].numpy()
+    positions = [(row, 0) for row in source_rows(sources, size)]
+    physics = EikonalTomography(positions, receivers, SPACING, velocity).to(m.device)
     x = m.clone().requires_grad_()
-    calls: dict[str, Callable[[], object]] = {
+    return {
         "forward": torch.no_grad()(lambda: physics.A(m)),
         "both": lambda: torch.autograd.grad(physics.A(x).sum(), x),
+    }
+
+
+def measure(arguments: argparse.Namespace, size: int) -> dict[str, float]:
+    """Fewest seconds per solve, one (model, source), of each candidate."""
+    m, rows = layers(arguments.models, size), source_rows(arguments.sources, size)
+    c = velocity(m)[:, 0].numpy()
+    calls = {
+        **solves(m, arguments.sources),
         # One solve per model is enough to time it.
         "fmm": lambda: [fast_marching(model, rows[k % len(rows)]) for k, model in enumerate(c)],
     }
     found = alternate(calls, arguments.repeats, time.perf_counter)
-    solves = {"fmm": len(c)}
-    return {k: min(v) / solves.get(k, len(c) * len(rows)) for k, v in found.items()}
+    number = {"fmm": len(c)}
+    return {k: min(v) / number.get(k, len(c) * len(rows)) for k, v in found.items()}
 
 
 def main() -> None:
