@@ -1,0 +1,293 @@
+"""What `python -m benchmarks.gpu` measures: each part yields its tables as they are done."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+import flowprior
+from benchmarks import sampling
+from benchmarks.glows import CANDIDATES, FOOTNOTE, Candidate, Size, flowprior_glow
+from benchmarks.measure import activation_peak, alternate, initialize, training_step, wall_clock
+from flowprior.flows import Flow, Glow, Trumpet
+from flowprior.losses import LatentLikelihood, Loss, Reconstruction
+from flowprior.metrics import worst_round_trip
+
+ROOT = Path(__file__).resolve().parent.parent
+UNREACHABLE = "http://127.0.0.1:9"
+"""A proxy that refuses at once, so that a machine without network does not wait for downloads."""
+
+
+class Scale(NamedTuple):
+    """Where to measure, and how much."""
+
+    device: str
+    tiny: bool
+
+    @property
+    def repeats(self) -> int:
+        """Of every call, after a first one that does not count."""
+        return 1 if self.tiny else 5
+
+    def pick(self, large: object, small: object) -> object:
+        """The large one, or the small one for a trial of the script."""
+        return small if self.tiny else large
+
+    def seconds(self, calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+        """Of functions that take turns."""
+        return alternate(calls, self.repeats, wall_clock(self.device))
+
+
+def tests(scale: Scale) -> Iterator[Table]:
+    """The tests of the GPU, several at once, and how each failure ends."""
+    files = sorted(map(str, Path(ROOT, "tests").glob("test_cuda*.py")))
+    parallel = importlib.util.find_spec("xdist") and (os.cpu_count() or 1) > 3
+    options = ["-p", "no:cacheprovider", "-o", "addopts=", "-q", "-rf", "--tb=short"]
+    options += ["-n", "8"] if parallel else []
+    options += ["-k", "draws or round_trip_of_shipped"] if scale.tiny else []
+    proxies = {
+        name: UNREACHABLE for name in ("http_proxy", "https_proxy") if name not in os.environ
+    }
+    environment = {**os.environ, **proxies, "FLOWPRIOR_TEST_DEVICE": scale.device}
+    call = [sys.executable, "-m", "pytest", *files, *options]
+    done = subprocess.run(call, cwd=ROOT, env=environment, text=True, capture_output=True)
+    output = done.stdout + done.stderr
+    print(output)
+    lines = output.strip().splitlines()
+    table = Table("test", "result", title=lines[-1].strip("= ") if lines else "no output")
+    for line in lines:
+        found = re.match(r"(FAILED|ERROR) (\S+?)( - (.*))?$", line)
+        if found:
+            table.add_row(found[2], found[4] or found[1])
+    if not table.rows:
+        table.add_row("all", "passed" if done.returncode == 0 else f"status {done.returncode}")
+    yield table
+
+
+@contextmanager
+def tensor_float() -> Iterator[None]:
+    """Convolutions in TF32, which flowprior switches off."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def arithmetics(device: str) -> dict[str, Callable[[], AbstractContextManager]]:
+    """Ways to compute, by name."""
+    return {
+        "float32": nullcontext,
+        "TF32": tensor_float,
+        "bfloat16 nets": partial(torch.autocast, device, torch.bfloat16),
+    }
+
+
+def within(context: Callable[[], AbstractContextManager], call: Callable[[], object]) -> object:
+    """What a call gives under a context."""
+    with context():
+        return call()
+
+
+def glow_step(scale: Scale) -> Iterator[Table]:
+    """Training steps of Glow: precision, peers, compilation; and what TF32 does to round trips."""
+    steps, hidden, batch = scale.pick((16, 256, 32), (1, 8, 2))
+    yield round_trips(scale)
+    for side in scale.pick((64, 128), (32,)):
+        x = torch.rand(batch, 3, side, side, device=scale.device) - 0.5
+        yield compared_glows(scale, Size(steps, hidden, side), x)
+    if not scale.tiny:
+        x = torch.rand(batch, 3, 64, 64, device=scale.device) - 0.5
+        yield compiled_glow(scale, Size(4, hidden, 64), x)
+
+
+def round_trips(scale: Scale) -> Table:
+    """Worst round trip of samples of the weights that come with flowprior."""
+    table = Table("weights", "float32", "TF32", title="worst round trip of 16 samples")
+    for name in ("glow_layers_32", "glow_mnist", "coupling1x1_mnist"):
+        flow = flowprior.load(ROOT / "weights" / name, scale.device)
+        x = flow.to_unit_range(flow.sample(16, 0.8, generator=torch.Generator().manual_seed(0)))
+        call = partial(worst_round_trip, flow, x.clamp(0, 1))
+        errors = [within(context, call) for context in (nullcontext, tensor_float)]
+        table.add_row(name, *(f"{error:.1e}" for error in errors))
+    return table
+
+
+def compared_glows(scale: Scale, size: Size, x: Tensor) -> Table:
+    """Ours in every arithmetic, and peers, in turns."""
+    title = f"Glow, 4 levels x {size.steps} steps, {size.hidden} channels, {batch_text(x)}"
+    calls, peaks, missing = {}, {}, []
+    for name, make in CANDIDATES.items():
+        try:
+            candidate = make(size)
+        except ImportError:
+            missing.append(name)
+            continue
+        initialize(candidate, x)
+        ways = arithmetics(scale.device) if "flowprior" in name else {"float32": nullcontext}
+        for way, context in ways.items():
+            label = f"{name}, {way}"
+            peaks[label] = within(context, partial(activation_peak, candidate, x))
+            calls[label] = partial(within, context, partial(training_step, candidate, x))
+    table = timed(title, scale.seconds(calls), "flowprior plain, float32", peaks)
+    for name in missing:
+        table.add_row(name, "not installed")
+    table.caption = FOOTNOTE
+    return table
+
+
+def compiled_glow(scale: Scale, size: Size, x: Tensor) -> Table:
+    """A small Glow under torch.compile, which takes long for many steps."""
+    calls, peaks = {}, {}
+    for name in ("plain", "compiled"):
+        candidate = flowprior_glow(size, False)
+        initialize(candidate, x)
+        if name == "compiled":
+            candidate = Candidate(candidate.model, torch.compile(candidate.log_prob))
+        peaks[name] = activation_peak(candidate, x)
+        calls[name] = partial(training_step, candidate, x)
+    title = f"torch.compile, 4 levels x {size.steps} steps, {batch_text(x)}"
+    return timed(title, scale.seconds(calls), "plain", peaks)
+
+
+def gaussianization(scale: Scale) -> Iterator[Table]:
+    """Forward and backward of every layer."""
+    from benchmarks.gaussianization import forward_and_backward, layers, make_latents
+
+    side = scale.pick(64, 16)
+    for batch in scale.pick((1, 16, 64), (1, 2)):
+        x = make_latents(batch, side, scale.device, torch.float32)
+        calls = {name: partial(forward_and_backward, h, x) for name, h in layers().items()}
+        title = f"forward + backward, latents 3x{side}x{side}, batch {batch}"
+        yield timed(title, scale.seconds(calls), "standardisation")
+
+
+def eikonal(scale: Scale) -> Iterator[Table]:
+    """Travel times and their gradient: models on the device against the same on the CPU."""
+    from benchmarks.eikonal import layers, solves
+
+    models, sources = scale.pick((16, 8), (2, 2))
+    for side in scale.pick((64, 128), (16,)):
+        m = layers(models, side)
+        calls = {}
+        for name, given in (("CPU", m), (scale.device, m.to(scale.device))):
+            for what, call in solves(given, sources).items():
+                calls[f"{what}, models on {name}"] = call
+        title = f"{models} models {side}x{side} x {sources} sources, float64"
+        yield timed(title, scale.seconds(calls), "forward, models on CPU")
+
+
+def trumpet(scale: Scale) -> Iterator[Table]:
+    """Training steps, projection and memory of TRUMPET, beside a Glow of images of that size."""
+    batch = scale.pick(32, 2)
+    for channels, side in scale.pick(((3, 32), (3, 64), (1, 128)), ((1, 32),)):
+        small = {"low_steps": 2, "low_hidden_channels": 8, "widths": (4, 4)} if scale.tiny else {}
+        x = 2 * torch.rand(batch, channels, side, side, device=scale.device) - 1
+        flow = Trumpet(channels, side, **small)
+        steps, hidden = scale.pick((16, 256), (1, 8))
+        glow = Glow(channels, side, 4, steps, hidden, coupling="affine", data_range=(-1.0, 1.0))
+        candidates = {
+            "TRUMPET, squared error": Candidate(flow, partial(negative, Reconstruction(), flow)),
+            "TRUMPET, latent likelihood": Candidate(
+                flow, partial(negative, LatentLikelihood(), flow)
+            ),
+            f"Glow, 4 levels x {steps} steps": Candidate(glow, glow.log_prob),
+        }
+        peaks = {}
+        for name, candidate in candidates.items():
+            initialize(candidate, x)
+            peaks[name] = activation_peak(candidate, x)
+        calls = {name: partial(training_step, c, x) for name, c in candidates.items()}
+        calls["TRUMPET, projection"] = torch.no_grad()(partial(flow.project, x))
+        title = f"memory-flat training steps, {batch_text(x)}, latent of {flow.latent.size}"
+        yield timed(title, scale.seconds(calls), next(reversed(candidates)), peaks)
+
+
+def negative(loss: Loss, flow: Flow, x: Tensor) -> Tensor:
+    """Minus the loss of images, as a step takes a log density."""
+    return -loss(flow, x)[loss.monitor]
+
+
+def inversions(scale: Scale) -> Iterator[Table]:
+    """Inversions per minute by batch size, for blurred layer models."""
+    from benchmarks.inversions import SIGMA, layer_data, ratio
+    from flowprior.gaussianization import Gaussianization
+    from flowprior.inversion import MAP, TotalVariation, invert
+
+    flow = flowprior.load(ROOT / "weights" / "glow_layers_32", scale.device)
+    sizes, iterations = scale.pick(((1, 16, 100), 20), ((1, 2), 2))
+    _, y, physics = layer_data(max(sizes), 32, scale.device)
+    layered = MAP(reparameterization=Gaussianization.robust())
+    for name, prior, solver in [
+        ("MAP", flow, MAP()),
+        ("MAP with layers", flow, layered),
+        ("total variation", None, TotalVariation(8.0)),
+    ]:
+        options = {"solver": solver, "sigma": SIGMA, "iterations": iterations}
+        recover = partial(invert, prior, physics, image_shape=(1, 32, 32), **options)
+        found = scale.seconds({str(n): partial(recover, y[:n]) for n in sizes})
+        each = {n: [seconds / int(n) for seconds in times] for n, times in found.items()}
+        title = f"{name}, images 1x32x32, {iterations} iterations"
+        table = Table("batch", "inversions per minute", "min s", "gain (range)", title=title)
+        for n, times in each.items():
+            cells = f"{60 / min(times):.0f}", f"{min(found[n]):.3g}", ratio(each["1"], times)
+            table.add_row(n, *cells)
+        yield table
+
+
+def sample(scale: Scale) -> Iterator[Table]:
+    """Time per image of the flows of Chavez's table 2."""
+    flows = sampling.flows_by_name(scale.device)
+    for size in scale.pick((1, 64), (1,)):
+        yield sampling.compared(flows, size, scale.pick(10, 1), scale.device)
+
+
+def batch_text(x: Tensor) -> str:
+    """Number and shape of images."""
+    return f"batch {len(x)} of {'x'.join(map(str, x.shape[1:]))}"
+
+
+def timed(
+    title: str,
+    seconds: dict[str, list[float]],
+    base: str,
+    peaks: dict[str, float] | None = None,
+) -> Table:
+    """Milliseconds of calls that took turns, ratios of the minima to one of them, and memory."""
+    headings = [
+        "",
+        "min ms",
+        "max ms",
+        f"ratio to {base} (range)",
+        *(["peak MiB"] if peaks else []),
+    ]
+    table = Table(*headings, title=title)
+    for name, times in seconds.items():
+        each = sorted(a / b for a, b in zip(times, seconds[base], strict=True))
+        ratio = f"{min(times) / min(seconds[base]):.3g} ({each[0]:.3g}–{each[-1]:.3g})"
+        peak = [f"{peaks[name]:.0f}" if name in peaks else "–"] if peaks else []
+        table.add_row(name, f"{1e3 * min(times):.3g}", f"{1e3 * max(times):.3g}", ratio, *peak)
+    return table
+
+
+PARTS: dict[str, tuple[Callable[[Scale], Iterator[Table]], int]] = {
+    "tests": (tests, 150),
+    "glow_step": (glow_step, 100),
+    "gaussianization": (gaussianization, 45),
+    "eikonal": (eikonal, 40),
+    "trumpet": (trumpet, 50),
+    "inversions": (inversions, 75),
+    "sampling": (sample, 40),
+}
+"""Functions, and the most seconds that each may take."""

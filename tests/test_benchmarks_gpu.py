@@ -1,0 +1,60 @@
+"""The benchmark of a GPU, tried on the CPU in tiny sizes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.table import Table
+
+from benchmarks import gpu
+from benchmarks.glows import Size, flowprior_glow
+from benchmarks.gpu_parts import timed
+
+
+def run(folder: Path, *arguments: str, device: str = "cpu") -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        options = ["--device", device, "--tiny", "--output", str(folder), *arguments]
+        patch.setattr("sys.argv", ["benchmarks.gpu", *options])
+        return gpu.main()
+
+
+def test_parts_are_kept_and_a_failure_stops_none(tmp_path, capsys):
+    assert run(tmp_path, "--parts", "eikonal") == 0
+    parts = json.loads((tmp_path / "results.json").read_text())["parts"]
+    (table,) = parts["eikonal"]["tables"]
+    assert len(table["rows"]) == 4
+    assert all(float(row[1]) > 0 for row in table["rows"])
+    capsys.readouterr()
+    # All of a part that is done is kept; one that has too little time says so.
+    assert run(tmp_path, "--parts", "trumpet", "eikonal", "--limit", "1") == 1
+    assert "eikonal: kept" in capsys.readouterr().out
+    page = (tmp_path / "page.md").read_text()
+    assert "stopped after 1 s" in page
+    assert torch.__version__ in page
+    assert "| forward, models on CPU |" in page
+    again = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert again["eikonal"] == parts["eikonal"]
+    assert run(tmp_path, "--parts", "eikonal", device="nowhere") == 1
+    parts = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert "nowhere" in parts["eikonal"]["error"]
+
+
+@pytest.mark.slow
+def test_every_part_runs(tmp_path):
+    assert run(tmp_path, "--limit", "300") == 0, (tmp_path / "page.md").read_text()
+
+
+def test_ratios_are_of_the_minima():
+    table = timed("both", {"a": [2.0, 4.0], "b": [3.0, 8.0]}, "a", {"a": 5.0})
+    assert isinstance(table, Table)
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[3] == ["1 (1–1)", "1.5 (1.5–2)"]
+    assert cells[4] == ["5", "–"]
+
+
+@pytest.mark.parametrize("memory_efficient", [True, False])
+def test_benchmarked_glow_has_the_library_s_limits(memory_efficient):
+    model = flowprior_glow(Size(1, 4, 16, 1), memory_efficient).model
+    assert model.memory_efficient is memory_efficient
+    assert model.arguments["log_scale_limit"] == 0.5
