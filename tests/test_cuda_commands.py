@@ -162,10 +162,8 @@ def test_density_in_a_process(folder):
     options = ["--config", "density.yaml", "--evaluation.device"]
     assert run_here(folder, *options, "cpu", "--output", "expected") == 0
     finish(folder, "evaluate.py", *options, DEVICE, "--output", "found", "--processes", "1")
-    expected, found = (
-        rows_of(folder / name)[0]["metrics"]["bits_per_dim"]["mean"]
-        for name in ("expected", "found")
-    )
+    expected, found = (rows_of(folder / name)[0]["metrics"] for name in ("expected", "found"))
+    expected, found = (metrics["bits_per_dim"]["mean"] for metrics in (expected, found))
     assert found == pytest.approx(expected, rel=1e-4)
 
 

@@ -216,8 +216,8 @@ def test_killed_run_resumes(glow, truth, y, tmp_path, name):
     whole = Recording(clean, pictures=2)
     expected = invert(prior, blur, there, observers=[whole], **options)
     checkpoint = Checkpoint(tmp_path / "state.pt", seconds=0)
+    lost = [Recording(clean, pictures=2), interrupt_at(3)]
     with pytest.raises(Interrupted):
-        lost = [Recording(clean, pictures=2), interrupt_at(3)]
         invert(prior, blur, there, observers=lost, checkpoint=checkpoint, **options)
     recording, seen = Recording(clean, pictures=2), []
     observers = [recording, lambda iteration, run: seen.append(iteration)]
