@@ -1,5 +1,8 @@
 """Operators, noise, solvers, observers and checkpoints on a GPU: as on the CPU."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -139,6 +142,18 @@ def test_solver_in_float32(glow, y, name):
     options = {"solver": SOLVERS[name], "sigma": SIGMA, "iterations": 3}
     found, expected = both(prior, blur, y.float(), image_shape=(1, 16, 16), **options)
     agree(found.x, expected.x, 2e-2)
+
+
+def test_shipped_denoiser():
+    from deepinv.models import DRUNet
+
+    folder = Path(__file__).resolve().parent.parent / "weights" / "denoiser_mnist"
+    network = DRUNet(**json.loads((folder / "card.json").read_text())["init_args"])
+    solver = PlugAndPlay(network, str(folder / "model.safetensors"), stages=3)
+    y = uniform(2, 1, 28, 28)
+    options = {"solver": solver, "sigma": SIGMA, "iterations": 3, "image_shape": (1, 28, 28)}
+    found, expected = both(None, blur, y, **options)
+    agree(found.x, expected.x, 5e-3)
 
 
 def test_bm3d(y):

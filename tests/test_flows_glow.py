@@ -232,3 +232,7 @@ def test_to_unit_range_does_not_clamp():
     flow = Glow(1, 4, levels=1, steps=1, hidden_channels=2, data_range=(-1, 3))
     values = torch.tensor([-3.0, -1.0, 1.0, 3.0])
     torch.testing.assert_close(flow.to_unit_range(values), torch.tensor([-0.5, 0.0, 0.5, 1.0]))
+
+
+def test_convolutions_are_not_in_tf32():
+    assert torch.backends.cudnn.allow_tf32 is False
