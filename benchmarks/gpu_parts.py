@@ -109,7 +109,7 @@ def glow_step(scale: Scale) -> Iterator[Table]:
         yield compared_glows(scale, Size(steps, hidden, side), x)
     if not scale.tiny:
         x = torch.rand(batch, 3, 64, 64, device=scale.device) - 0.5
-        yield compiled_glow(scale, Size(4, hidden, 64), x)
+        yield compiled_glow(scale, Size(2, hidden, 64), x)
 
 
 def round_trips(scale: Scale) -> Table:
