@@ -32,19 +32,30 @@ class TorchvisionModule(ImageDataModule):
         super().__init__(image_size, **options)
         self.root = root
         self.download = download
+        self._kept: dict[bool, np.ndarray] = {}
 
     @abstractmethod
     def _read(self, train: bool) -> np.ndarray:
         """Training or test images (N, C, H, W), uint8; a RuntimeError if files are not original."""
 
     def images(self, split: str) -> ArrayImages:
-        """Images of a split, unquantised; a DataError if files are missing or not original."""
+        """Images of a split, unquantised; a DataError if files are missing or not original.
+
+        The files are read once: checking them takes longer than what most callers want of them.
+        """
         check_split(split)
+        train = split != "test"
+        if train not in self._kept:
+            self._kept[train] = self._checked(train)
+        pixels = self._kept[train]
+        return ArrayImages({"train": pixels[:-5000], "val": pixels[-5000:], "test": pixels}[split])
+
+    def _checked(self, train: bool) -> np.ndarray:
         name = type(self).__name__
         lock = FileLock(Path(self.root) / f".{name}.lock") if self.download else nullcontext()
         try:
             with lock:
-                pixels = self._read(split != "test")
+                return self._read(train)
         except (RuntimeError, OSError) as error:
             advice = "--data.download true fetches them (docs/data.md)"
             reason = " ".join(str(error).split()) if self.download else advice
@@ -52,7 +63,10 @@ class TorchvisionModule(ImageDataModule):
                 f"data.root={self.root}: the files of {name} are missing or not the original ones: "
                 f"{reason}"
             ) from error
-        return ArrayImages({"train": pixels[:-5000], "val": pixels[-5000:], "test": pixels}[split])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images, which another process reads for itself."""
+        return {**vars(self), "_kept": {}}
 
 
 class MNIST(TorchvisionModule):
