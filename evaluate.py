@@ -20,7 +20,7 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from evaluation import Evaluation, run
-from evaluation.runner import RECORDS, ProcessPool, default_processes
+from evaluation.runner import RECORDS, ProcessPool
 from flowprior.command_line import (
     ROOT,
     UsageError,
@@ -49,9 +49,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--output", type=Path | None, default=None, help="default: runs/<config>")
     parser.add_argument(
         "--processes",
-        type=PositiveInt | None,
-        default=None,
-        help="number of worker processes; default: one for each GPU, or core without one",
+        type=PositiveInt,
+        default=1,
+        help="number of processes, which start slowly; says when more would help (default: 1)",
     )
     parser.add_argument(
         "--tune",
@@ -70,8 +70,8 @@ def main() -> None:
     try:
         torch.manual_seed(0)  # networks without weights of their own are the same when resumed
         evaluation = parser.instantiate(config).evaluation
-        processes = config.processes or default_processes(evaluation)
-        workers = ProcessPool(processes, imported_beside(config)) if processes > 1 else None
+        several = config.processes > 1
+        workers = ProcessPool(config.processes, imported_beside(config)) if several else None
         with workers or nullcontext() as pool:
             if config.tune:
                 evaluation = _tuned(evaluation, output / "tuning", settings, pool)

@@ -197,6 +197,8 @@ class InversionEvaluation(Evaluation):
         for row, image in enumerate(images):
             shown = row < self.shown and image < self.shown
             kept = kept_of_row(row, recording, estimate, problem, truth, shown)
+            if shown and iterations and cell.settings["start"] in ("smoothed_truth", "file"):
+                kept["start"] = problem.start[row]
             kept |= {"x": estimate.x[row]} if isinstance(self.source, MeasuredData) else {}
             arrays.save(cell.key, image, kept)
         checkpoint.remove()
