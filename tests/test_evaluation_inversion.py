@@ -470,7 +470,7 @@ INVERSIONS = [path.stem for path in CONFIGS if "InversionEvaluation" in path.rea
 def test_config_compares_rivals_fairly(name):
     evaluation = configured(name)
     for experiment in evaluation.experiments:
-        assert_tuned_fairly([evaluation.methods[name] for name in evaluation.names(experiment)])
+        assert_tuned_fairly([evaluation.methods[name] for name in experiment.methods])
     labels = [
         evaluation.labels(experiment, prior, name)
         for experiment in evaluation.experiments
