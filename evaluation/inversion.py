@@ -320,14 +320,14 @@ class InversionEvaluation(Evaluation):
             problems = {needy: _made(prior, experiment, y, needy) for needy in (True, False)}
         for name in experiment.methods:
             method, solver = self.methods[name], self.methods[name].solver
+            problem = problems[bool(solver.needs)]
             if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
                 raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
+            unknown = problem.noise is None and getattr(solver, "misfit", None) is None
             with _named(f"methods.{name}"):
-                check_data(solver, problems[bool(solver.needs)])
-            unknown = experiment.believed_noise is None and getattr(solver, "misfit", None) is None
-            if unknown or not solver.needs:
-                with _named(f"methods.{name}"):
-                    _begin(solver, problems[bool(solver.needs)])
+                check_data(solver, problem)
+                if unknown or not solver.needs:
+                    _begin(solver, problem)
 
     def _with_all_names(self, experiment: Experiment) -> Experiment:
         """With the names of all methods and priors where it chooses none."""
