@@ -9,7 +9,7 @@ if __name__ == "__main__":
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +20,7 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from evaluation import Evaluation, run
-from evaluation.runner import RECORDS, ProcessPool, default_processes
+from evaluation.runner import RECORDS, ProcessPool
 from flowprior.command_line import (
     ROOT,
     UsageError,
@@ -49,9 +49,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--output", type=Path | None, default=None, help="default: runs/<config>")
     parser.add_argument(
         "--processes",
-        type=PositiveInt | None,
-        default=None,
-        help="number of worker processes; default: one for each GPU, or core without one",
+        type=PositiveInt,
+        default=1,
+        help="number of processes, which start slowly; says when more would help (default: 1)",
     )
     parser.add_argument(
         "--tune",
@@ -64,14 +64,14 @@ def make_parser() -> ArgumentParser:
 def main() -> None:
     """Parse, evaluate what has no record yet, write table, figures and report."""
     parser = make_parser()
-    config = parser.parse_args(list(_nested_nulls(sys.argv[1:])))
+    config = parser.parse_args(_nested_nulls(sys.argv[1:]))
     output = output_folder(config)
     settings = parser.dump(config)
     try:
         torch.manual_seed(0)  # networks without weights of their own are the same when resumed
         evaluation = parser.instantiate(config).evaluation
-        processes = config.processes or default_processes(evaluation)
-        workers = ProcessPool(processes, imported_beside(config)) if processes > 1 else None
+        several = config.processes > 1
+        workers = ProcessPool(config.processes, imported_beside(config)) if several else None
         with workers or nullcontext() as pool:
             if config.tune:
                 evaluation = _tuned(evaluation, output / "tuning", settings, pool)
@@ -96,25 +96,22 @@ def _tuned(
     return tuned(evaluation, lambda other: run(other, output, settings, Console(), pool))
 
 
-def _nested_nulls(arguments: Sequence[str]) -> Iterator[str]:
-    """Arguments that jsonargparse takes: ``--evaluation.data.n_bits null`` must be JSON for it."""
-    following = [*arguments[1:], ""]
-    for place, (argument, value) in enumerate(zip(arguments, following, strict=True)):
-        option = re.fullmatch(r"--evaluation\.([\w.]+)", argument)
-        if option and value == "null":
-            if option[1].partition(".")[0] in ("methods", "priors", "experiments"):
-                raise UsageError(f"{argument} null: write the null into a config file instead")
-            yield _with_null(option[1].replace("init_args.", ""))
-        elif argument != "null" or not arguments[place - 1].startswith("--evaluation."):
-            yield argument
-
-
-def _with_null(name: str) -> str:
-    first, *inner = name.split(".")
-    tree = None
-    for part in reversed(inner):
-        tree = {"init_args": {part: tree}}
-    return f"--evaluation.{first}={json.dumps(tree)}"
+def _nested_nulls(arguments: Sequence[str]) -> list[str]:
+    """`--evaluation.data.n_bits null` as JSON, for jsonargparse takes it for text there."""
+    found: list[str] = []
+    for argument in arguments:
+        option = re.fullmatch(r"--evaluation\.([\w.]+)", found[-1]) if found else None
+        if argument != "null" or not option:
+            found.append(argument)
+            continue
+        first, *inner = option[1].replace("init_args.", "").split(".")
+        if first in ("methods", "priors", "experiments"):
+            raise UsageError(f"{found[-1]} null: write the null into a config file instead")
+        tree = None
+        for name in reversed(inner):
+            tree = {"init_args": {name: tree}}
+        found[-1] = f"--evaluation.{first}={json.dumps(tree)}"
+    return found
 
 
 if __name__ == "__main__":

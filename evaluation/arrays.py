@@ -1,6 +1,5 @@
 """Arrays kept beside the records, so that a finished run can be redrawn."""
 
-import itertools
 import re
 import zipfile
 import zlib
@@ -23,13 +22,15 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     ['flow', 'SNR-10-dB-glow', 'flow-2']
     """
     found: dict[str, str] = {}
+    taken: set[str] = set()
     for name in names:
         plain = re.sub(r"[^\w-]+", "-", name).strip("-")[:150] or "unnamed"
-        candidates = (f"{plain}-{number}" for number in itertools.count(2))
-        taken = {other.casefold() for other in found.values()}
-        found[name] = next(
-            c for c in itertools.chain([plain], candidates) if c.casefold() not in taken
-        )
+        file, number = plain, 1
+        while file.casefold() in taken:
+            number += 1
+            file = f"{plain}-{number}"
+        taken.add(file.casefold())
+        found[name] = file
     return found
 
 

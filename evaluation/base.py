@@ -102,6 +102,23 @@ def labels_text(labels: Labels) -> str:
     return ", ".join(f"{name} {label_text(value)}" for name, value in labels.items())
 
 
+@dataclass
+class Published:
+    """Numbers of a paper for the rows that have these labels.
+
+    Args:
+        labels: of the row, all or some of them.
+        metrics: value by name of a metric.
+    """
+
+    labels: dict[str, Label]
+    metrics: dict[str, float]
+
+    def matches(self, labels: Labels) -> bool:
+        """Whether it is about the row with these labels."""
+        return self.labels.items() <= dict(labels).items()
+
+
 class Evaluation(ABC):
     """A sweep over cells. Build what is slow (models) in a `cached_property`.
 
@@ -112,12 +129,14 @@ class Evaluation(ABC):
         metrics: every metric that `evaluate` or `derived` may return, the most important first.
         compare: labels whose values compete for the best number (see `Table`).
         parallel: whether several processes may measure at once; not where speed is measured.
+        published: numbers of papers.
     """
 
     title: str = "Evaluation"
     metrics: Sequence[Metric] = ()
     compare: Sequence[str] = ()
     parallel: bool = True
+    published: Sequence[Published] = ()
 
     def check(self) -> None:  # noqa: B027
         """Find every mistake that can be found before measuring; nothing is written yet.
@@ -160,7 +179,8 @@ class Evaluation(ABC):
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """The published number for a row and the name of a metric."""
-        return None
+        known = (one.metrics for one in self.published if one.matches(labels))
+        return next((values[metric] for values in known if metric in values), None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {

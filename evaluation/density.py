@@ -15,8 +15,8 @@ from torch import Tensor
 import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
-from evaluation.base import Cell, Evaluation, Labels, Result, labels_text
-from evaluation.experiment import Published, check_names, published_value
+from evaluation.base import Cell, Evaluation, Labels, Published, Result, labels_text
+from evaluation.experiment import check_names
 from evaluation.table import Metric, Table
 from evaluation.weights import checked_device, found_weights, weights_fingerprint
 from flowprior.command_line import UsageError
@@ -208,10 +208,6 @@ class DensityEvaluation(Evaluation):
         self._keep(cell, images, x, z, arrays)
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
         return [{**dict(zip(columns, row, strict=True)), **times} for row in rows]
-
-    def paper(self, labels: Labels, metric: str) -> float | None:
-        """From `published`."""
-        return published_value(self.published, labels, metric)
 
     def notes(self, table: Table) -> Sequence[str]:
         """What was published of flows that are no row here."""

@@ -1,11 +1,11 @@
 """What a table of inversions compares: experiments and methods, as a config describes them."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from evaluation.base import Label, Labels
+from evaluation.base import Label
 from flowprior.identity import identity
 from flowprior.inversion import Solver
 from flowprior.physics import Noise, find_operator, make_operator
@@ -95,35 +95,6 @@ class Experiment:
         """What results depend on, with the code of an operator of a user's own."""
         described = identity(replace(self, labels={}, methods=None, priors=None))
         return {**described, "operators": identity([find_operator(self.operator)])}
-
-
-@dataclass
-class Published:
-    """Numbers of a paper for the rows that have these labels.
-
-    Args:
-        labels: of the row, all or some of them.
-        metrics: value by name of a metric.
-    """
-
-    labels: dict[str, Label]
-    metrics: dict[str, float]
-
-    def matches(self, labels: Labels) -> bool:
-        """Whether it is about the row with these labels."""
-        return self.labels.items() <= dict(labels).items()
-
-
-def published_value(published: Iterable[Published], labels: Labels, metric: str) -> float | None:
-    """The published number for a row and the name of a metric."""
-    known = (one.metrics for one in published if one.matches(labels))
-    return next((values[metric] for values in known if metric in values), None)
-
-
-def chosen(names: list[str] | None, known: Mapping[str, Any], what: str) -> list[str]:
-    """The names, or all known ones; ValueError names an unknown one."""
-    check_names(names or (), known, f"experiments: no {what}")
-    return list(known) if names is None else names
 
 
 def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:

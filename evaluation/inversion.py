@@ -13,23 +13,16 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
-from evaluation.base import Cell, Evaluation, Labels, Result
+from evaluation.base import Cell, Evaluation, Labels, Published, Result
 from evaluation.baselines import Data
-from evaluation.experiment import (
-    Experiment,
-    Method,
-    Published,
-    StartName,
-    check_names,
-    chosen,
-    published_value,
-)
+from evaluation.experiment import Experiment, Method, StartName, check_names
 from evaluation.inversion_arrays import kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, fit_notes, measured
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
 from evaluation.table import SECONDS, Metric, Table
 from evaluation.tuning import Choice, variants, with_choice
+from flowprior.checks import check_integer
 from flowprior.identity import digest, identity
 from flowprior.inversion import (
     Checkpoint,
@@ -119,7 +112,8 @@ class InversionEvaluation(Evaluation):
         if (data is None) == (observations is None):
             raise ValueError("either data or observations must be given, and not both")
         self.priors = PriorSource(priors, device)
-        self.methods, self.experiments = methods, experiments
+        self.methods = methods
+        self.experiments = [self._with_all_names(experiment) for experiment in experiments]
         self.data = data
         self.source: Source = (
             SimulatedData(data, images) if observations is None else MeasuredData(observations)
@@ -169,7 +163,7 @@ class InversionEvaluation(Evaluation):
             loaded = self.priors.load(prior)
             check_prior(loaded, needs, who=f"priors.{prior}", gradient_for=user)
         for number, experiment in enumerate(self.experiments):
-            for prior in self._priors(experiment):
+            for prior in experiment.priors:
                 with _named(f"experiments[{number}]"):
                     self._probe(experiment, prior)
 
@@ -197,6 +191,8 @@ class InversionEvaluation(Evaluation):
         for row, image in enumerate(images):
             shown = row < self.shown and image < self.shown
             kept = kept_of_row(row, recording, estimate, problem, truth, shown)
+            if shown and iterations and cell.settings["start"] in ("smoothed_truth", "file"):
+                kept["start"] = problem.start[row]
             kept |= {"x": estimate.x[row]} if isinstance(self.source, MeasuredData) else {}
             arrays.save(cell.key, image, kept)
         checkpoint.remove()
@@ -229,10 +225,6 @@ class InversionEvaluation(Evaluation):
         fits = fit_notes(table) if self.pictured else []
         return [*map(str, self.choices), *untuned, *fits, *of_measures]
 
-    def paper(self, labels: Labels, metric: str) -> float | None:
-        """From `published`."""
-        return published_value(self.published, labels, metric)
-
     def with_choices(self, choices: Sequence[Choice]) -> Self:
         """The same with the options that were found to be best."""
         other = copy.copy(self)
@@ -254,21 +246,14 @@ class InversionEvaluation(Evaluation):
         other.baselines = other.pictured = False
         return other
 
-    def names(self, experiment: Experiment) -> list[str]:
-        """Methods of an experiment."""
-        return chosen(experiment.methods, self.methods, "method")
-
     def rows(self, experiment: Experiment) -> list[tuple[str, str]]:
         """Prior and method of each row; one that needs no prior has one row for all priors."""
-        priors = self._priors(experiment)
+        priors = experiment.priors
         return [
             (prior, name)
-            for name in self.names(experiment)
+            for name in experiment.methods
             for prior in (priors if self.methods[name].solver.needs else priors[:1])
         ]
-
-    def _priors(self, experiment: Experiment) -> list[str]:
-        return chosen(experiment.priors, self.priors.given, "prior")
 
     def labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
         """Labels of the row of a prior and a method or baseline."""
@@ -281,7 +266,7 @@ class InversionEvaluation(Evaluation):
         """Prior and name of a row for the data, if they are images."""
         if not self.baselines:
             return []
-        prior = self._priors(experiment)[0]
+        prior = experiment.priors[0]
         shape = self.priors.load(prior).image_shape
         y = self.source.probe(experiment, shape)
         return [(prior, "data")] if y.shape[1:] == shape and not y.is_complex() else []
@@ -333,22 +318,29 @@ class InversionEvaluation(Evaluation):
         y = self.source.probe(experiment, prior.image_shape)
         with _named(self.source.probed):
             problems = {needy: _made(prior, experiment, y, needy) for needy in (True, False)}
-        for name in self.names(experiment):
+        for name in experiment.methods:
             method, solver = self.methods[name], self.methods[name].solver
+            problem = problems[bool(solver.needs)]
             if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
                 raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
+            unknown = problem.noise is None and getattr(solver, "misfit", None) is None
             with _named(f"methods.{name}"):
-                check_data(solver, problems[bool(solver.needs)])
-            unknown = experiment.believed_noise is None and getattr(solver, "misfit", None) is None
-            if unknown or not solver.needs:
-                with _named(f"methods.{name}"):
-                    _begin(solver, problems[bool(solver.needs)])
+                check_data(solver, problem)
+                if unknown or not solver.needs:
+                    _begin(solver, problem)
+
+    def _with_all_names(self, experiment: Experiment) -> Experiment:
+        """With the names of all methods and priors where it chooses none."""
+        check_names(experiment.methods or (), self.methods, "experiments: no method")
+        check_names(experiment.priors or (), self.priors.given, "experiments: no prior")
+        methods = list(self.methods) if experiment.methods is None else experiment.methods
+        priors = list(self.priors.given) if experiment.priors is None else experiment.priors
+        return replace(experiment, methods=methods, priors=priors)
 
     def _check_options(self) -> None:
         for name in ("iterations", "batch_size", "shown", "tune_images", "images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if (value := getattr(self, name)) is not None:
+                check_integer(name, value, least=1)
         seeds = self.seeds
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")

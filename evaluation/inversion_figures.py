@@ -132,13 +132,17 @@ def _pictured(rows: Rows, shown: int) -> dict[str, list[Result]]:
 
 
 def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
-    """One row for each image: truth, data, and what each method found, with its PSNR."""
+    """One row for each image: truth, data, start, and what each method found, with its PSNR."""
     first = next(iter(kept.values()))
     columns: dict[str, list[tuple[np.ndarray, str]]] = {}
     if "truth" in first[0].arrays:
         columns["truth"] = [(result.arrays["truth"], "") for result in first]
     elif _data_are_images(first[0]):  # without a truth the table has no row of the data
         columns["data"] = [(result.arrays["y"], "") for result in first]
+    for results in kept.values():
+        if "start" in results[0].arrays:  # the same for all methods that start there
+            heading = f"start:\n{results[0].cell.settings['start'].replace('_', ' ')}"
+            columns[heading] = [(result.arrays["start"], "") for result in results]
     for name, results in kept.items():
         heading = name.replace(", ", "\n")
         columns[heading] = [(result.arrays["x"], _psnr(result)) for result in results]

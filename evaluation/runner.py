@@ -26,6 +26,8 @@ from flowprior.processes import end_with_parent, interrupts_heeded, interrupts_h
 from flowprior.progress import SweepProgress
 
 RECORDS = "records.jsonl"
+WORTH_PROCESSES = 120.0
+"""Seconds of work that are worth other processes, each of which takes some ten to start."""
 
 
 class Batch(NamedTuple):
@@ -136,6 +138,7 @@ def _measure(
     if done:
         console.print(f"Continuing: {done} of {total} images are done.", highlight=False)
     remove_temporaries(arrays.folder)
+    advice = ""
     with SweepProgress(total, done, console) as progress:
         progress.start(_values(batches[0].cell))
         for batch, measured in _measured(evaluation, batches, arrays, executor):
@@ -144,6 +147,10 @@ def _measure(
                 store.append(batch.cell, measured, kept)
             progress.start(_values(batch.cell))
             progress.advance(len(measured))
+            if executor is None and evaluation.parallel and not advice:
+                advice = _advice(progress.seconds_left)
+                if advice:
+                    console.print(advice, highlight=False)
             if interrupted():
                 raise KeyboardInterrupt
 
@@ -214,9 +221,15 @@ def _unpickled(evaluation: bytes) -> Evaluation:
     return pickle.loads(evaluation)
 
 
-def default_processes(evaluation: Evaluation) -> int:
-    """One for each GPU, or for each core where there is none; 1 where batches cannot be shared."""
-    return (len(_gpus()) or len(os.sched_getaffinity(0))) if evaluation.parallel else 1
+def _advice(seconds_left: float) -> str:
+    """What to tell who measures in one process; nothing where more would not help."""
+    processes = len(_gpus()) or len(os.sched_getaffinity(0))
+    if processes < 2 or seconds_left < WORTH_PROCESSES:
+        return ""
+    return (
+        f"About {seconds_left / 60:.0f} min left in one process. Ctrl-C, and the same command "
+        f"with --processes {processes} shares what is left."
+    )
 
 
 class ProcessPool(ProcessPoolExecutor):

@@ -120,22 +120,35 @@ def variants(name: str, method: Method) -> dict[str, Method]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was tried for one method in one experiment, and what was best.
+    """A row whose method has values to try: what was tried, and what was best.
 
     Args:
-        labels: of its row.
-        tried: options and the mean of the metric, in the order of the grid; ∞, on the worse side,
-            where an image failed.
+        number: of its experiment.
+        prior: its name.
+        name: of its method.
+        labels: of the row.
+        method: its `tune` has all values to try, those that were added at the edges as well.
         metric: by which the best is best.
+        given: number of the combinations that the config has.
+        scores: means of the metric, in the order of the grid; ∞, on the worse side, where an image
+            failed. None are known at first.
         images: number of validation images.
-        given: number of the values that the config has; the others were added at the edges.
     """
 
+    number: int
+    prior: str
+    name: str
     labels: Labels
-    tried: Sequence[tuple[Options, float]]
+    method: Method
     metric: Metric
-    images: int
     given: int
+    scores: Sequence[float] = ()
+    images: int = 0
+
+    @property
+    def tried(self) -> list[tuple[Options, float]]:
+        """Options and their score."""
+        return list(zip(grid(self.method), self.scores, strict=True))
 
     @property
     def best(self) -> Options:
@@ -159,8 +172,31 @@ class Choice:
         )
 
     def _at_edge(self) -> bool:
-        grid = {name: {options[name] for options, _ in self.tried} for name in self.best}
-        return any(len(v) > 1 and self.best[n] in (min(v), max(v)) for n, v in grid.items())
+        values = {name: values for name, values in self.method.tune.items() if len(set(values)) > 1}
+        return any(self.best[name] in (min(v), max(v)) for name, v in values.items())
+
+    def scored(self, rows: Mapping[str, Row], images: int) -> Choice:
+        """The same with its scores, given the rows of the table of all that were tried."""
+        found = [rows[labels_key({**self.labels, **options})] for options in grid(self.method)]
+        return replace(self, scores=[_score(row, self.metric) for row in found], images=images)
+
+    def wider(self) -> Choice:
+        """The same with another value for each option that is best at an edge, if it takes it.
+
+        But for iterations: a method is hardly ever worse for more of them, and takes longer.
+        """
+        if all(map(math.isinf, self.scores)):
+            return self
+        tune = {
+            name: values if name == "iterations" else extended(values, self.best[name])
+            for name, values in self.method.tune.items()
+        }
+        try:
+            other = replace(self, method=replace(self.method, tune=tune))
+            variants(self.name, other.method)
+        except ValueError:  # such as a temperature above its largest
+            return self
+        return other
 
 
 def tuned(
@@ -184,73 +220,38 @@ def tuned(
         raise ValueError("--tune: no method has values to try; give methods.NAME.tune")
     if evaluation.data is None:
         raise ValueError("--tune needs validation images of evaluation.data, not observations")
-    trials = [
-        Trial(number, prior, name, evaluation.labels(experiment, prior, name), method)
+    choices = [
+        Choice(
+            number,
+            prior,
+            name,
+            evaluation.labels(experiment, prior, name),
+            method,
+            metric=evaluation.tuned_by,
+            given=len(grid(method)),
+        )
         for number, experiment in enumerate(evaluation.experiments)
         for prior, name in evaluation.rows(experiment)
         if (method := evaluation.methods[name]).tune
     ]
     for extensions in range(EXTENSIONS + 1):
-        trial = _all_trials(evaluation, trials)
+        trial = _all_trials(evaluation, choices)
         rows = {labels_key(row.labels): row for row in measured(trial).rows}
         if all(evaluation.tune_metric not in row.stats for row in rows.values()):
             raise ValueError(f"tune_metric={evaluation.tune_metric}: nothing has measured it")
-        choices = [one.choice(evaluation, rows, trial.source.count) for one in trials]
-        wider = [one.wider(choice) for one, choice in zip(trials, choices, strict=True)]
-        if extensions == EXTENSIONS or wider == trials:
+        choices = [one.scored(rows, trial.source.count) for one in choices]
+        wider = [one.wider() for one in choices]
+        if extensions == EXTENSIONS or wider == choices:
             break
-        trials = wider
+        choices = wider
     return evaluation.with_choices(choices)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A row whose method has values to try.
-
-    `number` is that of its experiment, `name` that of its method, whose `tune` has all values to
-    try, those that were added as well.
-    """
-
-    number: int
-    prior: str
-    name: str
-    labels: Labels
-    method: Method
-
-    def choice(
-        self, evaluation: InversionEvaluation, rows: Mapping[str, Row], images: int
-    ) -> Choice:
-        """What is best, given the rows of the table of all trials."""
-        metric, points = evaluation.tuned_by, grid(self.method)
-        found = [rows[labels_key({**self.labels, **options})] for options in points]
-        tried = [(options, _score(row, metric)) for options, row in zip(points, found, strict=True)]
-        given = len(grid(evaluation.methods[self.name]))
-        return Choice(self.labels, tried, metric, images, given)
-
-    def wider(self, choice: Choice) -> Trial:
-        """The same with another value for each option that is best at an edge, if it takes it.
-
-        But for iterations: a method is hardly ever worse for more of them, and takes longer.
-        """
-        if all(math.isinf(score) for _, score in choice.tried):
-            return self
-        tune = {
-            name: values if name == "iterations" else extended(values, choice.best[name])
-            for name, values in self.method.tune.items()
-        }
-        try:
-            other = replace(self, method=replace(self.method, tune=tune))
-            variants(self.name, other.method)
-        except ValueError:  # such as a temperature above its largest
-            return self
-        return other
-
-
-def _all_trials(evaluation: InversionEvaluation, trials: Sequence[Trial]) -> InversionEvaluation:
+def _all_trials(evaluation: InversionEvaluation, choices: Sequence[Choice]) -> InversionEvaluation:
     """The same on the first validation images, for each value that a method has to try."""
     methods: dict[str, Method] = {}
     experiments: list[Experiment] = []
-    for one in trials:
+    for one in choices:
         tried = variants(one.name, one.method)
         tried = {f"{one.number}, {one.prior}, {name}": method for name, method in tried.items()}
         experiment = evaluation.experiments[one.number]

@@ -67,6 +67,11 @@ class SweepProgress:
         left = task.time_remaining
         return counts if left is None else f"{counts}, {timedelta(seconds=round(left))} left"
 
+    @property
+    def seconds_left(self) -> float:
+        """At the rate so far; 0 before anything is done."""
+        return self._bar.tasks[0].time_remaining or 0.0
+
     def _rate(self) -> str:
         speed = self._bar.tasks[0].speed
         if not speed:

@@ -119,7 +119,7 @@ def run_here(folder: Path, *arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", [*sys.path])
-        patch.setattr(sys, "argv", ["evaluate.py", *arguments, "--processes", "1"])
+        patch.setattr(sys, "argv", ["evaluate.py", *arguments])
         return run_command(evaluate.main)
 
 

@@ -113,9 +113,8 @@ def run_commands(text: str, folder: Path) -> None:
     for command in text.splitlines():
         script, *arguments = command.removeprefix("python ").split()
         if script in MAINS and (folder / arguments[1]).is_file():
-            one_process = ["--processes", "1"] if script == "evaluate.py" else []
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-                patch.setattr(sys, "argv", [script, *arguments, *one_process])
+                patch.setattr(sys, "argv", [script, *arguments])
                 assert run_command(MAINS[script]) == 0, command
 
 

@@ -24,7 +24,7 @@ from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionCell, InversionEvaluation
 from evaluation.table import Table
 from evaluation.tuning import grid
-from flowprior.inversion import BatchedLBFGS, Checkpoint
+from flowprior.inversion import BatchedLBFGS, Checkpoint, smoothed
 from tests.conftest import make_perturbed_glow
 from tests.entry_points import ROOT, finish, start, with_weights
 from tests.inversion_tables import (
@@ -180,7 +180,7 @@ def comparison(folder: Path, scores: tuple[float, ...], **kept: np.ndarray) -> t
     for name in ("a", "b"):
         labels = {"noise": 1, "method": name}
         parts = {"experiment": experiment, "method": Method(Data()), "prior": "glow", "seed": 0}
-        cell = InversionCell(labels, range(2), {}, **parts)
+        cell = InversionCell(labels, range(2), {"start": "smoothed_truth"}, **parts)
         arrays = {"x": image, "x_0": image, "finite": True, **kept}
         metrics = [{"psnr": score} for score in scores] or [{}, {}]
         results += [Result(cell, i, metrics[i], arrays) for i in range(2)]
@@ -201,6 +201,27 @@ def test_measured_data_are_pictured_if_they_are_images(folder):
     assert "PSNR" not in caption
     for y in (np.full((8, 3), 0.7), np.full((1, 4, 4), 0.7j)):
         assert comparison(folder, (), y=y)[0][:2] == [["a"], ["b"]]
+
+
+def test_a_start_of_its_own_is_pictured_beside_data_and_truth(folder):
+    image = np.full((1, 4, 4), 0.5)
+    titles, _ = comparison(folder, (), truth=image, start=image)
+    assert titles[:4] == [["truth"], ["start:", "smoothed", "truth"], ["a"], ["b"]]
+
+
+def test_start_is_kept_of_methods_that_begin_there(folder, whole):
+    kept = {}
+    for line in (folder / "whole" / "records.jsonl").read_text().splitlines():
+        if '"noise": 20,' in line and '"repeat": 0' in line:
+            cell, method = line.split('"')[3], line.split('"method": "')[1].split('"')[0]
+            kept[method] = ArrayStore(folder / "whole" / "arrays").load(cell, 0)
+    assert {method: "start" in arrays for method, arrays in kept.items()} == {
+        "data": False,
+        "flow": True,
+        "flow + layers": True,
+    }
+    expected = smoothed(torch.from_numpy(kept["flow"]["truth"])[None], 2.0)[0]
+    np.testing.assert_allclose(kept["flow"]["start"], expected, atol=1e-6)
 
 
 def test_best_iteration_is_that_of_the_mean(folder, whole):
@@ -449,7 +470,7 @@ INVERSIONS = [path.stem for path in CONFIGS if "InversionEvaluation" in path.rea
 def test_config_compares_rivals_fairly(name):
     evaluation = configured(name)
     for experiment in evaluation.experiments:
-        assert_tuned_fairly([evaluation.methods[name] for name in evaluation.names(experiment)])
+        assert_tuned_fairly([evaluation.methods[name] for name in experiment.methods])
     labels = [
         evaluation.labels(experiment, prior, name)
         for experiment in evaluation.experiments

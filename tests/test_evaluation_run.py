@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from evaluation import Cell, Evaluation, Metric, run
+from evaluation import Cell, Evaluation, Metric, run, runner
 from evaluation.arrays import ArrayStore
 from evaluation.runner import ProcessPool, _measured, _values, missing_batches
 from flowprior.command_line import run_command
@@ -338,6 +338,24 @@ def test_progress_counts_only_this_run():
     now[0] = 44.0
     progress.advance(1)
     assert progress.text() == "61/100 images, 2.1 s/image, 0:01:22 left"
+
+
+@pytest.mark.parametrize("worth", [1e-9, 60.0])
+def test_more_processes_are_advised_once_where_they_would_help(tmp_path, monkeypatch, worth):
+    monkeypatch.setattr(runner, "_gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(runner, "WORTH_PROCESSES", worth)
+
+    def told(fake, output, executor=None):
+        console = quiet()
+        run(fake, tmp_path / output, "", console, executor)
+        return " ".join(console.file.getvalue().split()).count("with --processes 3 shares")
+
+    assert told(Fake(tmp_path / "log"), "here") == (worth < 1)
+    with ThreadPoolExecutor(2) as pool:
+        assert told(Fake(tmp_path / "log"), "there", pool) == 0
+    alone = Fake(tmp_path / "log")
+    alone.parallel = False
+    assert told(alone, "alone") == 0
 
 
 @pytest.mark.parametrize("method", ["total variation", "flow + layers"])

@@ -248,8 +248,8 @@ def test_option_of_layers_without_options():
     ],
 )
 def test_choice_says_where_its_grid_ends(scores, best, edge):
-    tried = [({"weight": w}, s) for w, s in zip(WEIGHTS, scores, strict=True)]
-    choice = Choice({"method": "tv"}, tried, SSIM, 4, given=3)
+    method = Method(TotalVariation(1.0), tune={"weight": WEIGHTS})
+    choice = Choice(0, "glow", "tv", {"method": "tv"}, method, SSIM, 3, scores, images=4)
     assert choice.best == {"weight": best}
     assert ("edge of the grid" in str(choice)) == edge
 
