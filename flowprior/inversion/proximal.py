@@ -19,6 +19,7 @@ POWER_ITERATIONS = 15, 100
 STILL = 1e-3
 """Relative gain at which power iteration ends."""
 CONJUGATE_ITERATIONS = 10
+PSEUDO_INVERSE_ITERATIONS = 30
 TINY = 1e-30
 MARGIN = 1.05
 """Power iteration finds the curvature from below."""
@@ -75,15 +76,9 @@ class ProximalRun(ImageRun):
             x: images (B, C, H, W).
             weight: (B, 1, 1, 1), positive.
         """
-        change, residual = torch.zeros_like(x), -self.misfit_gradient(x)
-        direction, size = residual, _square(residual)
-        for _ in range(CONJUGATE_ITERATIONS):
-            bent = self.misfit_gradient(direction) - self._at_zero + weight * direction
-            pace = size / _dot(direction, bent).clamp(min=TINY)
-            change, residual = change + pace * direction, residual - pace * bent
-            before, size = size, _square(residual)
-            direction = residual + size / before.clamp(min=TINY) * direction
-        return x + change
+        return conjugate_gradients(
+            self.misfit_gradient, self._at_zero, x, weight, CONJUGATE_ITERATIONS
+        )
 
 
 class FISTARun(ProximalRun, ABC):
@@ -160,6 +155,58 @@ def check_quadratic(problem: Problem, who: str) -> None:
             f"{who} needs a linear physics, which {problem.forward.name} is not; TotalVariation "
             "takes any"
         )
+
+
+def pseudo_inverse(problem: Problem) -> Tensor:
+    """A†y about grey: of the images that fit the data best, the one nearest to grey.
+
+    On images in [−1, 1] this is A†y itself. By `PSEUDO_INVERSE_ITERATIONS` conjugate gradients on
+    the squared error, whatever the noise; grey where A is not linear.
+    """
+    problem = replace(problem, noise=Gaussian(1.0), start=None)
+    grey = first_images(problem)
+    try:
+        check_quadratic(problem, "pseudo_inverse")
+    except NotQuadratic:
+        return grey
+    run = ImageRun(problem, grey)
+    at_zero = run.misfit_gradient(torch.zeros_like(grey))
+    accuracy = 100 * torch.finfo(grey.dtype).eps
+    return conjugate_gradients(
+        run.misfit_gradient, at_zero, grey, 0.0, PSEUDO_INVERSE_ITERATIONS, accuracy
+    )
+
+
+def conjugate_gradients(
+    gradient: Callable[[Tensor], Tensor],
+    at_zero: Tensor,
+    x: Tensor,
+    weight: Tensor | float,
+    iterations: int,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """Images z that minimise a quadratic misfit(z) + ½·weight·‖z − x‖², from z = x on.
+
+    Args:
+        gradient: of the misfit, at images (B, C, H, W).
+        at_zero: its value at images of zeros.
+        x: images (B, C, H, W).
+        weight: (B, 1, 1, 1), or one for all; 0 gives the minimiser nearest to x.
+        iterations: their number.
+        tolerance: an image ends where its gradient is at most this part of the first one; what is
+            left may be rounding errors that A does not see, along which steps have no length.
+    """
+    change, residual = torch.zeros_like(x), -gradient(x)
+    direction, size = residual, _square(residual)
+    enough = tolerance**2 * size
+    for _ in range(iterations):
+        bent = gradient(direction) - at_zero + weight * direction
+        pace = size / _dot(direction, bent).clamp(min=TINY)
+        pace = torch.where(size > enough, pace, 0)
+        change, residual = change + pace * direction, residual - pace * bent
+        before, size = size, _square(residual)
+        direction = residual + size / before.clamp(min=TINY) * direction
+    return x + change
 
 
 def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:
