@@ -1,4 +1,4 @@
-"""iFlow: least squares on the range, its start, batches, resumption, mistakes."""
+"""iFlow, and MAP with TRUMPET: minima, gradients, starts, batches, resumption, mistakes."""
 
 from itertools import product
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowprior.inversion import Checkpoint, IFlow, invert, make_problem
+from flowprior.inversion import MAP, Checkpoint, IFlow, invert, make_problem
 from flowprior.inversion.iflow import ProjectedRun
 from flowprior.inversion.proximal import pseudo_inverse
 from flowprior.latent import Latent, standard_normal_log_prob
@@ -165,6 +165,23 @@ def test_images_are_projections_and_fit_better_than_the_first(flow, through):
     torch.testing.assert_close(again, found.x, atol=1e-4, rtol=0)
     assert (found.history["misfit"][-1] < 0.7 * found.history["misfit"][0]).all()
     assert found.z is None
+
+
+def test_map_has_the_gradient_of_the_exact_density():
+    """Of the loss with log det JᵀJ, by central differences."""
+    flow = trumpet(layout=["squeeze", 1, "halve"], low_steps=1).requires_grad_(False)
+    y = blur(images_of(flow, 1))
+    run = MAP(penalty="log_density").begin(make_problem(flow, blur, y, sigma=0.1))
+    rows, v = run.rows, run.v.detach().clone()
+    run.evaluate(rows)
+    gradient, direction = run.v.grad.clone(), normal(*v.shape, seed=5)
+    losses = []
+    for step in (1e-5, -1e-5):
+        with torch.no_grad():
+            run.v.copy_(v + step * direction)
+        losses.append(run.evaluate(rows)[1]["loss"].item())
+    slope = (losses[0] - losses[1]) / 2e-5
+    assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-6)
 
 
 def test_rows_end_where_they_stand_still_and_others_go_on():
