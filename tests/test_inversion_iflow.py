@@ -115,6 +115,29 @@ def test_start_is_the_pseudo_inverse():
     torch.testing.assert_close(IFlow().begin(given).x, started)
 
 
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        ("super_resolution", {"smoothing": "bilinear"}),
+        ("random_inpainting", {}),
+        ("box_inpainting", {}),
+        ("random_gaussian", {"measurements": 40}),
+        ("gaussian_blur", {"tau": 2.0}),
+        ("limited_angle_ct", {}),
+    ],
+)
+def test_pseudo_inverse_in_single_precision(operator, options):
+    """It fits clean data and stays in the range of images; further iterations do no harm."""
+    shape = (1, 16, 16)
+    physics = make_operator(operator, shape, **options)
+    truth = torch.linspace(0.1, 0.9, 16).expand(9, *shape) ** torch.arange(1, 10).view(-1, 1, 1, 1)
+    y = physics.A(truth)
+    found = pseudo_inverse(make_problem(None, physics, y, sigma=0.1, image_shape=shape))
+    error = (physics.A(found) - y).square().mean().sqrt()
+    assert error < 1e-2 * y.std()
+    assert (found - 0.5).flatten(1).norm(dim=1).max() < (truth - 0.5).flatten(1).norm(dim=1).max()
+
+
 def test_start_is_grey_where_the_operator_is_not_linear():
     y = images_of(LinearRange(), 2).square()
     found = pseudo_inverse(make_problem(LinearRange(), torch.square, y, sigma=SIGMA))

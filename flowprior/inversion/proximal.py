@@ -76,9 +76,11 @@ class ProximalRun(ImageRun):
             x: images (B, C, H, W).
             weight: (B, 1, 1, 1), positive.
         """
-        return conjugate_gradients(
-            self.misfit_gradient, self._at_zero, x, weight, CONJUGATE_ITERATIONS
-        )
+
+        def bend(direction: Tensor) -> Tensor:
+            return self.misfit_gradient(direction) - self._at_zero + weight * direction
+
+        return x + conjugate_gradients(bend, -self.misfit_gradient(x), CONJUGATE_ITERATIONS)
 
 
 class FISTARun(ProximalRun, ABC):
@@ -169,44 +171,40 @@ def pseudo_inverse(problem: Problem) -> Tensor:
         check_quadratic(problem, "pseudo_inverse")
     except NotQuadratic:
         return grey
-    run = ImageRun(problem, grey)
+    # Data of zeros: the differences of gradients would else be lost in rounding errors.
+    run = ImageRun(replace(problem, y=torch.zeros_like(problem.y)), grey)
     at_zero = run.misfit_gradient(torch.zeros_like(grey))
+
+    def bend(direction: Tensor) -> Tensor:
+        return run.misfit_gradient(direction) - at_zero
+
+    residual = -ImageRun(problem, grey).misfit_gradient(grey)
     accuracy = 100 * torch.finfo(grey.dtype).eps
-    return conjugate_gradients(
-        run.misfit_gradient, at_zero, grey, 0.0, PSEUDO_INVERSE_ITERATIONS, accuracy
-    )
+    return grey + conjugate_gradients(bend, residual, PSEUDO_INVERSE_ITERATIONS, accuracy)
 
 
 def conjugate_gradients(
-    gradient: Callable[[Tensor], Tensor],
-    at_zero: Tensor,
-    x: Tensor,
-    weight: Tensor | float,
-    iterations: int,
-    tolerance: float = 0.0,
+    bend: Callable[[Tensor], Tensor], residual: Tensor, iterations: int, tolerance: float = 0.0
 ) -> Tensor:
-    """Images z that minimise a quadratic misfit(z) + ½·weight·‖z − x‖², from z = x on.
+    """Images z with bend(z) = residual, from z = 0 on: those of least norm, if there are several.
 
     Args:
-        gradient: of the misfit, at images (B, C, H, W).
-        at_zero: its value at images of zeros.
-        x: images (B, C, H, W).
-        weight: (B, 1, 1, 1), or one for all; 0 gives the minimiser nearest to x.
+        bend: linear, symmetric and positive, on images (B, C, H, W).
+        residual: images (B, C, H, W).
         iterations: their number.
-        tolerance: an image ends where its gradient is at most this part of the first one; what is
-            left may be rounding errors that A does not see, along which steps have no length.
+        tolerance: an image ends where its residual is at most this part of the first one; what is
+            left may be rounding errors that `bend` does not see, along which steps have no length.
     """
-    change, residual = torch.zeros_like(x), -gradient(x)
-    direction, size = residual, _square(residual)
+    change, direction, size = torch.zeros_like(residual), residual, _square(residual)
     enough = tolerance**2 * size
     for _ in range(iterations):
-        bent = gradient(direction) - at_zero + weight * direction
+        bent = bend(direction)
         pace = size / _dot(direction, bent).clamp(min=TINY)
         pace = torch.where(size > enough, pace, 0)
         change, residual = change + pace * direction, residual - pace * bent
         before, size = size, _square(residual)
         direction = residual + size / before.clamp(min=TINY) * direction
-    return x + change
+    return change
 
 
 def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:
