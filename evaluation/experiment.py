@@ -28,6 +28,7 @@ class Method:
         tune: values to try, by option of the solver, such as `{beta: [0.1, 1.0]}`; a dot reaches
             into an option, as in `reparameterization.temperature`; `iterations` are those of the
             method. `evaluate.py --tune` takes the best on validation images.
+        priors: names of those that it takes, of the experiment's; all by default.
     """
 
     solver: Solver
@@ -35,6 +36,7 @@ class Method:
     iterations: int | None = None
     start: StartName | None = None
     tune: dict[str, list[int | float]] = field(default_factory=dict)
+    priors: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.iterations is not None and self.iterations < 0:

@@ -248,12 +248,19 @@ class InversionEvaluation(Evaluation):
 
     def rows(self, experiment: Experiment) -> list[tuple[str, str]]:
         """Prior and method of each row; one that needs no prior has one row for all priors."""
-        priors = experiment.priors
         return [
             (prior, name)
             for name in experiment.methods
-            for prior in (priors if self.methods[name].solver.needs else priors[:1])
+            for prior in self._priors_of(experiment, name)
         ]
+
+    def _priors_of(self, experiment: Experiment, name: str) -> list[str]:
+        """Priors of a method's rows."""
+        priors, method = experiment.priors, self.methods[name]
+        if not method.solver.needs:
+            return priors[:1]
+        check_names(method.priors or (), self.priors.given, f"methods.{name}: no prior")
+        return [p for p in priors if method.priors is None or p in method.priors]
 
     def labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
         """Labels of the row of a prior and a method or baseline."""

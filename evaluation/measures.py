@@ -15,7 +15,7 @@ from evaluation.table import SECONDS, Metric, Row, Table
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.recording import similarity
-from flowprior.metrics import lpips, psnr, typicality
+from flowprior.metrics import lpips, psnr, snr, snr_shifted, typicality
 
 MORE_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
 
@@ -149,6 +149,27 @@ class PrintedPSNR(Measure):
         if truth is None:
             return {}
         return {"printed_psnr": (by_rows(psnr, estimate.x, truth) + 20 * math.log10(255)) / 2}
+
+
+class SignalToNoise(Measure):
+    """Signal-to-noise ratios of images in [−1, 1] and shifted to [0, 2].
+
+    Table 3 of Kothari et al. (2021) does not say which; its numbers fit the second.
+    """
+
+    metrics = (
+        Metric("snr", "SNR on [−1, 1]", "dB", higher_is_better=True),
+        Metric("snr_shifted", "SNR on [0, 2]", "dB", higher_is_better=True),
+    )
+
+    def __call__(
+        self, estimate: Estimate, problem: Problem, truth: Tensor | None
+    ) -> Mapping[str, Tensor]:
+        """See `Measure`."""
+        if truth is None:
+            return {}
+        ratios = {"snr": snr, "snr_shifted": snr_shifted}
+        return {name: by_rows(ratio, estimate.x, truth) for name, ratio in ratios.items()}
 
 
 def fit_notes(table: Table) -> list[str]:

@@ -250,9 +250,10 @@ def test_data_row_is_the_data(folder, whole):
 def test_a_row_for_each_prior_where_one_is_needed(folder):
     flow = make_perturbed_glow(1, 16, dtype=torch.float32, seed=1, levels=2, steps=2)
     flowprior.save(flow, folder / "others")
+    methods = {name: SIMULATED["methods"][name] for name in ("tv", "flow")}
     settings = {
         "data": DATA,
-        "methods": {name: SIMULATED["methods"][name] for name in ("tv", "flow")},
+        "methods": {**methods, "picky": {**methods["flow"], "priors": ["second"]}},
         "experiments": [{**BLUR, "noise": noise(0.1)}],
         "priors": {"first": "weights", "second": "others"},
         "images": 2,
@@ -260,9 +261,11 @@ def test_a_row_for_each_prior_where_one_is_needed(folder):
     }
     rows = table(folder, "priors", {**settings, "start": "random"})
     labels = [(row["labels"]["method"], row["labels"].get("prior")) for row in rows]
-    assert labels == [("data", None), ("tv", None), ("flow", "first"), ("flow", "second")]
+    of_flows = [("flow", "first"), ("flow", "second"), ("picky", "second")]
+    assert labels == [("data", None), ("tv", None), *of_flows]
     starts = [row["metrics"]["start_psnr"]["mean"] for row in rows[1:]]
     assert len(set(starts)) == 3
+    assert starts[-1] == starts[-2]
 
 
 def test_data_are_made_on_a_finer_grid(folder):

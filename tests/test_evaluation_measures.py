@@ -114,6 +114,15 @@ def test_own_value_that_is_nan_leaves_other_columns_alone(folder):
     assert figures[0] == figures[1]
 
 
+def test_signal_to_noise_has_both_conventions(folder):
+    rows = run(folder, "snr", measures=[{"class_path": "evaluation.measures.SignalToNoise"}])
+    for row in rows:
+        metrics = {name: row["metrics"][name]["mean"] for name in ("psnr", "snr", "snr_shifted")}
+        assert abs(metrics["snr"] - metrics["snr_shifted"]) > 1
+        # ‖2x − 1‖² is at most the number of pixels, and ‖2(x − x̂)‖² four times the squared error.
+        assert metrics["snr"] < metrics["psnr"] - 20 * np.log10(2) + 1e-4
+
+
 @pytest.mark.parametrize(
     "measures",
     [

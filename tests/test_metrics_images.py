@@ -9,7 +9,7 @@ import skimage.data
 import skimage.metrics
 import torch
 
-from flowprior.metrics import lpips, psnr, ssim
+from flowprior.metrics import lpips, psnr, snr, snr_shifted, ssim
 from flowprior.metrics.images import _for_lpips, _lpips_network
 
 
@@ -35,6 +35,37 @@ def test_psnr_of_equal_images_is_finite(images):
     _, truth = images
     torch.testing.assert_close(psnr(truth, truth), torch.full((3,), 150.0))
     assert psnr(truth + 1e-6, truth).max() < 130
+
+
+def test_snr_of_known_images():
+    """White with an error of a tenth in every pixel, and a half of black, a half of white."""
+    white = torch.ones(1, 1, 2, 2)
+    torch.testing.assert_close(snr_shifted(0.9 * white, white), torch.tensor([20.0]))
+    expected = torch.tensor([20 * np.log10(5)], dtype=torch.float32)
+    torch.testing.assert_close(snr(0.9 * white, white), expected)
+    truth = torch.tensor([0.0, 1.0, 1.0, 0.0]).view(1, 1, 2, 2)
+    x = truth + torch.tensor([0.1, -0.1, -0.1, 0.1]).view(1, 1, 2, 2)
+    torch.testing.assert_close(snr(x, truth), expected)
+    torch.testing.assert_close(snr_shifted(x, truth), torch.tensor([10 * np.log10(50.0)]).float())
+
+
+@pytest.mark.parametrize(("metric", "shift"), [(snr, -1.0), (snr_shifted, 0.0)])
+def test_snr_is_the_published_formula(images, metric, shift):
+    """On images in [−1, 1], and on these moved to [0, 2]."""
+    x, truth = images
+    for found, one, other in zip(metric(x, truth), x.clamp(0, 1), truth, strict=True):
+        one, other = (2 * image.double().numpy() + shift for image in (one, other))
+        ratio = (other**2).sum() / ((other - one) ** 2).sum()
+        assert found.item() == pytest.approx(10 * np.log10(ratio), abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", [snr, snr_shifted])
+def test_snr_is_finite(images, metric):
+    truth = images[1]
+    torch.testing.assert_close(metric(truth, truth) > 130, torch.ones(3, dtype=torch.bool))
+    assert metric(truth, truth).max() <= 150
+    silent = torch.full((1, 1, 2, 2), 0.5 if metric is snr else 0.0)
+    assert metric(silent + 0.25, silent).item() == pytest.approx(-150)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -102,7 +133,7 @@ def test_wrong_shapes_are_named(images):
         ssim(x[..., :8, :8], truth[..., :8, :8])
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim, lpips])
+@pytest.mark.parametrize("metric", [psnr, ssim, lpips, snr, snr_shifted])
 def test_images_of_another_range_are_refused(images, metric):
     x, truth = (image.clone() for image in images)
     truth[0, 0, 0, :2] = torch.tensor([0.0, 1.0])

@@ -23,6 +23,7 @@ CASES = {
     "random_inpainting": {"kept": 0.15},
     "super_resolution": {"factor": 4},
     "super_resolution 2": {"factor": 2},
+    "super_resolution bilinear": {"factor": 4, "smoothing": "bilinear"},
     "colourisation": {},
     "random_gaussian": {"measurements": 20},
     "cartesian_mri": {},
@@ -170,7 +171,9 @@ def test_mean_blur_equals_scipy_and_darkens_only_borders(size):
     assert y[0, 0, 0, 0] == pytest.approx(0.7 * ((size // 2 + 1) / size) ** 2)
 
 
-@pytest.mark.parametrize("name", ["gaussian_blur", "mean_blur reflect", "super_resolution"])
+@pytest.mark.parametrize(
+    "name", ["gaussian_blur", "mean_blur reflect", "super_resolution", "super_resolution bilinear"]
+)
 def test_a_constant_stays(name):
     y = make(name, (3, 16, 20)).A(torch.full((1, 3, 16, 20), 0.3))
     assert torch.allclose(y, torch.tensor(0.3))
@@ -180,6 +183,17 @@ def test_super_resolution_takes_block_means():
     x = torch.arange(16.0).view(1, 1, 4, 4)
     y = make_operator("super_resolution", (1, 4, 4), factor=2).A(x)
     assert y.tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]
+
+
+def test_bilinear_super_resolution_weighs_by_distance():
+    """Pixels of the middle of a large image: weights fall linearly to 0 at a distance of 4."""
+    x = normal(1, 1, 32, 32)
+    y = make_operator("super_resolution", (1, 32, 32), smoothing="bilinear").A(x)
+    distance = torch.arange(8, dtype=torch.float64) - 3.5
+    weights = (1 - distance.abs() / 4) / 4
+    for row, column in ((2, 3), (5, 4)):
+        window = x[0, 0, 4 * row - 2 : 4 * row + 6, 4 * column - 2 : 4 * column + 6]
+        assert torch.allclose(y[0, 0, row, column], weights @ window @ weights)
 
 
 def test_colourisation_takes_the_mean():

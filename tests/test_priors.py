@@ -8,7 +8,7 @@ import torch
 import zuko
 from torch import nn
 
-from flowprior.priors import Cropped, Module, from_normflows, from_zuko, require
+from flowprior.priors import Cropped, Module, Padded, from_normflows, from_zuko, require
 from flowprior.priors.base import Prior
 from tests.conftest import make_perturbed_glow
 from tests.inversion_problems import LinearGaussian, small_decoder, two_part_decoder
@@ -217,3 +217,54 @@ class TestCropped:
         decoder = Module(nn.Identity(), (1, 2, 2), [1, 2, 2])
         with pytest.raises(ValueError, match="Cropped needs a log-determinant"):
             Cropped(decoder, 2)
+
+
+class TestPadded:
+    @pytest.fixture
+    def flow(self):
+        return make_perturbed_glow(2, (8, 16), levels=2, steps=2, coupling="affine")
+
+    def test_images_of_the_flow_within_a_border(self, flow):
+        prior = Padded(flow, (10, 16), border=0.25)
+        assert prior.image_shape == (2, 10, 16)
+        assert prior.latent == flow.latent
+        z = torch.randn(3, 2, 8, 16, dtype=torch.float64)
+        middle, log_det = flow.decode(z)
+        x, found = prior.decode(z)
+        assert torch.equal(x[:, :, 1:9], middle)
+        assert torch.equal(found, log_det)
+        assert torch.equal(prior.generate(z), x)
+        unit = prior.to_unit_range(x)
+        torch.testing.assert_close(unit[:, :, ::9], torch.full_like(unit[:, :, ::9], 0.25))
+
+    def test_encode_is_the_left_inverse_and_its_density_that_of_the_surface(self, flow):
+        prior = Padded(flow, (10, 20))
+        z = torch.randn(1, 2, 8, 16, dtype=torch.float64)
+        x, log_det = prior.decode(z)
+        again, back = prior.encode(x)
+        torch.testing.assert_close(again, z)
+        torch.testing.assert_close(back, -log_det)
+        jacobian = torch.autograd.functional.jacobian(prior.generate, z).reshape(400, 256)
+        torch.testing.assert_close(torch.linalg.svdvals(jacobian).log().sum()[None], log_det)
+        torch.testing.assert_close(prior.log_prob(x), flow.log_prob(flow.decode(z)[0]))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"image_size": 10}, "image_size"),
+            ({"image_size": (9, 16)}, "image_size"),
+            ({"image_size": (6, 16)}, "image_size"),
+            ({"image_size": 1.5}, "image_size must be one or two whole numbers"),
+            ({"image_size": (10, 16), "border": -1.0}, "border"),
+        ],
+    )
+    def test_wrong_options(self, flow, options, message):
+        with pytest.raises(ValueError, match=message):
+            Padded(flow, **options)
+
+    def test_needs_a_flow_that_is_not_conditional(self, flow):
+        with pytest.raises(ValueError, match="Padded needs a log-determinant"):
+            Padded(Module(nn.Identity(), (1, 2, 2), [1, 2, 2]), 4)
+        flow.conditional = True
+        with pytest.raises(ValueError, match="conditional"):
+            Padded(flow, (10, 16))

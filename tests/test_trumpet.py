@@ -70,6 +70,20 @@ def test_projection_is_idempotent(injective):
 
 
 @KINDS
+@pytest.mark.parametrize("log_det", ["exact", "layerwise"])
+def test_projection_with_layer_wise_density(injective, log_det):
+    """Of images off the range: that of the generator's layers at the projection."""
+    flow, x = trumpet(injective, log_det=log_det), images(5)
+    found, log_prob = flow.project_with_log_prob(x)
+    torch.testing.assert_close(found, flow.project(x))
+    flow.log_det = "layerwise"
+    z = flow.latents(x)
+    normal = -0.5 * (z.square() + torch.log(torch.tensor(2 * torch.pi))).flatten(1).sum(1)
+    torch.testing.assert_close(log_prob, normal - flow.decode(z)[1])
+    torch.testing.assert_close(flow.log_prob(found), log_prob, atol=1e-4, rtol=0)
+
+
+@KINDS
 def test_exact_log_det_is_that_of_autograd(injective):
     flow = trumpet(injective)
     z = latents(flow, 3)

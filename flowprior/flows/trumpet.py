@@ -201,6 +201,18 @@ class Trumpet(Flow):
         """Images (B, C, H, W) of the generator's range that `encode` takes x for: g(g†(x))."""
         return self.expand(self.contract(x)[0])[0]
 
+    def project_with_log_prob(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""`project` of images x (B, C, H, W), and the layer-wise log density of the result, (B,).
+
+        log N(z; 0, I) − Σ ½ log det J_kᵀJ_k over all layers of the generator, in nats, whatever
+        `log_det` is: −R of eq. 6, which is no bound in general. It takes no more than two passes
+        through the network, where the exact log density takes one for each latent.
+        """
+        w, _ = self.contract(x)
+        z, low_log_det = self._low_encode(w)
+        images, log_det = self.expand(w)
+        return images, standard_normal_log_prob(z) + low_log_det - log_det
+
     def low_log_prob(self, w: Tensor) -> Tensor:
         """Log density of w = g†(x) (B, *latent.shape) under h, in nats, (B,).
 

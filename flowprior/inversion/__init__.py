@@ -12,6 +12,7 @@ from flowprior.inversion.deep_image_prior import DeepImagePrior
 from flowprior.inversion.discrepancy import Discrepancy
 from flowprior.inversion.dps import DPS
 from flowprior.inversion.forward import Forward
+from flowprior.inversion.iflow import IFlow
 from flowprior.inversion.images import ImageRun, row_seed
 from flowprior.inversion.invert import invert
 from flowprior.inversion.map import MAP, csgm, glow_ip, l1_map, project_to_latents
@@ -36,6 +37,7 @@ __all__ = [
     "Discrepancy",
     "Estimate",
     "Forward",
+    "IFlow",
     "ImageRun",
     "PlugAndPlay",
     "Posterior",

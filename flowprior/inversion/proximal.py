@@ -19,6 +19,7 @@ POWER_ITERATIONS = 15, 100
 STILL = 1e-3
 """Relative gain at which power iteration ends."""
 CONJUGATE_ITERATIONS = 10
+PSEUDO_INVERSE_ITERATIONS = 30
 TINY = 1e-30
 MARGIN = 1.05
 """Power iteration finds the curvature from below."""
@@ -75,15 +76,11 @@ class ProximalRun(ImageRun):
             x: images (B, C, H, W).
             weight: (B, 1, 1, 1), positive.
         """
-        change, residual = torch.zeros_like(x), -self.misfit_gradient(x)
-        direction, size = residual, _square(residual)
-        for _ in range(CONJUGATE_ITERATIONS):
-            bent = self.misfit_gradient(direction) - self._at_zero + weight * direction
-            pace = size / _dot(direction, bent).clamp(min=TINY)
-            change, residual = change + pace * direction, residual - pace * bent
-            before, size = size, _square(residual)
-            direction = residual + size / before.clamp(min=TINY) * direction
-        return x + change
+
+        def bend(direction: Tensor) -> Tensor:
+            return self.misfit_gradient(direction) - self._at_zero + weight * direction
+
+        return x + conjugate_gradients(bend, -self.misfit_gradient(x), CONJUGATE_ITERATIONS)
 
 
 class FISTARun(ProximalRun, ABC):
@@ -160,6 +157,54 @@ def check_quadratic(problem: Problem, who: str) -> None:
             f"{who} needs a linear physics, which {problem.forward.name} is not; TotalVariation "
             "takes any"
         )
+
+
+def pseudo_inverse(problem: Problem) -> Tensor:
+    """A†y about grey: of the images that fit the data best, the one nearest to grey.
+
+    On images in [−1, 1] this is A†y itself. By `PSEUDO_INVERSE_ITERATIONS` conjugate gradients on
+    the squared error, whatever the noise; grey where A is not linear.
+    """
+    problem = replace(problem, noise=Gaussian(1.0), start=None)
+    grey = first_images(problem)
+    try:
+        check_quadratic(problem, "pseudo_inverse")
+    except NotQuadratic:
+        return grey
+    # Data of zeros: the differences of gradients would else be lost in rounding errors.
+    run = ImageRun(replace(problem, y=torch.zeros_like(problem.y)), grey)
+    at_zero = run.misfit_gradient(torch.zeros_like(grey))
+
+    def bend(direction: Tensor) -> Tensor:
+        return run.misfit_gradient(direction) - at_zero
+
+    residual = -ImageRun(problem, grey).misfit_gradient(grey)
+    accuracy = 100 * torch.finfo(grey.dtype).eps
+    return grey + conjugate_gradients(bend, residual, PSEUDO_INVERSE_ITERATIONS, accuracy)
+
+
+def conjugate_gradients(
+    bend: Callable[[Tensor], Tensor], residual: Tensor, iterations: int, tolerance: float = 0.0
+) -> Tensor:
+    """Images z with bend(z) = residual, from z = 0 on: those of least norm, if there are several.
+
+    Args:
+        bend: linear, symmetric and positive, on images (B, C, H, W).
+        residual: images (B, C, H, W).
+        iterations: their number.
+        tolerance: an image ends where its residual is at most this part of the first one; what is
+            left may be rounding errors that `bend` does not see, along which steps have no length.
+    """
+    change, direction, size = torch.zeros_like(residual), residual, _square(residual)
+    enough = tolerance**2 * size
+    for _ in range(iterations):
+        bent = bend(direction)
+        pace = size / _dot(direction, bent).clamp(min=TINY)
+        pace = torch.where(size > enough, pace, 0)
+        change, residual = change + pace * direction, residual - pace * bent
+        before, size = size, _square(residual)
+        direction = residual + size / before.clamp(min=TINY) * direction
+    return change
 
 
 def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from flowprior.metrics.density import (
     coded_bits_per_dim,
     flat_noise_log_density,
 )
-from flowprior.metrics.images import lpips, psnr, ssim
+from flowprior.metrics.images import lpips, psnr, snr, snr_shifted, ssim
 from flowprior.metrics.round_trip import (
     unusual_images,
     unusual_round_trips,
@@ -23,6 +23,8 @@ __all__ = [
     "lpips",
     "patches",
     "psnr",
+    "snr",
+    "snr_shifted",
     "ssim",
     "typicality",
     "unusual_images",

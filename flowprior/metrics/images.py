@@ -31,6 +31,43 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
     return -10 * error.clamp_min(SMALLEST_ERROR).log10()
 
 
+def snr(x: Tensor, truth: Tensor) -> Tensor:
+    """Signal-to-noise ratio in dB, (B,): 10 log10(‖truth‖²/‖x − truth‖²) of images in [−1, 1].
+
+    Images in [0, 1] are doubled and shifted by −1 first. Grey has no signal, black as much as
+    white: for dark images it is larger than `snr_shifted`. At most 150 dB, and at least −150 dB.
+
+    Reference: Kothari et al., "Trumpets" (2021), table 3, which does not say in which range.
+
+    >>> import torch
+    >>> snr(torch.full((1, 1, 4, 4), 0.8), torch.full((1, 1, 4, 4), 1.0)).round(decimals=2)
+    tensor([7.9600])
+    """
+    return _signal_to_noise(x, truth, 0.5)
+
+
+def snr_shifted(x: Tensor, truth: Tensor) -> Tensor:
+    """As `snr`, of images shifted from [−1, 1] to [0, 2], or, which is the same, in [0, 1].
+
+    Black has no signal. The published numbers of TRUMPET fit this one.
+
+    >>> import torch
+    >>> snr_shifted(torch.full((1, 1, 4, 4), 0.8), torch.full((1, 1, 4, 4), 1.0)).round(decimals=2)
+    tensor([13.9800])
+    """
+    return _signal_to_noise(x, truth, 0.0)
+
+
+def _signal_to_noise(x: Tensor, truth: Tensor, zero: float) -> Tensor:
+    """Ratio in dB, (B,), where images of the value `zero` in [0, 1] have no signal."""
+    _check(x, truth)
+    x, truth = x.clamp(0, 1), truth.clamp(0, 1)
+    signal, error = (truth - zero), (x - truth)
+    signal, error = (part.square().flatten(1).mean(1) for part in (signal, error))
+    ratio = signal / error.clamp_min(SMALLEST_ERROR)
+    return 10 * ratio.clamp(SMALLEST_ERROR, 1 / SMALLEST_ERROR).log10()
+
+
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang et al., 2004), (B,): 11×11 Gaussian window of σ = 1.5, peak 1.
 

@@ -45,6 +45,28 @@ class BoxDownsampling(TightFrame):
         return rows.repeat_interleave(self.factor, -1) * self.gain
 
 
+class BilinearDownsampling(LinearPhysics):
+    """Antialiased bilinear resizing: (B, C, H, W) → (B, C, H/factor, W/factor).
+
+    Every entry is a mean of 2·factor × 2·factor pixels, whose weights fall linearly from its
+    centre; those of pixels beyond the border go to the others, as in torchvision and TensorFlow.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """The small image."""
+        size = [side // self.factor for side in x.shape[2:]]
+        return functional.interpolate(x, size=size, mode="bilinear", antialias=True)
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """Exact adjoint, by automatic differentiation; differentiable itself."""
+        shape = (*y.shape[:2], *(side * self.factor for side in y.shape[2:]))
+        return adjoint_function(self.A, shape, y.device, y.dtype)(y)
+
+
 class ChannelMean(TightFrame):
     """Mean of the channels: (B, C, H, W) → (B, 1, H, W), s = 1/C."""
 

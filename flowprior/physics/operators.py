@@ -12,9 +12,10 @@ import torch
 from deepinv.physics import MRI, Blur, Denoising, Inpainting, ZeroNoise
 from torch import Tensor
 
-from flowprior.checks import check_integer, check_number, check_positive
+from flowprior.checks import check_choice, check_integer, check_number, check_positive
 from flowprior.physics.intensities import Intensities
 from flowprior.physics.linear import (
+    BilinearDownsampling,
     BoxDownsampling,
     ChannelMean,
     GaussianMeasurements,
@@ -131,20 +132,24 @@ def random_inpainting(image_shape: ImageShape, kept: float = 0.15, seed: int = 0
     return _inpainting(image_shape, mask.view(1, *image_shape[1:]))
 
 
-def super_resolution(image_shape: ImageShape, factor: int = 4) -> BoxDownsampling:
-    """Means of factor×factor blocks that do not overlap; y is (B, C, H/factor, W/factor).
+def super_resolution(
+    image_shape: ImageShape, factor: int = 4, smoothing: str = "box"
+) -> BoxDownsampling | BilinearDownsampling:
+    """A smaller image, (B, C, H/factor, W/factor).
 
-    TRUMPET's code uses an antialiased bilinear filter instead.
+    TRUMPET's code has factor 4 and the smoothing "bilinear".
 
     Args:
         image_shape: (C, H, W).
         factor: divides H and W.
+        smoothing: "box", means of blocks that do not overlap, or "bilinear", antialiased.
     """
     _check_shape(image_shape)
     check_integer("factor", factor, least=1)
+    check_choice("smoothing", smoothing, ("box", "bilinear"))
     if any(side % factor for side in image_shape[1:]):
         raise ValueError(f"factor={factor} must divide the sides of {image_shape}")
-    return BoxDownsampling(factor)
+    return (BoxDownsampling if smoothing == "box" else BilinearDownsampling)(factor)
 
 
 def colourisation(image_shape: ImageShape) -> ChannelMean:

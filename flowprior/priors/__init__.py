@@ -4,11 +4,13 @@ from flowprior.priors.base import CAPABILITIES, Prior, require
 from flowprior.priors.cropped import Cropped
 from flowprior.priors.foreign import from_normflows, from_zuko
 from flowprior.priors.module import Module
+from flowprior.priors.padded import Padded
 
 __all__ = [
     "CAPABILITIES",
     "Cropped",
     "Module",
+    "Padded",
     "Prior",
     "from_normflows",
     "from_zuko",

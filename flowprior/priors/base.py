@@ -13,6 +13,7 @@ CAPABILITIES = {
     "decode": "a log-determinant (decode)",
     "encode": "an encoder (encode)",
     "project": "a projection onto its range (project)",
+    "project_with_log_prob": "a projection with a layer-wise density (project_with_log_prob)",
 }
 """What a solver may need of a prior, by the name of the method."""
 
@@ -25,7 +26,8 @@ class Prior(nn.Module, ABC):
     - `decode(z) -> (x, log_det)`, log_det = log|det dx/dz| in nats, (B,);
     - `encode(x) -> (z, log_det)`, its inverse, log_det = log|det dz/dx|;
     - `log_prob(x)`, nats, (B,);
-    - `project(x)`, images onto the range of G.
+    - `project(x)`, images onto the range of G;
+    - `project_with_log_prob(x)`, these and an approximate log density of them, nats, (B,).
 
     A method that is missing is a capability that is missing: a prior without log-determinants has
     no `decode`, rather than one that returns 0.

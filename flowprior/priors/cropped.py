@@ -1,5 +1,7 @@
 """A flow of larger images as a prior of their middles."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,20 +35,15 @@ class Cropped(Prior):
         if prior.conditional:
             raise ValueError("prior of Cropped must not be conditional")
         channels, *whole = prior.image_shape
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2 or any(not isinstance(side, int) for side in size):
-            raise ValueError(f"image_size must be one or two whole numbers, got {image_size!r}")
-        margins = [(large - small) // 2 for large, small in zip(whole, size, strict=True)]
-        fits = [n + 2 * m for n, m in zip(size, margins, strict=True)] == whole
-        if min(size) < 1 or min(margins) < 0 or not fits:
+        size = height_and_width(image_size)
+        margins = margins_between(size, whole)
+        if margins is None:
             raise ValueError(
                 f"image_size must be an even number of pixels less than {tuple(whole)}, got {size}"
             )
-        if not 0 <= border <= 1:
-            raise ValueError(f"border must be in [0, 1], got {border}")
         super().__init__((channels, *size), prior.latent, prior.data_range)
         self.prior = prior
-        self.border = border
+        self.border = checked_border(border)
         self._margins = margins
         self.train(prior.training)
 
@@ -74,3 +71,26 @@ class Cropped(Prior):
         rows, columns = self._margins
         height, width = self.image_shape[1:]
         return whole[..., rows : rows + height, columns : columns + width]
+
+
+def height_and_width(image_size: object) -> tuple[int, int]:
+    """(H, W) of one or two whole numbers."""
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    whole = isinstance(size, Sequence) and all(isinstance(side, int) for side in size)
+    if not whole or len(size) != 2:
+        raise ValueError(f"image_size must be one or two whole numbers, got {image_size!r}")
+    return tuple(size)
+
+
+def margins_between(small: Sequence[int], large: Sequence[int]) -> list[int] | None:
+    """Pixels above and below, left and right; None if small images do not fit, or not evenly."""
+    margins = [(outer - inner) // 2 for inner, outer in zip(small, large, strict=True)]
+    fits = [inner + 2 * m for inner, m in zip(small, margins, strict=True)] == list(large)
+    return margins if fits and min(margins) >= 0 and min(small) >= 1 else None
+
+
+def checked_border(border: float) -> float:
+    """The value of a border, if it is in [0, 1]."""
+    if not 0 <= border <= 1:
+        raise ValueError(f"border must be in [0, 1], got {border}")
+    return border
