@@ -21,19 +21,23 @@ from flowprior.latent import Latent, standard_normal_log_prob
 Part = int | Literal["squeeze", "halve"]
 LogDet = Literal["exact", "layerwise"]
 
+_SMALL: list[Part] = [
+    *("squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve"),
+    *(3, "halve", 3),
+]
+_FACES: list[Part] = [
+    *("squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve"),
+    *(3, "halve", 3, "halve", 3, "squeeze", "halve", 3),
+]
 LAYOUTS: dict[tuple[int, int], list[Part]] = {
-    (1, 32): ["squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve", 3, "halve", 3],
-    (3, 32): ["squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve", 3, "halve", 3],
-    (3, 64): [
-        *("squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve"),
-        *(3, "halve", 3, "halve", 3, "squeeze", "halve", 3),
-    ],
-    (1, 128): [
-        *("squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve"),
-        *("squeeze", 3, "halve", 3, "halve", 3, "halve", 3, "squeeze", 3),
-    ],
+    (1, 32): _SMALL,
+    (3, 32): _SMALL,
+    (3, 64): _FACES,
+    (1, 128): ["squeeze", *_FACES],
 }
 """The published ones by (channels, image size): latents of 64, 192, 192 and 256 numbers."""
+LOW_STEPS = {(3, 64): 32}
+"""Published numbers of steps of h by (channels, image size); 16 for others."""
 
 
 class Trumpet(Flow):
@@ -63,8 +67,11 @@ class Trumpet(Flow):
             by default the published one for 1×32², 3×32², 3×64² and 1×128².
         injective: kind of the injective convolutions.
         widths: of the U-Nets, at full resolution and below.
-        low_steps: steps of h; their nets are convolutional as Glow's.
-        low_hidden_channels: width of the nets of h.
+        unet_convolutions: 3×3 convolutions of the U-Nets at each resolution.
+        low_steps: steps of h; their nets are convolutional as Glow's. By default the published
+            number: 32 for 3×64², otherwise 16.
+        low_hidden_channels: width of the nets of h; the default gives the published numbers of
+            parameters.
         tikhonov: λ > 0 of the pseudo-inverses.
         log_scale_limit: largest |log scale| of a coupling, as for `Glow`.
         shift_limit: largest |shift| of a coupling, as for `Glow`.
@@ -92,8 +99,9 @@ class Trumpet(Flow):
         layout: list[int | str] | None = None,
         injective: InjectiveKind = "linear",
         widths: tuple[int, int] = (32, 64),
-        low_steps: int = 16,
-        low_hidden_channels: int = 512,
+        unet_convolutions: int = 2,
+        low_steps: int | None = None,
+        low_hidden_channels: int = 480,
         tikhonov: float = 1e-6,
         log_scale_limit: float | None = 0.5,
         shift_limit: float | None = 8.0,
@@ -101,9 +109,12 @@ class Trumpet(Flow):
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
+        if low_steps is None:
+            low_steps = LOW_STEPS.get((in_channels, image_size), 16)
         check_counts(
             in_channels=in_channels,
             image_size=image_size,
+            unet_convolutions=unet_convolutions,
             low_steps=low_steps,
             low_hidden_channels=low_hidden_channels,
         )
@@ -121,6 +132,7 @@ class Trumpet(Flow):
             "layout": list(layout),
             "injective": injective,
             "widths": list(widths),
+            "unet_convolutions": unet_convolutions,
             "low_steps": low_steps,
             "low_hidden_channels": low_hidden_channels,
             "tikhonov": tikhonov,
@@ -134,7 +146,7 @@ class Trumpet(Flow):
         self.log_det = log_det
         self.memory_efficient = memory_efficient
         limits = (log_scale_limit, shift_limit)
-        net = partial(UNet, widths=tuple(widths))
+        net = partial(UNet, widths=tuple(widths), convolutions=unet_convolutions)
         self.parts = nn.ModuleList(
             Squeeze()
             if part == "squeeze"

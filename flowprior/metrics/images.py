@@ -31,6 +31,18 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
     return -10 * error.clamp_min(SMALLEST_ERROR).log10()
 
 
+def relative_error(x: Tensor, truth: Tensor) -> Tensor:
+    """‖x − truth‖/‖truth‖ of each row, (B,), in whatever range; nothing is clamped.
+
+    It depends on the range: in [−1, 1] black counts as much as white, in [0, 1] for nothing.
+
+    >>> import torch
+    >>> relative_error(torch.full((1, 1, 2, 2), 0.75), torch.full((1, 1, 2, 2), 0.5))
+    tensor([0.5000])
+    """
+    return (x - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+
+
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang et al., 2004), (B,): 11×11 Gaussian window of σ = 1.5, peak 1.
 
