@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowprior.flows.base import Flow
 from flowprior.flows.coupling_net import CouplingNet
 from flowprior.flows.glow import GlowLevel
-from flowprior.flows.gram import half_log_det_gram
+from flowprior.flows.gram import half_log_det_gram, neumann_half_log_det_gram
 from flowprior.flows.injective_convolution import InjectiveConvolution, InjectiveKind
 from flowprior.flows.memory_flat import memory_flat, run_chain
 from flowprior.flows.multi_scale import Runner, check_counts, check_limits
@@ -213,6 +213,25 @@ class Trumpet(Flow):
         """Images (B, C, H, W) of the generator's range that `encode` takes x for: g(g†(x))."""
         return self.expand(self.contract(x)[0])[0]
 
+    def neumann_log_prob(
+        self, x: Tensor, *, terms: int = 10, probes: int = 1, seed: int = 0
+    ) -> Tensor:
+        """The paper's estimate of `log_prob` (B,), in nats, for comparison; it is too small.
+
+        Args:
+            x: images (B, C, H, W).
+            terms: of the series; see `neumann_half_log_det_gram`.
+            probes: number of random vectors whose mean is taken.
+            seed: of these vectors.
+
+        Reference: Kothari et al., "Trumpets" (2021), section 3.3 and algorithm 2.
+        """
+        z = self.latents(x)
+        log_det = neumann_half_log_det_gram(
+            self._generator, z, terms=terms, probes=probes, seed=seed
+        )
+        return standard_normal_log_prob(z) - log_det
+
     def low_log_prob(self, w: Tensor) -> Tensor:
         """Log density of w = g†(x) (B, *latent.shape) under h, in nats, (B,).
 
@@ -248,6 +267,10 @@ class Trumpet(Flow):
     def _image(self, w: Tensor) -> Tensor:
         """Images g(w), by operations that have forward-mode derivatives."""
         return self._expand(w, run_chain)[0]
+
+    def _generator(self, z: Tensor) -> Tensor:
+        """Images of latents z, by operations that have forward-mode derivatives."""
+        return self._image(self.low.decode(z, run_chain)[0])
 
     def _low_encode(self, w: Tensor) -> tuple[Tensor, Tensor]:
         return self.low.encode(w, self._runner(w))

@@ -7,6 +7,7 @@ from flowprior.metrics.density import (
     flat_noise_log_density,
 )
 from flowprior.metrics.digits import DigitClassifier, load_classifier
+from flowprior.metrics.frechet import frechet_distance
 from flowprior.metrics.images import lpips, psnr, relative_error, ssim
 from flowprior.metrics.round_trip import (
     unusual_images,
@@ -21,6 +22,7 @@ __all__ = [
     "bits_per_dim",
     "coded_bits_per_dim",
     "flat_noise_log_density",
+    "frechet_distance",
     "largest_patch_correlation",
     "load_classifier",
     "lpips",
