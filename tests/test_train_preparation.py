@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules import LayerModels
 from datamodules.prepared import PreparedImages
@@ -107,6 +108,18 @@ def test_each_image_is_prepared_once(folder: Path) -> None:
     assert sum(PREPARED) == 64 + 9
     train_here(folder)  # it is finished: nothing to prepare for
     assert sum(PREPARED) == 64 + 9
+
+
+def test_curves_and_pictures_of_both_phases(whole: Path) -> None:
+    for name in ("squared_error", "relative_error", "latent_nll"):
+        assert len(scalars(whole, f"train/{name}")) == (16 if name == "latent_nll" else 8)
+    errors = list(scalars(whole, "projections/relative_error").values())
+    assert errors[0] == pytest.approx(scalars(whole, "val/relative_error")[7], rel=1e-4)
+    assert errors == pytest.approx(errors[:1] * 3)  # g stays as it is
+    events = EventAccumulator(str(whole / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    for name in ("projections/first_images", "samples/temperature_1", "latent/qq_plot"):
+        assert [event.step for event in events.Images(name)] == [7, 15, 23]
 
 
 def test_stops_change_nothing(folder: Path, whole: Path) -> None:
