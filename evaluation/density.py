@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from evaluation.density_figures import figures_of
 from evaluation.experiment import Published, check_names, published_value
 from evaluation.features import Features
 from evaluation.table import Metric, Table
-from evaluation.trained import Trained, TrainedCell, has_weights
+from evaluation.trained import Trained, TrainedCell, found_rows, has_weights
 from evaluation.weights import checked_device, found_weights, weights_fingerprint
 from flowprior.figures import histogram
 from flowprior.flows import Flow, standard_normal_log_prob
@@ -102,12 +101,8 @@ class DensityEvaluation(Evaluation):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         others = others or []
         self.absent = [one for one in others if one.optional and not has_weights(one.weights)]
-        self.rows = {"": Trained(found_weights(weights), data, dimensions, features=features or [])}
-        for place, other in enumerate(others):
-            if other not in self.absent:
-                option = f"others[{place}]."
-                folder = found_weights(other.weights, f"{option}weights")
-                self.rows[option] = replace(other, weights=folder)
+        first = Trained(found_weights(weights), data, dimensions, features=features or [])
+        self.rows = {"": first, **found_rows(others, self.absent)}
         names = [trained.name for trained in self.rows.values()]
         if len(set(names)) < len(names):
             raise ValueError(f"others: folders of weights must have different names, got {names}")

@@ -1,7 +1,8 @@
 """Trained flows, with the data to measure them on."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -88,6 +89,20 @@ class TrainedCell(Cell):
     """A row: one trained flow."""
 
     trained: Trained | None = None
+
+
+def found_rows(others: Sequence[Trained], absent: Sequence[Trained]) -> dict[str, Trained]:
+    """The others that are not absent, each by its place in the config, `others[0].`.
+
+    Raises:
+        WeightsError: there are no weights of one.
+    """
+    rows = {f"others[{place}].": other for place, other in enumerate(others)}
+    return {
+        option: replace(other, weights=found_weights(other.weights, f"{option}weights"))
+        for option, other in rows.items()
+        if other not in absent
+    }
 
 
 def has_weights(folder: Path) -> bool:

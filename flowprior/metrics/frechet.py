@@ -34,7 +34,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     if min(len(first), len(second)) < 2:
         raise ValueError(f"features of at least 2 images expected, got {len(first)}, {len(second)}")
     first, second = first.double(), second.double()
-    covariances = [torch.atleast_2d(features.mT.cov()) for features in (first, second)]
+    covariances = [torch.atleast_2d(rows.mT.cov()) for rows in (first, second)]
     values, vectors = torch.linalg.eigh(covariances[0])
     root = vectors * values.clamp_min(0).sqrt() @ vectors.mT
     # Of the same eigenvalues as the product of the covariances, but symmetric.
