@@ -28,6 +28,8 @@ from callbacks import (
     Checkpoints,
     CurveLogger,
     LatentTypicality,
+    Preparation,
+    Projections,
     RestoreLimit,
     SampleGrid,
     Start,
@@ -100,8 +102,10 @@ class TrainCLI(LightningCLI):
         settings.pop("output", None)  # where this machine keeps its runs is nobody's business
         before = [
             RestoreLimit(),
+            Preparation(),
             TrainingProgress(),
             SampleGrid(**config.samples),
+            Projections(),
             LatentTypicality(),
             WeightExport(output / "weights", {"config": settings}),
         ]

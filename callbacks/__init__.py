@@ -5,9 +5,10 @@ from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, WeightExport
 from callbacks.gaussianization import Gaussianization
 from callbacks.guards import Interrupted, StopOnNonFinite, StopOnSignal, TrainingStopped
 from callbacks.inversion_curves import InversionCurves
+from callbacks.preparation import Preparation
 from callbacks.progress import TrainingProgress
 from callbacks.resuming import CurveLogger, RestoreLimit, Start, close_phase, start_from
-from callbacks.samples import LatentTypicality, SampleGrid
+from callbacks.samples import LatentTypicality, Projections, SampleGrid
 
 __all__ = [
     "EMA",
@@ -18,6 +19,8 @@ __all__ = [
     "Interrupted",
     "InversionCurves",
     "LatentTypicality",
+    "Preparation",
+    "Projections",
     "RestoreLimit",
     "SampleGrid",
     "Start",

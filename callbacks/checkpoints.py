@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +110,20 @@ class WeightExport(Callback):
 
     Args:
         folder: where to write.
-        card: what to say of the weights in `config.json`; phase, step and scores are added, and for
-            a bijective flow the worst round trips on unusual images.
+        card: what to say of the weights in `config.json`; phase, step, scores and hours of training
+            are added, and for a bijective flow the worst round trips on unusual images.
     """
 
     def __init__(self, folder: Path, card: dict[str, Any]) -> None:
         self.folder = folder
         self.card = card
+        self._seconds, self._since = 0.0, time.monotonic()
         self.best_score = float("inf")
         self._trained = False
 
     def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
         """Start a phase, before a checkpoint is restored."""
+        self._seconds, self._since = self._training_seconds(), time.monotonic()
         self.best_score, self._trained = float("inf"), False
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
@@ -141,11 +144,16 @@ class WeightExport(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must remember."""
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "seconds": self._training_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.best_score = state_dict["best_score"]
+        self._seconds, self._since = state_dict.get("seconds", 0.0), time.monotonic()
+
+    def _training_seconds(self) -> float:
+        """Of this run and of those that it resumes, up to their last checkpoints."""
+        return self._seconds + time.monotonic() - self._since
 
     def _export(self, trainer: pl.Trainer, module: FlowModule) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:
@@ -159,6 +167,7 @@ class WeightExport(Callback):
             "phase": module.phase,
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
+            "training_hours": round(self._training_seconds() / 3600, 3),
         }
         flow = module.flow
         bijective = flow.latent.size == math.prod(flow.image_shape)

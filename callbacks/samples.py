@@ -7,8 +7,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from flowprior.figures import qq_plot
-from flowprior.metrics import largest_patch_correlation, typicality
+from datamodules import ImageDataModule
+from flowprior.figures import image_rows, qq_plot
+from flowprior.metrics import largest_patch_correlation, relative_error, typicality
 from lightning_modules.flow_module import FlowModule
 
 
@@ -49,47 +50,61 @@ class SampleGrid(Callback):
             writer.add_image(f"samples/temperature_{temperature:g}", grid, _step(trainer))
 
 
-class LatentTypicality(Callback):
+class OfValidationImages(Callback):
+    """Looks at the first validation images after each validation, on the first process.
+
+    Attributes:
+        images: their number.
+    """
+
+    images = 64
+
+    def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
+        """Forget the images of an earlier fit."""
+        self._x: torch.Tensor | None = None
+
+    def first_images(self, trainer: pl.Trainer, pl_module: FlowModule) -> torch.Tensor | None:
+        """(B, C, H, W), B at most `images`; None where there is no data module to ask."""
+        if self._x is None and isinstance(trainer.datamodule, ImageDataModule):
+            dataset = trainer.datamodule.dataset("val")
+            count = min(self.images, len(dataset))
+            self._x = dataset.__getitems__([(0, index) for index in range(count)])
+        return None if self._x is None else self._x.to(pl_module.flow.like)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Draw what there is to see."""
+        writer = writer_of(trainer)
+        if writer is None or trainer.sanity_checking:
+            return
+        x = self.first_images(trainer, pl_module)
+        if x is not None:
+            with torch.no_grad():
+                self.draw(writer, pl_module, x, _step(trainer))
+
+    def draw(
+        self, writer: SummaryWriter, pl_module: FlowModule, x: torch.Tensor, step: int
+    ) -> None:
+        """Log what `x` (B, C, H, W) shows."""
+        raise NotImplementedError
+
+
+class LatentTypicality(OfValidationImages):
     """After each validation, whether the latents of real images look like N(0, I).
 
     Logs the mean over images of each diagnostic of `flowprior.metrics.typicality`, the largest
     patch correlation beside what independent entries give, and a QQ plot of all latent entries.
 
     Attributes:
-        images: number of validation images to encode, those of the first batches.
         patch_size: side of the patches, in pixels.
     """
 
-    images = 64
     patch_size = 8
 
-    def __init__(self) -> None:
-        self._latents: list[torch.Tensor] = []
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
-        """Forget the latents of the last validation."""
-        self._latents = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: FlowModule,
-        outputs: None,
-        batch: torch.Tensor,
-        *_: int,
+    def draw(
+        self, writer: SummaryWriter, pl_module: FlowModule, x: torch.Tensor, step: int
     ) -> None:
-        """Encode the first images."""
-        missing = self.images - sum(map(len, self._latents))
-        if missing > 0 and not trainer.sanity_checking and trainer.is_global_zero:
-            with torch.no_grad():
-                self._latents.append(pl_module.flow.latents(batch[:missing]).float().cpu())
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
-        """Log the diagnostics on the first process."""
-        writer = writer_of(trainer)
-        if writer is None or not self._latents:
-            return
-        z, step = torch.cat(self._latents), _step(trainer)
+        """Log the diagnostics."""
+        z = pl_module.flow.latents(x).float().cpu()
         for name, values in typicality(z, self.patch_size).items():
             writer.add_scalar(f"latent/{name}", values.mean(), step)
         largest, expected = largest_patch_correlation(z, self.patch_size)
@@ -98,6 +113,32 @@ class LatentTypicality(Callback):
         if z.isfinite().any():
             figure = qq_plot({"latents of validation images": z.numpy()})
             writer.add_figure("latent/qq_plot", figure, step)
+
+
+class Projections(OfValidationImages):
+    """After each validation of an injective flow, images beside their projections.
+
+    Logs the mean of ‖x − project(x)‖/‖x‖ in every phase, and a figure of the first images.
+
+    Attributes:
+        shown: number of images in the figure.
+    """
+
+    shown = 8
+
+    def draw(
+        self, writer: SummaryWriter, pl_module: FlowModule, x: torch.Tensor, step: int
+    ) -> None:
+        """Log error and figure, if the flow has projections."""
+        flow = pl_module.flow
+        if not hasattr(flow, "project"):
+            return
+        projected = flow.project(x)
+        writer.add_scalar("projections/relative_error", relative_error(projected, x).mean(), step)
+        first = {"images": x[: self.shown], "projections": projected[: self.shown]}
+        rows = {name: flow.to_unit_range(value).cpu().float() for name, value in first.items()}
+        rows["|error|"] = (rows["projections"] - rows["images"]).abs()
+        writer.add_figure("projections/first_images", image_rows(rows, label="value"), step)
 
 
 def _step(trainer: pl.Trainer) -> int:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, default_convert
 from datamodules.batches import GlobalBatchSampler, ResumableLoader
 from datamodules.dequantize import DequantizedImages, ImageSource
 from datamodules.errors import require
+from datamodules.prepared import PreparedImages
 
 SPLITS = ("train", "val", "test")
 
@@ -43,6 +44,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         flat_noise: where a pixel has the level of all its neighbours, take normal noise of a sixth
             of a level instead of uniform noise. A flow fits it with fewer bits: uniform noise costs
             it up to 0.25 bits in each pixel of a flat area. It needs `n_bits`.
+
+    Attributes:
+        prepared: by split, what a training has prepared of the images; its loaders give that
+            instead.
 
     Raises:
         ValueError: an option is out of its range.
@@ -81,6 +86,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.seed = seed
         self.horizontal_flips = horizontal_flips
         self.flat_noise = flat_noise
+        self.prepared: dict[str, PreparedImages] = {}
         self._train_loader: ResumableLoader | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -181,7 +187,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return self._loader("test", training=False)
 
     def _loader(self, split: str, training: bool) -> DataLoader:
-        dataset, process = self.dataset(split), (0, 1)
+        prepared, process = self.prepared.get(split), (0, 1)
+        dataset = self.dataset(split) if prepared is None else prepared
+        workers = self.num_workers if prepared is None else 0
         if self.trainer is not None:
             process = (self.trainer.global_rank, self.trainer.world_size)
         sampler = GlobalBatchSampler(len(dataset), self.batch_size, self.seed, *process, training)
@@ -192,7 +200,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             # A loader that drew its workers' seed from the global generator would change the
             # model's random numbers at each (re)start.
             generator=torch.Generator(),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

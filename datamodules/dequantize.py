@@ -162,6 +162,11 @@ class DequantizedImages(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def changes(self) -> bool:
+        """Whether an image can differ from epoch to epoch, by noise or by flips."""
+        return self.n_bits is not None or self.horizontal_flips
+
     def __getitem__(self, key: Key) -> Tensor:
         """One image, (C, H, W), float32, in ``data_range``."""
         return self.__getitems__([key])[0]

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import flowprior
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
-from evaluation.base import Cell, Evaluation, Labels, Published, Result, labels_text
+from evaluation.base import Cell, Evaluation, Published, Result, labels_text
+from evaluation.density_figures import figures_of
 from evaluation.experiment import check_names
+from evaluation.features import Features
 from evaluation.table import Metric, Table
+from evaluation.trained import Trained, TrainedCell, found_rows, has_weights
 from evaluation.weights import checked_device, found_weights, weights_fingerprint
-from flowprior.command_line import UsageError
-from flowprior.figures import histogram, image_grid, qq_plot
+from flowprior.figures import histogram
 from flowprior.flows import Flow, standard_normal_log_prob
 from flowprior.identity import code_digest, identity
-from flowprior.metrics import (
-    coded_bits_per_dim,
-    largest_patch_correlation,
-    typicality,
-)
+from flowprior.metrics import relative_error, typicality
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,71 +31,11 @@ if TYPE_CHECKING:
 SHOWN = 32
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained flow with the data to measure it on.
-
-    Args:
-        weights: folder that training exported.
-        data: the data set; its test split is used, dequantised once with fixed noise.
-        dimensions: number of pixels that bits per dimension count, where a border of known pixels
-            surrounds the images; by default all.
-    """
-
-    weights: Path
-    data: ImageDataModule
-    dimensions: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the weights' folder, or of the run that it is in."""
-        folder = self.weights.resolve()
-        return folder.parent.name if folder.name == "weights" else folder.name
-
-    def bits_per_dim(self, log_prob: Tensor, x: Tensor) -> Tensor:
-        """Of images x (B, C, H, W) with log densities log_prob (B,), in nats: (B,)."""
-        data, pixels = self.data, x[0].numel()
-        bits = coded_bits_per_dim(log_prob, x, data.n_bits, data.data_range, data.flat_noise)
-        return bits * (pixels / (self.dimensions or pixels))
-
-    def load(self, device: str, option: str) -> Flow:
-        """The flow, frozen.
-
-        Args:
-            device: where to put it.
-            option: where the config has it, for errors.
-
-        Raises:
-            WeightsError: the weights are damaged.
-            UsageError: its images are not of the data's shape and range, or have fewer pixels than
-                `dimensions`.
-        """
-        flow = flowprior.load(self.weights, device)
-        for name in ("image_shape", "data_range"):
-            given, expected = getattr(flow, name), getattr(self.data, name)
-            if tuple(given) != tuple(expected):
-                raise UsageError(
-                    f"{option}weights models images of {name} {given}, {option}data gives "
-                    f"{expected}: they must be equal"
-                )
-        pixels = math.prod(flow.image_shape)
-        if self.dimensions is not None and not 1 <= self.dimensions <= pixels:
-            raise UsageError(
-                f"{option}dimensions={self.dimensions}: expected 1 to {pixels}, the pixels of an "
-                "image"
-            )
-        return flow
-
-
-@dataclass(frozen=True)
-class TrainedCell(Cell):
-    """A row: one trained flow."""
-
-    trained: Trained | None = None
-
-
 class DensityEvaluation(Evaluation):
     """Test likelihood, reconstruction error, typicality of latents, speed and samples of flows.
+
+    For an injective flow the likelihood is that of the projections on the surface that it fills;
+    there are no bits per dimension, and the reconstruction error is that of the projection.
 
     Args:
         weights: folder that training exported.
@@ -107,6 +43,11 @@ class DensityEvaluation(Evaluation):
         others: further flows, a row for each.
         dimensions: of the first flow; see `Trained`.
         published: numbers of papers; those of no row stand below the table.
+        features: of the first flow; see `Trained`.
+        neumann_terms: of the series by which the paper of TRUMPET estimates likelihoods; None for
+            no such estimate.
+        likelihoods: number of test images, from the first, for which an injective flow computes
+            likelihoods, which take a derivative for each latent; null for all.
         images: number of test images, from the first; null for all.
         batch_size: images per batch.
         device: "auto" takes a GPU if there is one.
@@ -121,7 +62,10 @@ class DensityEvaluation(Evaluation):
         Metric("bits_per_dim", "Bits per dimension", higher_is_better=False),
         Metric("bits_per_dim", "Bits per dimension, median", statistic="median"),
         Metric("bits_per_dim", "Bits per dimension, maximum", statistic="maximum"),
+        Metric("relative_error", "Relative error ‖x − G(G†(x))‖/‖x‖", higher_is_better=False),
         Metric("nll", "Negative log-likelihood", "nats", higher_is_better=False),
+        Metric("neumann_nll", "NLL by Neumann series", "nats"),
+        Metric("neumann_bias", "Neumann series less exact", "nats"),
         Metric(
             "reconstruction_error", "Worst round trip, max |x − G(G⁻¹(x))|", statistic="maximum"
         ),
@@ -131,6 +75,8 @@ class DensityEvaluation(Evaluation):
         Metric("patch_energy_spread", "Spread of patch energies (1)"),
         Metric("encoding_time", "Encoding", "ms/image", interval=False),
         Metric("decoding_time", "Decoding", "ms/image", interval=False),
+        Metric("parameters", "Parameters", "M", interval=False),
+        Metric("training_hours", "Training", "h", interval=False),
     )
     parallel = False
 
@@ -141,21 +87,32 @@ class DensityEvaluation(Evaluation):
         others: list[Trained] | None = None,
         dimensions: int | None = None,
         published: list[Published] | None = None,
+        features: list[Features] | None = None,
+        neumann_terms: int | None = None,
+        likelihoods: int | None = None,
         images: int | None = None,
         batch_size: int = 64,
         device: str = "auto",
     ) -> None:
-        for name, value in (("images", images), ("batch_size", batch_size)):
+        counts = {"images": images, "batch_size": batch_size}
+        counts |= {"neumann_terms": neumann_terms, "likelihoods": likelihoods}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.rows = [Trained(found_weights(weights), data, dimensions)]
-        for place, other in enumerate(others or []):
-            folder = found_weights(other.weights, f"others[{place}].weights")
-            self.rows.append(replace(other, weights=folder))
-        names = [trained.name for trained in self.rows]
+        others = others or []
+        self.absent = [one for one in others if one.optional and not has_weights(one.weights)]
+        first = Trained(found_weights(weights), data, dimensions, features=features or [])
+        self.rows = {"": first, **found_rows(others, self.absent)}
+        names = [trained.name for trained in self.rows.values()]
         if len(set(names)) < len(names):
             raise ValueError(f"others: folders of weights must have different names, got {names}")
         self.published = published or []
+        rows = [*self.rows.values(), *self.absent]
+        self.features = {one.name: one for trained in rows for one in trained.features}
+        columns = [metric for one in self.features.values() for metric in one.metrics]
+        self.metrics = (*self.metrics, *columns)
+        self.neumann_terms = neumann_terms
+        self.likelihoods = likelihoods
         self.images = images
         self.batch_size = batch_size
         self.device = checked_device(device)
@@ -169,7 +126,7 @@ class DensityEvaluation(Evaluation):
 
     def cells(self) -> Sequence[Cell]:
         """A row for each flow."""
-        return [self._cell(trained) for trained in self.rows]
+        return [self._cell(trained) for trained in self.rows.values()]
 
     def _cell(self, trained: Trained) -> Cell:
         flow, data = self.flows[trained.name], trained.data
@@ -184,6 +141,8 @@ class DensityEvaluation(Evaluation):
             "data": identity(data.fingerprint()),
             **({"data_code": code} if code else {}),
             **({"dimensions": trained.dimensions} if trained.dimensions else {}),
+            **({"features": identity(trained.features)} if trained.features else {}),
+            **(self._counts if hasattr(flow, "project") else {}),
         }
         images = range(len(data.images("test")))[: self.images]
         return TrainedCell(labels, images, settings, self.batch_size, trained=trained)
@@ -192,32 +151,80 @@ class DensityEvaluation(Evaluation):
         self, cell: TrainedCell, images: Sequence[int], arrays: ArrayStore
     ) -> Sequence[Mapping[str, float]]:
         """Encode and decode images of the test split."""
-        data, flow = cell.trained.data, self.flows[cell.trained.name]
-        _, x = next(data.batches("test", len(images), images))
+        trained, flow = cell.trained, self.flows[cell.trained.name]
+        _, x = next(trained.data.batches("test", len(images), images))
+        injective = hasattr(flow, "project")
+        measured = self._injective if injective else self._bijective
         with torch.no_grad():
-            (z, log_det), encoding = self._timed(flow.encode, x.to(self.device))
-            (back, _), decoding = self._timed(flow.decode, z)
+            z, columns, times = measured(trained, flow, x.to(self.device), images)
+        columns |= typicality(z)
+        constants = {"parameters": sum(p.numel() for p in flow.parameters()) / 1e6, **times}
+        if trained.hours is not None:
+            constants["training_hours"] = trained.hours
+        self._keep(cell, images, x, z, arrays)
+        rows: list[dict[str, float]] = [dict(constants) for _ in images]
+        for name, values in columns.items():  # a column may be of the first images alone
+            for row, value in zip(rows, values.tolist(), strict=False):
+                row[name] = value
+        return rows
+
+    def _bijective(
+        self, trained: Trained, flow: Flow, x: Tensor, images: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+        """Latents of images x (B, C, H, W), values (B,) by name, and milliseconds per image."""
+        (z, log_det), encoding = self._timed(flow.encode, x)
+        (back, _), decoding = self._timed(flow.decode, z)
         log_prob = standard_normal_log_prob(z) + log_det
         columns = {
-            "bits_per_dim": cell.trained.bits_per_dim(log_prob.cpu(), x),
+            "bits_per_dim": trained.bits_per_dim(log_prob.cpu(), x.cpu()),
             "nll": -log_prob,
-            "reconstruction_error": (back.cpu() - x).abs().flatten(1).amax(1),
-            **typicality(z),
+            "reconstruction_error": (back - x).abs().flatten(1).amax(1),
         }
-        times = {"encoding_time": encoding, "decoding_time": decoding}
-        self._keep(cell, images, x, z, arrays)
-        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-        return [{**dict(zip(columns, row, strict=True)), **times} for row in rows]
+        return z, columns, {"encoding_time": encoding, "decoding_time": decoding}
+
+    def _injective(
+        self, trained: Trained, flow: Flow, x: Tensor, images: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+        """The same; likelihoods of the first rows, and their estimate, each image's with its seed.
+
+        Paper: section 3.3 and Table 2 of Kothari et al., "Trumpets" (2021).
+        """
+        z, encoding = self._timed(flow.latents, x)
+        back, decoding = self._timed(flow.generate, z)
+        columns = {"relative_error": relative_error(back, x)}
+        count = sum(image < (self.likelihoods or math.inf) for image in images)
+        if count:
+            columns["nll"] = -flow.log_prob(x[:count])
+        if count and self.neumann_terms is not None:
+            rows = zip(x[:count].split(1), images, strict=False)
+            options = {"terms": self.neumann_terms}
+            estimates = [flow.neumann_log_prob(row, seed=image, **options) for row, image in rows]
+            columns["neumann_nll"] = -torch.cat(estimates)
+            columns["neumann_bias"] = columns["neumann_nll"] - columns["nll"]
+        return z, columns, {"encoding_time": encoding, "decoding_time": decoding}
+
+    def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
+        """Distances of the samples of one flow from the test images."""
+        found: dict[str, float] = {}
+        for features in results[0].cell.trained.features:
+            found |= features.distances(results)
+        return [found for _ in results]
 
     def notes(self, table: Table) -> Sequence[str]:
         """What was published of flows that are no row here."""
         titles = {metric.name: metric.title for metric in reversed(self.metrics)}
-        return [
+        published = [
             f"Published, {labels_text(one.labels)}: "
             + ", ".join(f"{titles[name]} {value:g}" for name, value in one.metrics.items())
             for one in self.published
             if not any(one.matches(row.labels) for row in table.rows)
         ]
+        absent = [f"No row: there are no weights in {one.weights} yet." for one in self.absent]
+        measured = {name for row in table.rows for name, stat in row.stats.items() if stat.n}
+        hints = [
+            one.hint for one in self.features.values() if one.hint and one.name not in measured
+        ]
+        return [*published, *absent, *hints]
 
     def figures(
         self, table: Table, results: Sequence[Result]
@@ -229,9 +236,10 @@ class DensityEvaluation(Evaluation):
             name = row.labels["weights"]
             mine = [result for result in results if result.cell.labels == row.labels]
             suffix = "" if len(table.rows) == 1 else f"_{name}"
-            figures = _figures_of(row.labels, [result for result in mine if "x" in result.arrays])
+            figures = figures_of(row.labels, [result for result in mine if "x" in result.arrays])
             found |= {f"{figure}{suffix}": value for figure, value in figures.items()}
-            bits[f"{name}: {len(mine)} test images"] = [r.metrics["bits_per_dim"] for r in mine]
+            if all("bits_per_dim" in result.metrics for result in mine):
+                bits[f"{name}: {len(mine)} test images"] = [r.metrics["bits_per_dim"] for r in mine]
         if any(np.isfinite(values).any() for values in bits.values()):
             caption = "Likelihood of the test images."
             found["bits_per_dim"] = (histogram(bits, 40, "Bits per dimension"), caption)
@@ -240,29 +248,56 @@ class DensityEvaluation(Evaluation):
     @cached_property
     def flows(self) -> dict[str, Flow]:
         """The trained flows by name, frozen and warm; see `Trained.load`."""
-        options = ["evaluation.", *(f"evaluation.others[{n}]." for n in range(len(self.rows) - 1))]
         flows = {
-            trained.name: trained.load(self.device, option)
-            for trained, option in zip(self.rows, options, strict=True)
+            trained.name: trained.load(self.device, f"evaluation.{option}")
+            for option, trained in self.rows.items()
         }
         with torch.no_grad():
             for flow in flows.values():
-                flow.encode(torch.zeros(1, *flow.image_shape, device=self.device))
+                flow.latents(torch.zeros(1, *flow.image_shape, device=self.device))
         return flows
+
+    @property
+    def _counts(self) -> dict[str, int | None]:
+        return {"neumann_terms": self.neumann_terms, "likelihoods": self.likelihoods}
 
     def _keep(
         self, cell: TrainedCell, images: Sequence[int], x: Tensor, z: Tensor, arrays: ArrayStore
     ) -> None:
-        """What figures show of the first images, and a sample of the flow for each of them."""
-        flow = self.flows[cell.trained.name]
-        for image, pixels, latent in zip(images, x, z, strict=True):
-            if image < SHOWN:
-                generator = torch.Generator().manual_seed(image)
-                with torch.no_grad():
-                    (sample,) = flow.sample(1, generator=generator)
-                kept = {"x": pixels, "sample": sample}
-                kept = {name: flow.to_unit_range(value) for name, value in kept.items()}
-                arrays.save(cell.key, image, {"z": latent, **kept})
+        """What figures show of the first images, and features of all, with a sample for each."""
+        flow, wanted = self.flows[cell.trained.name], cell.trained.features
+        if not wanted and min(images) >= SHOWN:
+            return
+        with torch.no_grad():
+            sets = {"test": x.to(self.device), "sample": self._samples(flow, images)}
+            if wanted:
+                sets["training"] = self._training_images(cell.trained, images).to(self.device)
+            shown = {"x": sets["test"], "sample": sets["sample"]}
+            if hasattr(flow, "project"):
+                shown["projection"] = flow.generate(z)
+        sets, shown = (
+            {name: flow.to_unit_range(value) for name, value in some.items()}
+            for some in (sets, shown)
+        )
+        kept: dict[str, Tensor] = {}
+        for features in wanted:
+            kept |= features.of(sets)
+        for row, image in enumerate(images):
+            mine = {**kept, "z": z, **shown} if image < SHOWN else kept
+            arrays.save(cell.key, image, {name: value[row] for name, value in mine.items()})
+
+    def _samples(self, flow: Flow, images: Sequence[int]) -> Tensor:
+        """A sample at temperature 1 for each image, by the image's own random numbers."""
+        drawn = [
+            torch.randn(flow.latent.shape, generator=torch.Generator().manual_seed(image))
+            for image in images
+        ]
+        return flow.generate(torch.stack(drawn).to(flow.like))
+
+    def _training_images(self, trained: Trained, images: Sequence[int]) -> Tensor:
+        """The training images of these numbers, from the first again after the last."""
+        dataset = trained.data.dataset("train")
+        return dataset.__getitems__([(0, image % len(dataset)) for image in images])
 
     def _timed(self, call: Callable[[Tensor], Any], of: Tensor) -> tuple[Any, float]:
         """What a call gives, and its milliseconds per row."""
@@ -271,41 +306,6 @@ class DensityEvaluation(Evaluation):
         found = call(of)
         _wait(self.device)
         return found, 1e3 * (time.perf_counter() - start) / len(of)
-
-
-def _figures_of(labels: Labels, shown: Sequence[Result]) -> dict[str, tuple["Figure", str]]:
-    """Samples, test images and latents of one flow."""
-    name, data = labels["weights"], labels["data"]
-    titles = [f"{result.metrics['bits_per_dim']:.2f} bits/dim" for result in shown]
-    found = {
-        "samples": (
-            _grid([result.arrays["sample"] for result in shown]),
-            f"Samples of {name} at temperature 1, not selected.",
-        ),
-        "test_images": (
-            _grid([result.arrays["x"] for result in shown], titles),
-            f"The first test images of {data}, with their bits per dimension.",
-        ),
-    }
-    if np.isfinite([result.metrics["bits_per_dim"] for result in shown]).any():
-        found["latent_qq"] = _latents(shown, name)
-    return found
-
-
-def _grid(images: Sequence[np.ndarray], titles: Sequence[str] = ()) -> "Figure":
-    unit_range = np.stack(images).clip(0, 1)
-    return image_grid(unit_range, titles=titles, value_range=(0, 1), label="value in [0, 1]")
-
-
-def _latents(shown: Sequence[Result], name: str) -> tuple["Figure", str]:
-    z = np.stack([result.arrays["z"] for result in shown])
-    largest, independent = largest_patch_correlation(torch.from_numpy(z))
-    return (
-        qq_plot({f"latents of {len(shown)} test images": z}),
-        f"All entries of the latents of these test images under {name}, against N(0, 1). Largest "
-        f"correlation between two entries of a patch: {largest:.2f}; about {independent:.2f} for "
-        "independent entries.",
-    )
 
 
 def _wait(device: str) -> None:

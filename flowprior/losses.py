@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.flows import Flow
-from flowprior.metrics import coded_bits_per_dim
+from flowprior.metrics import coded_bits_per_dim, relative_error
 from flowprior.priors import require
 
 
@@ -34,6 +34,18 @@ class Loss(ABC):
     def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
         """The parameters to train; the others stay as they are. All of them by default."""
         return flow.parameters()
+
+    def prepare(self, flow: Flow, images: Tensor) -> Tensor | None:
+        """What of images (B, C, H, W) this training does not change: (B, ...); None by default.
+
+        Row by row, by parameters that it does not train. If the images are the same in each epoch,
+        it is computed once for each of them, kept in memory, and given to `of_prepared`.
+        """
+        return None
+
+    def of_prepared(self, flow: Flow, prepared: Tensor) -> dict[str, Tensor]:
+        """What calling the loss gives for images, from what `prepare` gave for them."""
+        raise NotImplementedError(f"{type(self).__name__} has prepare, and so needs of_prepared")
 
 
 class MaximumLikelihood(Loss):
@@ -66,8 +78,8 @@ class Reconstruction(Loss):
         projected = getattr(flow, "project", None)
         restored = projected(images) if projected else flow.generate(flow.latents(images))
         squared = (images - restored).square().flatten(1).sum(1)
-        size = images.square().flatten(1).sum(1)
-        return {"squared_error": squared, "relative_error": (squared / size).detach().sqrt()}
+        relative = relative_error(restored.detach(), images)
+        return {"squared_error": squared, "relative_error": relative}
 
     def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
         """The expanding network of an injective flow, otherwise everything."""
@@ -85,9 +97,16 @@ class LatentLikelihood(Loss):
 
     def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
         """See `Loss`."""
-        with torch.no_grad():
-            w, _ = flow.contract(images)
-        return {"latent_nll": -flow.low_log_prob(w)}
+        return self.of_prepared(flow, self.prepare(flow, images))
+
+    @torch.no_grad()
+    def prepare(self, flow: Flow, images: Tensor) -> Tensor:
+        """The codes w (B, *latent.shape)."""
+        return flow.contract(images)[0]
+
+    def of_prepared(self, flow: Flow, prepared: Tensor) -> dict[str, Tensor]:
+        """See `Loss`."""
+        return {"latent_nll": -flow.low_log_prob(prepared)}
 
     def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
         """The flow h.

@@ -19,9 +19,10 @@ from flowprior.schedules import WarmupCosine
 class FlowModule(pl.LightningModule):
     """Trains `flow` by minimising the mean of `loss` over the images of a batch.
 
-    Batches are images (B, C, H, W), already dequantised to the flow's data range. Gradients are
-    clipped by value, then by their global norm. Parameters that the loss does not train are frozen
-    in `setup`, before DDP wraps the module: ranks would drift apart if that changed during a fit.
+    Batches are images (B, C, H, W), already dequantised to the flow's data range, or what the loss
+    has `prepared` of them. Gradients are clipped by value, then by their global norm. Parameters
+    that the loss does not train are frozen in `setup`, before DDP wraps the module: ranks would
+    drift apart if that changed during a fit.
 
     Args:
         flow: the density model.
@@ -34,6 +35,7 @@ class FlowModule(pl.LightningModule):
 
     Attributes:
         phase: name of the training phase, kept in checkpoints.
+        prepared: whether batches are what `loss.prepare` makes of images (`callbacks.Preparation`).
         gradient_norm: norm of the latest gradient before any clipping, ().
     """
 
@@ -54,6 +56,7 @@ class FlowModule(pl.LightningModule):
         self.gradient_clip_value = gradient_clip_value
         self.gradient_clip_norm = gradient_clip_norm
         self.phase = "training"
+        self.prepared = False
         self.gradient_norm: Tensor | None = None
         # Lightning's own mean over processes is off where they hold different numbers of images.
         self.validation = torch.nn.ModuleDict()
@@ -135,7 +138,7 @@ class FlowModule(pl.LightningModule):
         torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
 
     def _values(self, batch: Tensor) -> dict[str, Tensor]:
-        values = self.loss(self.flow, batch)
+        values = (self.loss.of_prepared if self.prepared else self.loss)(self.flow, batch)
         name = type(self.loss).__name__
         if self.loss.monitor not in values:
             raise ValueError(

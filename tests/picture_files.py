@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from datamodules.small_images import MNIST_SUMS
 
@@ -128,7 +129,7 @@ def trusted_mnist(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def cifar(path: Path, per_batch: int = 1010) -> Path:
+def cifar(path: Path, per_batch: int = 1010, noisy: bool = False) -> Path:
     """The pickles of cifar-10-batches-py: rows of 3072 bytes, red before green before blue."""
     batches = path / "cifar-10-batches-py"
     batches.mkdir(parents=True)
@@ -136,7 +137,18 @@ def cifar(path: Path, per_batch: int = 1010) -> Path:
         data = np.full((per_batch, 3072), number, dtype=np.uint8)
         data[:, 1024:2048] = 100
         data[:, 2048:] = np.arange(per_batch)[:, None] % 256
+        if noisy:  # a flow cannot begin with images of one colour
+            data = np.random.default_rng(number).integers(0, 256, data.shape, dtype=np.uint8)
         content = {"data": data, "labels": [0] * per_batch}
         (batches / name).write_bytes(pickle.dumps(content))
     (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": ["thing"]}))
     return path
+
+
+def trusted_cifar(path: Path, monkeypatch: pytest.MonkeyPatch, noisy: bool = False) -> Path:
+    """A small set whose files are taken for the original ones."""
+    for files in ("train_list", "test_list"):
+        names = [name for name, _ in getattr(CIFAR10, files)]
+        monkeypatch.setattr(CIFAR10, files, [[name, None] for name in names])
+    monkeypatch.setitem(CIFAR10.meta, "md5", None)
+    return cifar(path, noisy=noisy)

@@ -6,7 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from callbacks import EMA, Checkpoints, SampleGrid, StopOnNonFinite, TrainingStopped
+from callbacks import (
+    EMA,
+    Checkpoints,
+    SampleGrid,
+    StopOnNonFinite,
+    TrainingStopped,
+    WeightExport,
+)
 from flowprior.flows import Glow
 from flowprior.losses import Loss, MaximumLikelihood, Reconstruction
 from flowprior.metrics import bits_per_dim
@@ -137,6 +144,16 @@ def test_guard_remembers_a_bad_gradient(tmp_path, bad):
             hook(trainer_at(3), None)
     with pytest.raises(TrainingStopped, match="gradient norm"):
         guard.on_save_checkpoint(trainer_at(3), None, {})
+
+
+def test_hours_of_training_are_counted_over_resumptions_and_phases(tmp_path):
+    export = WeightExport(tmp_path, {})
+    export.load_state_dict({"best_score": 1.0, "seconds": 3600.0})
+    assert 3600 <= export.state_dict()["seconds"] < 3660
+    export.setup(None, None, "fit")
+    assert 3600 <= export.state_dict()["seconds"] < 3660
+    export.load_state_dict({"best_score": 1.0})  # from before the time was kept
+    assert 0 <= export.state_dict()["seconds"] < 60
 
 
 def test_options_out_of_range_are_named(tmp_path):

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torchvision
 
 from datamodules import CIFAR10, MNIST, CelebA, CelebAHQ, ChestXray, ImageFolder, decoding
 from datamodules.base import SPLITS
@@ -516,13 +515,7 @@ def mnist(tmp_path, monkeypatch):
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
     """A small set whose files are taken for the original ones."""
-    source = picture_files.cifar(tmp_path / "cifar")
-    for files in ("train_list", "test_list"):
-        names = [name for name, _ in getattr(torchvision.datasets.CIFAR10, files)]
-        path = f"torchvision.datasets.CIFAR10.{files}"
-        monkeypatch.setattr(path, [[name, None] for name in names])
-    monkeypatch.setitem(torchvision.datasets.CIFAR10.meta, "md5", None)
-    return source
+    return picture_files.trusted_cifar(tmp_path / "cifar", monkeypatch)
 
 
 @pytest.mark.parametrize("size", [28, 32])

@@ -542,11 +542,14 @@ TINY_SETS = {
     "glow_folder": (ImageFolder, partial(picture_files.folder, size=64)),
     "glow_folder_small": (ImageFolder, partial(picture_files.folder, size=32)),
     "coupling1x1_celeba32": (CelebA, picture_files.celeba),
+    "trumpet_celeba64": (CelebA, picture_files.celeba),
+    "trumpet_chest": (ChestXray, partial(picture_files.chest, size=128)),
 }
 SMALL = {
     "glow": "--model.flow.hidden_channels 8 --model.flow.steps 1",
     "coupling1x1": "--model.flow.hidden_channels 8",
-    "trumpet": "--model.flow.low_hidden_channels 8 --model.flow.low_steps 1",
+    "trumpet": "--model.flow.low_hidden_channels 8 --model.flow.low_steps 1 "
+    "--model.flow.widths [4,4]",
 }
 
 
@@ -563,6 +566,8 @@ def test_every_config_makes_a_step(
         prepare(data, Path(init_args["source"]))
     if name.endswith("mnist"):
         picture_files.trusted_mnist(tmp_path / "data", monkeypatch)
+    if name.endswith("cifar10"):
+        picture_files.trusted_cifar(tmp_path / "data", monkeypatch, noisy=True)
     options = (
         f"{SMALL[name.partition('_')[0]]} --data.batch_size 2 --data.num_workers 0 "
         "--trainer.accelerator cpu --trainer.devices 1 --trainer.fast_dev_run true"
@@ -608,3 +613,22 @@ def test_paper_configuration_of_celeba_hq() -> None:
     assert (module["lr_scheduler"], module["loss"]) == (None, None)
     assert data["init_args"]["batch_size"] == 64
     assert trainer == {"max_epochs": 850}
+
+
+TRUMPETS = {"mnist": (1, 32), "cifar10": (3, 32), "celeba64": (3, 64), "chest": (1, 128)}
+
+
+@pytest.mark.parametrize("name", TRUMPETS)
+def test_paper_configurations_of_trumpet(name: str) -> None:
+    config = yaml.safe_load((CONFIGS / f"trumpet_{name}.yaml").read_text())
+    model, data, phases = config["model"], config["data"]["init_args"], config["phases"]
+    flow, optimizer = model["flow"]["init_args"], model["optimizer"]
+    assert (flow["in_channels"], flow["image_size"]) == TRUMPETS[name]
+    assert optimizer["class_path"] == "torch.optim.Adam"
+    assert float(optimizer["init_args"]["lr"]) == 1e-4
+    assert (model["gradient_clip_norm"], model.get("lr_scheduler")) == (1, None)
+    assert (data["batch_size"], data["n_bits"], data["data_range"]) == (64, None, [-1, 1])
+    losses = ["flowprior.losses.Reconstruction", "flowprior.losses.LatentLikelihood"]
+    assert [phase["loss"]["class_path"] for phase in phases] == losses
+    assert [phase["epochs"] for phase in phases] == [150, 150]
+    assert "trainer" not in config  # all GPUs of the machine

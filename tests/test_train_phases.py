@@ -72,6 +72,7 @@ def test_phases_are_one_run(whole: Path) -> None:
     assert state(whole)["phase"] == "finest"
     card = flowprior.weights.read_config(whole / "weights")["card"]
     assert (card["phase"], card["step"]) == ("finest", 24)
+    assert 0 <= card["training_hours"] < 0.5
     assert card["worst_round_trip"].keys() == unusual_images((1, 8, 8)).keys()
 
 

@@ -1,10 +1,14 @@
 """TRUMPET: left inverse, projection, log-determinants, losses, presets, mistakes."""
 
+import json
+
 import pytest
 import torch
 
 from flowprior.flows import Glow, Trumpet
 from flowprior.flows.gram import half_log_det_gram, neumann_half_log_det_gram
+from flowprior.flows.trumpet import LAYOUTS
+from flowprior.flows.u_net import UNet
 from flowprior.losses import LatentLikelihood, MaximumLikelihood, Reconstruction
 from flowprior.weights import load, save
 
@@ -46,6 +50,43 @@ def test_presets_have_the_published_latents(channels, size, latent):
     flow = Trumpet(channels, size, low_steps=1, low_hidden_channels=4, widths=(4, 4))
     assert flow.latent.size == latent
     assert flow.sample(2).shape == (2, channels, size, size)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "steps", "millions"),
+    [(1, 32, 16, 9), (3, 32, 16, 9), (3, 64, 32, 16), (1, 128, 16, 11)],
+)
+def test_presets_have_about_the_published_parameters(channels, size, steps, millions):
+    with torch.device("meta"):
+        flow = Trumpet(channels, size)
+    assert len(flow.low.nets) == steps
+    assert sum(p.numel() for p in flow.parameters()) == pytest.approx(millions * 1e6, rel=0.07)
+
+
+def test_chest_layout_is_that_of_faces_behind_one_more_squeeze():
+    assert LAYOUTS[1, 128] == ["squeeze", *LAYOUTS[3, 64]]
+
+
+@pytest.mark.parametrize(("convolutions", "own"), [(1, 6), (2, 11), (3, 16)])
+def test_u_net_convolutions(convolutions, own):
+    net = UNet(2, 4, (4, 6), convolutions)
+    assert sum(isinstance(module, torch.nn.Conv2d) for module in net.modules()) == own
+    x = torch.randn(3, 2, 7, 5)
+    assert net(x).abs().max() == 0
+    torch.nn.init.normal_(net.leave.weight)
+    assert net(x).shape == (3, 4, 7, 5)
+    net(x).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+def test_weights_from_before_an_argument_load_as_they_were(tmp_path):
+    flow = trumpet(unet_convolutions=1).float()
+    save(flow, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["arguments"]["unet_convolutions"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    z = latents(flow, 2).float()
+    torch.testing.assert_close(load(tmp_path).generate(z), flow.generate(z))
 
 
 @KINDS
@@ -176,7 +217,8 @@ def test_each_phase_trains_its_own_part():
 def test_two_phases_lower_error_and_nll():
     torch.manual_seed(0)
     x = images(64).roll(1, 0) * 0.1 + torch.linspace(-1, 1, SIZE, dtype=torch.float64)
-    flow = Trumpet(1, SIZE, LAYOUT, low_steps=2, low_hidden_channels=8, widths=(4, 6)).double()
+    options = {"low_steps": 2, "low_hidden_channels": 8, "widths": (4, 6), "unet_convolutions": 1}
+    flow = Trumpet(1, SIZE, LAYOUT, **options).double()
     for loss in (Reconstruction(), LatentLikelihood()):
         optimizer = torch.optim.Adam(loss.trains(flow), 1e-2)
         curve = []

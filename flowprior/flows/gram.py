@@ -1,6 +1,8 @@
 """Volumes of injective maps: ½ log det JᵀJ."""
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ def jacobian_by_columns(
     function: Callable[[Tensor], Tensor], w: Tensor, chunk: int = CHUNK
 ) -> Tensor:
     """The Jacobian of each row, (B, D, d), by d forward-mode derivatives."""
+    _first_derivative()
     size = w[0].numel()
     directions = torch.eye(size, dtype=w.dtype, device=w.device)
     directions = directions.view(size, 1, *w.shape[1:]).expand(-1, *w.shape)
@@ -71,6 +74,7 @@ def neumann_half_log_det_gram(
         probes: number of vectors v, whose mean is taken.
         seed: of the vectors.
     """
+    _first_derivative()
     size = w[0].numel()
     _, pull = vjp(function, w)
 
@@ -94,6 +98,14 @@ def neumann_half_log_det_gram(
             total -= (rest * probe).flatten(1).double().sum(1) / k
     log_alpha = alpha.flatten().double().log()
     return (0.5 * (total / probes - size * log_alpha)).to(w.dtype)
+
+
+@cache
+def _first_derivative() -> None:
+    """Torch compiles its forward-mode rules at the first use, and warns of its own compiler."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 
 def _norm(v: Tensor) -> Tensor:

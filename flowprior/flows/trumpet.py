@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowprior.flows.base import Flow
 from flowprior.flows.coupling_net import CouplingNet
 from flowprior.flows.glow import GlowLevel
-from flowprior.flows.gram import half_log_det_gram
+from flowprior.flows.gram import half_log_det_gram, neumann_half_log_det_gram
 from flowprior.flows.injective_convolution import InjectiveConvolution, InjectiveKind
 from flowprior.flows.memory_flat import memory_flat, run_chain
 from flowprior.flows.multi_scale import Runner, check_counts, check_limits
@@ -21,19 +21,23 @@ from flowprior.latent import Latent, standard_normal_log_prob
 Part = int | Literal["squeeze", "halve"]
 LogDet = Literal["exact", "layerwise"]
 
+_SMALL: list[Part] = [
+    *("squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve"),
+    *(3, "halve", 3),
+]
+_FACES: list[Part] = [
+    *("squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve"),
+    *(3, "halve", 3, "halve", 3, "squeeze", "halve", 3),
+]
 LAYOUTS: dict[tuple[int, int], list[Part]] = {
-    (1, 32): ["squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve", 3, "halve", 3],
-    (3, 32): ["squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve", 3, "halve", 3],
-    (3, 64): [
-        *("squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve"),
-        *(3, "halve", 3, "halve", 3, "squeeze", "halve", 3),
-    ],
-    (1, 128): [
-        *("squeeze", 3, "halve", "squeeze", 3, "halve", "squeeze", 3, "halve"),
-        *("squeeze", 3, "halve", 3, "halve", 3, "halve", 3, "squeeze", 3),
-    ],
+    (1, 32): _SMALL,
+    (3, 32): _SMALL,
+    (3, 64): _FACES,
+    (1, 128): ["squeeze", *_FACES],
 }
 """The published ones by (channels, image size): latents of 64, 192, 192 and 256 numbers."""
+LOW_STEPS = {(3, 64): 32}
+"""Published numbers of steps of h by (channels, image size); 16 for others."""
 
 
 class Trumpet(Flow):
@@ -63,8 +67,11 @@ class Trumpet(Flow):
             by default the published one for 1×32², 3×32², 3×64² and 1×128².
         injective: kind of the injective convolutions.
         widths: of the U-Nets, at full resolution and below.
-        low_steps: steps of h; their nets are convolutional as Glow's.
-        low_hidden_channels: width of the nets of h.
+        unet_convolutions: 3×3 convolutions of the U-Nets at each resolution.
+        low_steps: steps of h; their nets are convolutional as Glow's. By default the published
+            number: 32 for 3×64², otherwise 16.
+        low_hidden_channels: width of the nets of h; the default gives the published numbers of
+            parameters.
         tikhonov: λ > 0 of the pseudo-inverses.
         log_scale_limit: largest |log scale| of a coupling, as for `Glow`.
         shift_limit: largest |shift| of a coupling, as for `Glow`.
@@ -92,8 +99,9 @@ class Trumpet(Flow):
         layout: list[int | str] | None = None,
         injective: InjectiveKind = "linear",
         widths: tuple[int, int] = (32, 64),
-        low_steps: int = 16,
-        low_hidden_channels: int = 512,
+        unet_convolutions: int = 2,
+        low_steps: int | None = None,
+        low_hidden_channels: int = 480,
         tikhonov: float = 1e-6,
         log_scale_limit: float | None = 0.5,
         shift_limit: float | None = 8.0,
@@ -101,9 +109,12 @@ class Trumpet(Flow):
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
+        if low_steps is None:
+            low_steps = LOW_STEPS.get((in_channels, image_size), 16)
         check_counts(
             in_channels=in_channels,
             image_size=image_size,
+            unet_convolutions=unet_convolutions,
             low_steps=low_steps,
             low_hidden_channels=low_hidden_channels,
         )
@@ -121,6 +132,7 @@ class Trumpet(Flow):
             "layout": list(layout),
             "injective": injective,
             "widths": list(widths),
+            "unet_convolutions": unet_convolutions,
             "low_steps": low_steps,
             "low_hidden_channels": low_hidden_channels,
             "tikhonov": tikhonov,
@@ -134,7 +146,7 @@ class Trumpet(Flow):
         self.log_det = log_det
         self.memory_efficient = memory_efficient
         limits = (log_scale_limit, shift_limit)
-        net = partial(UNet, widths=tuple(widths))
+        net = partial(UNet, widths=tuple(widths), convolutions=unet_convolutions)
         self.parts = nn.ModuleList(
             Squeeze()
             if part == "squeeze"
@@ -213,6 +225,25 @@ class Trumpet(Flow):
         images, log_det = self.expand(w)
         return images, standard_normal_log_prob(z) + low_log_det - log_det
 
+    def neumann_log_prob(
+        self, x: Tensor, *, terms: int = 10, probes: int = 1, seed: int = 0
+    ) -> Tensor:
+        """The paper's estimate of `log_prob` (B,), in nats, for comparison; it is too small.
+
+        Args:
+            x: images (B, C, H, W).
+            terms: of the series; see `neumann_half_log_det_gram`.
+            probes: number of random vectors whose mean is taken.
+            seed: of these vectors.
+
+        Reference: Kothari et al., "Trumpets" (2021), section 3.3 and algorithm 2.
+        """
+        z = self.latents(x)
+        log_det = neumann_half_log_det_gram(
+            self._generator, z, terms=terms, probes=probes, seed=seed
+        )
+        return standard_normal_log_prob(z) - log_det
+
     def low_log_prob(self, w: Tensor) -> Tensor:
         """Log density of w = g†(x) (B, *latent.shape) under h, in nats, (B,).
 
@@ -248,6 +279,10 @@ class Trumpet(Flow):
     def _image(self, w: Tensor) -> Tensor:
         """Images g(w), by operations that have forward-mode derivatives."""
         return self._expand(w, run_chain)[0]
+
+    def _generator(self, z: Tensor) -> Tensor:
+        """Images of latents z, by operations that have forward-mode derivatives."""
+        return self._image(self.low.decode(z, run_chain)[0])
 
     def _low_encode(self, w: Tensor) -> tuple[Tensor, Tensor]:
         return self.low.encode(w, self._runner(w))

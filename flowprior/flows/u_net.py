@@ -18,10 +18,15 @@ class UNet(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         widths: channels at full resolution, and below it.
+        convolutions: 3×3 convolutions at each resolution, down and up; the paper has 2.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, widths: tuple[int, int] = (32, 64)
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: tuple[int, int] = (32, 64),
+        convolutions: int = 2,
     ) -> None:
         super().__init__()
         wide, deep = widths
@@ -31,16 +36,30 @@ class UNet(nn.Module):
         self.up1 = nn.Conv2d(2 * deep, deep, 3, padding=1)
         self.up2 = nn.Conv2d(deep + wide, wide, 3, padding=1)
         self.leave = nn.Conv2d(wide, out_channels, 3, padding=1)
+        if convolutions > 1:
+            self.more = nn.ModuleList(
+                nn.Sequential(*(_same(channels) for _ in range(convolutions - 1)))
+                for channels in (wide, deep, deep, deep, wide)
+            )
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the net to x (B, in_channels, H, W)."""
-        fine = F.relu(self.enter(x))
-        middle = F.relu(self.down1(fine))
-        coarse = F.relu(self.down2(middle))
-        middle = F.relu(self.up1(_beside(coarse, middle)))
-        return self.leave(F.relu(self.up2(_beside(middle, fine))))
+        fine = self._stage(0, self.enter(x))
+        middle = self._stage(1, self.down1(fine))
+        coarse = self._stage(2, self.down2(middle))
+        middle = self._stage(3, self.up1(_beside(coarse, middle)))
+        return self.leave(self._stage(4, self.up2(_beside(middle, fine))))
+
+    def _stage(self, number: int, x: Tensor) -> Tensor:
+        """What follows the first convolution of a stage."""
+        x = F.relu(x)
+        return self.more[number](x) if hasattr(self, "more") else x
+
+
+def _same(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
 
 
 def _beside(small: Tensor, large: Tensor) -> Tensor:

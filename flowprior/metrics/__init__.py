@@ -6,7 +6,9 @@ from flowprior.metrics.density import (
     coded_bits_per_dim,
     flat_noise_log_density,
 )
-from flowprior.metrics.images import lpips, psnr, snr, snr_shifted, ssim
+from flowprior.metrics.digits import DigitClassifier, load_classifier
+from flowprior.metrics.frechet import frechet_distance
+from flowprior.metrics.images import lpips, psnr, relative_error, snr, snr_shifted, ssim
 from flowprior.metrics.round_trip import (
     unusual_images,
     unusual_round_trips,
@@ -16,13 +18,17 @@ from flowprior.metrics.typicality import largest_patch_correlation, patches, typ
 
 __all__ = [
     "FLAT_NOISE_STD",
+    "DigitClassifier",
     "bits_per_dim",
     "coded_bits_per_dim",
     "flat_noise_log_density",
+    "frechet_distance",
     "largest_patch_correlation",
+    "load_classifier",
     "lpips",
     "patches",
     "psnr",
+    "relative_error",
     "snr",
     "snr_shifted",
     "ssim",

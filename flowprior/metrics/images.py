@@ -68,6 +68,18 @@ def _signal_to_noise(x: Tensor, truth: Tensor, zero: float) -> Tensor:
     return 10 * ratio.clamp(SMALLEST_ERROR, 1 / SMALLEST_ERROR).log10()
 
 
+def relative_error(x: Tensor, truth: Tensor) -> Tensor:
+    """‖x − truth‖/‖truth‖ of each row, (B,), in whatever range; nothing is clamped.
+
+    It depends on the range: in [−1, 1] black counts as much as white, in [0, 1] for nothing.
+
+    >>> import torch
+    >>> relative_error(torch.full((1, 1, 2, 2), 0.75), torch.full((1, 1, 2, 2), 0.5))
+    tensor([0.5000])
+    """
+    return (x - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+
+
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang et al., 2004), (B,): 11×11 Gaussian window of σ = 1.5, peak 1.
 

@@ -1,0 +1,213 @@
+"""A loss that prepares its images once: the same training, also stopped, killed and shared."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from datamodules import LayerModels
+from datamodules.prepared import PreparedImages
+from flowprior.losses import LatentLikelihood, Loss
+from tests.entry_points import SLOWLY, finish, scalars, start, train_here
+from tests.test_train import assert_same, wait_for_step
+
+PREPARED: list[int] = []
+"""Numbers of images of each call of `Counted.prepare`."""
+
+
+class Anew(LatentLikelihood):
+    """Prepares nothing."""
+
+    prepare = Loss.prepare
+
+    def __call__(self, flow, images):
+        with torch.no_grad():
+            w = flow.contract(images)[0]
+        return self.of_prepared(flow, w)
+
+
+class Counted(LatentLikelihood):
+    """Counts the images that it prepares."""
+
+    def prepare(self, flow, images):
+        PREPARED.append(len(images))
+        return super().prepare(flow, images)
+
+
+CONFIG = """
+seed_everything: 0
+model:
+  flow:
+    class_path: flowprior.flows.Trumpet
+    init_args:
+      in_channels: 1
+      image_size: 8
+      layout: [squeeze, 1, halve, squeeze, 1, halve]
+      widths: [4, 4]
+      low_steps: 2
+      low_hidden_channels: 8
+      memory_efficient: false
+  optimizer: {class_path: torch.optim.Adam, init_args: {lr: 1.0e-3}}
+data:
+  class_path: datamodules.LayerModels
+  init_args: {image_size: 8, num_train: 64, num_val: 9, num_test: 8, batch_size: 8, n_bits: null,
+    data_range: [-1.0, 1.0]}
+phases:
+- {name: mse, loss: {class_path: flowprior.losses.Reconstruction}, epochs: 1}
+- {name: ml, loss: {class_path: flowprior.losses.LatentLikelihood}, epochs: 2}
+trainer: {accelerator: cpu, log_every_n_steps: 1}
+checkpoints: {every_n_steps: 3}
+samples: {images: 2}
+"""
+CURVE = "train/latent_nll"
+OWN = "tests.test_train_preparation"
+ANEW = CONFIG.replace("flowprior.losses.LatentLikelihood", f"{OWN}.Anew")
+COUNTED = CONFIG.replace("flowprior.losses.LatentLikelihood", f"{OWN}.Counted")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    train_here(folder)
+    return folder / "runs" / "tiny"
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    for name in (CURVE, "val/latent_nll", "train/squared_error"):
+        assert scalars(run, name) == pytest.approx(scalars(whole, name), abs=1e-6), name
+    assert_same(run, whole, 1e-6)
+
+
+def test_preparing_once_is_the_same_training(folder: Path, whole: Path) -> None:
+    (folder / "tiny.yaml").write_text(ANEW)
+    train_here(folder)
+    run = folder / "runs" / "tiny"
+    expected = scalars(run, CURVE)
+    assert list(expected) == list(range(8, 24))
+    assert scalars(whole, CURVE) == pytest.approx(expected, rel=1e-5)
+    assert scalars(whole, "val/latent_nll") == pytest.approx(
+        scalars(run, "val/latent_nll"), rel=1e-5
+    )
+    assert_same(run, whole, 1e-4)  # Adam enlarges the rounding of another batch
+
+
+def test_each_image_is_prepared_once(folder: Path) -> None:
+    (folder / "tiny.yaml").write_text(COUNTED)
+    PREPARED.clear()
+    train_here(folder)
+    assert sum(PREPARED) == 64 + 9
+    train_here(folder)  # it is finished: nothing to prepare for
+    assert sum(PREPARED) == 64 + 9
+
+
+def test_curves_and_pictures_of_both_phases(whole: Path) -> None:
+    for name in ("squared_error", "relative_error", "latent_nll"):
+        assert len(scalars(whole, f"train/{name}")) == (16 if name == "latent_nll" else 8)
+    errors = list(scalars(whole, "projections/relative_error").values())
+    assert errors[0] == pytest.approx(scalars(whole, "val/relative_error")[7], rel=1e-4)
+    assert errors == pytest.approx(errors[:1] * 3)  # g stays as it is
+    events = EventAccumulator(str(whole / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    for name in ("projections/first_images", "samples/temperature_1", "latent/qq_plot"):
+        assert [event.step for event in events.Images(name)] == [7, 15, 23]
+
+
+def test_stops_change_nothing(folder: Path, whole: Path) -> None:
+    for limit in (5, 8, 13, 16):
+        train_here(folder, "--trainer.max_steps", str(limit))
+    train_here(folder)
+    assert_same_run(folder / "runs" / "tiny", whole)
+
+
+def test_kill_changes_nothing(folder: Path, whole: Path) -> None:
+    run = folder / "runs" / "tiny"
+    process = start(folder, "train.py", "--config", "tiny.yaml", SLOWLY)
+    wait_for_step(run, 12, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finish(folder, "train.py", "--config", "tiny.yaml")
+    assert_same_run(run, whole)
+
+
+def test_two_processes_train_as_one(folder: Path) -> None:
+    digest = "callbacks: [{class_path: tests.entry_points.ParameterDigest}]"
+    config = CONFIG.replace("trainer: {", f"trainer: {{precision: 64-true, {digest}, ")
+    (folder / "tiny.yaml").write_text(config)
+    train_here(folder, "--output", "one")
+    arguments = ("--output", "two", "--trainer.devices", "2")
+    finish(folder, "train.py", "--config", "tiny.yaml", *arguments)
+    digests = [(folder / "two" / f"digests-{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert len(set(digests[0])) == 24
+    assert digests[0] == digests[1]
+    assert_same(folder / "two", folder / "one", 1e-9)
+
+
+@pytest.mark.parametrize("option", ["--data.n_bits=8", "--data.horizontal_flips=true"])
+def test_images_that_change_are_prepared_in_each_epoch(
+    folder: Path, option: str, capsys: pytest.CaptureFixture
+) -> None:
+    (folder / "tiny.yaml").write_text(COUNTED)
+    PREPARED.clear()
+    train_here(folder, option)
+    assert sum(PREPARED) == 2 * (64 + 9)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "in each epoch" in line]
+    assert line.startswith("ml: Counted")
+
+
+def test_a_trial_prepares_one_batch(folder: Path) -> None:
+    (folder / "tiny.yaml").write_text(COUNTED)
+    PREPARED.clear()
+    train_here(folder, "--trainer.fast_dev_run", "true")
+    assert PREPARED == [8, 5]
+
+
+class Half(Loss):
+    """Prepares, but does not say what for."""
+
+    monitor = "value"
+
+    def __call__(self, flow, images):
+        return {"value": images.sum((1, 2, 3))}
+
+    def prepare(self, flow, images):
+        return images
+
+
+def test_half_a_preparation_is_named() -> None:
+    with pytest.raises(NotImplementedError, match="Half has prepare, and so needs of_prepared"):
+        Half().of_prepared(None, torch.zeros(1))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_rows_do_not_depend_on_the_number_of_processes(world_size: int) -> None:
+    data = LayerModels(8, num_train=33, num_val=1, num_test=1, n_bits=None)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU()).requires_grad_(False)
+    parts, advanced = [], 0
+
+    def advance(count: int) -> None:
+        nonlocal advanced
+        advanced += count
+
+    for rank in range(world_size):
+        part = PreparedImages(data.dataset("train"), 5)
+        part.fill(net, lambda rows: rows, (rank, world_size), advance)
+        parts.append(part.rows)
+    assert advanced == 33 * world_size
+    images = data.dataset("train").__getitems__([(0, index) for index in range(33)])
+    expected = torch.cat([net(images[start : start + 5]) for start in range(0, 33, 5)])
+    assert sum(parts).equal(expected)
+    keys = [(3, 7), (0, 32), (1, 0)]
+    part.rows = sum(parts)
+    assert part.__getitems__(keys).equal(expected[[7, 32, 0]])
+    assert part[2, 4].equal(expected[4])
