@@ -114,8 +114,12 @@ class LowRank(Family):
         return {"outer": (size, self.rank), "inner": (size, self.rank)}
 
     def initial(self, size: int) -> dict[str, Tensor]:
-        """C of columns of length about 1; with W = 0 and C = 0 neither would ever move."""
-        return {"inner": _normal(size, self.rank) / math.sqrt(size)}
+        """Orthonormal columns of C; with W = 0 and C = 0 neither would ever move."""
+        return {"inner": torch.linalg.qr(_normal(size, self.rank)).Q}
+
+    def check(self, size: int) -> None:
+        """The rank is at most the size."""
+        check_integer("family: rank", self.rank, least=1, most=size)
 
     def shape(self, t: Tensor, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(I + W Cᵀ) t, whose determinant is that of I + Cᵀ W."""

@@ -86,6 +86,7 @@ class Langevin(Solver):
 
     def begin(self, problem: Problem) -> "LangevinRun":
         """Find a probable latent for each chain."""
+        problem.misfit(self.misfit, type(self).__name__)
         v = descended(problem, self.misfit, self.chains, self.descent_iterations)
         return LangevinRun(self, problem, v.detach())
 

@@ -91,6 +91,7 @@ class Variational(Solver):
     def begin(self, problem: Problem) -> "VariationalRun":
         """Find the most probable latents, and begin about them."""
         self.family.check(problem.prior.latent.size)
+        problem.misfit(self.misfit, type(self).__name__)
         centre = descended(problem, self.misfit, 1, self.descent_iterations)
         return VariationalRun(self, problem, self.family.begin(centre.detach(), self.start_scale))
 
