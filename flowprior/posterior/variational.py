@@ -65,7 +65,7 @@ class Variational(Solver):
     learning_rate: float = 0.02
     draws: int = 16
     mean_draws: int = 128
-    start_scale: float = 0.1
+    start_scale: float = 0.5
     descent_iterations: int = 30
     misfit: Noise | None = None
 
