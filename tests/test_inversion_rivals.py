@@ -147,7 +147,6 @@ def test_dps_draws_with_an_operator_of_each_image():
         torch.testing.assert_close(found.x[row], expected.x[0])
 
 
-
 @pytest.mark.parametrize(
     ("make", "option"),
     [

@@ -52,9 +52,7 @@ def test_module_does_what_invert_does(decoder, y, tmp_path, name):
 
 
 def test_chains_that_do_not_agree_are_a_warning(decoder, y):
-    module = PosteriorModule(
-        decoder, blur, y, sigma=0.1, solver=SOLVERS["Langevin"], iterations=6
-    )
+    module = PosteriorModule(decoder, blur, y, sigma=0.1, solver=SOLVERS["Langevin"], iterations=6)
     with pytest.warns(UserWarning, match="the chains do not agree"):
         fit(module)
 

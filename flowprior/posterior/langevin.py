@@ -175,7 +175,13 @@ class LangevinRun:
         self.v.copy_(self.point.z.flatten(0, 1))
 
     def _trajectory(
-        self, z: Tensor, gradient: Tensor, velocity: Tensor, step: Tensor, root: Tensor, rows: Tensor
+        self,
+        z: Tensor,
+        gradient: Tensor,
+        velocity: Tensor,
+        step: Tensor,
+        root: Tensor,
+        rows: Tensor,
     ) -> tuple[_Point, Tensor]:
         """The end of a trajectory, and by how much ½‖velocity‖² has grown."""
         step, before = step[..., None], velocity

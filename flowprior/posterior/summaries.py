@@ -46,9 +46,7 @@ class Summary:
         return image_panels(panels)
 
 
-def summarise(
-    posterior: Posterior, count: int = 256, *, seed: int = 0, chunk: int = 32
-) -> Summary:
+def summarise(posterior: Posterior, count: int = 256, *, seed: int = 0, chunk: int = 32) -> Summary:
     """Summarise `count` draws, `chunk` of them at a time, so that memory does not grow with count.
 
     The chunks are drawn twice, the second time for the absolute deviation, which takes the mean.
