@@ -96,7 +96,7 @@ def test_batches_are_joined():
     assert len(both.coverage) == 60
     assert torch.equal(both.ranks["mean"][30:], whole.ranks["mean"])
     for parts in ([], [whole, calibrate(posterior, truth, 29)]):
-        with pytest.raises(ValueError, match="^calibrations must be"):
+        with pytest.raises(ValueError, match=r"^calibrations must be"):
             joined(parts)
 
 

@@ -191,7 +191,7 @@ def test_draws_depend_on_seed_and_are_images_of_latents(decoder, name):
     made = decoder.generate(z.flatten(0, 1)).view_as(drawn)
     torch.testing.assert_close(drawn, decoder.to_unit_range(made))
     for wrong in ({"count": 0, "seed": 0}, {"count": 2, "seed": -1}, {"count": 1.5, "seed": 0}):
-        with pytest.raises(ValueError, match="^(count|seed) must be an integer"):
+        with pytest.raises(ValueError, match=r"^(count|seed) must be an integer"):
             found.posterior.sample(wrong["count"], seed=wrong["seed"])
 
 

@@ -59,9 +59,9 @@ def test_chains_that_do_not_agree_are_a_warning(decoder, y):
 
 def test_wrong_use_is_one_clear_line(decoder, y):
     options = {"sigma": 0.1, "iterations": 2}
-    with pytest.raises(ValueError, match="^solver MAP has no posterior: take one"):
+    with pytest.raises(ValueError, match=r"^solver MAP has no posterior: take one"):
         fit(PosteriorModule(decoder, blur, y, solver=MAP(), **options))
-    with pytest.raises(ValueError, match="^Restarts compares losses, which the runs of Langevin"):
+    with pytest.raises(ValueError, match=r"^Restarts compares losses, which the runs of Langevin"):
         invert(decoder, blur, y, solver=Restarts(Langevin(), 2), **options)
     module = PosteriorModule(decoder, blur, y, solver=Langevin(), **options)
     with pytest.raises(RuntimeError, match="before Trainer"):

@@ -43,7 +43,7 @@ class Calibration:
     coverage: Tensor
 
     def p_values(self) -> dict[str, float]:
-        """p of the χ² test that ranks are uniform, by name.
+        """The p of the χ² test that ranks are uniform, by name.
 
         Raises:
             ValueError: there are fewer than 10 images.
@@ -123,7 +123,7 @@ def joined(parts: Sequence[Calibration]) -> Calibration:
 
 
 def uniform_p_value(ranks: Tensor, draws: int) -> float:
-    """p of Pearson's χ² test that ranks (N,) are uniform on 0 … draws.
+    """The p of Pearson's χ² test that ranks (N,) are uniform on 0 … draws.
 
     Ranks are put into at most 20 bins of equal width, with 5 or more expected in each.
 

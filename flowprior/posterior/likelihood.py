@@ -40,7 +40,7 @@ def images(problem: Problem, z: Tensor, rows: Tensor) -> Tensor:
 
 
 def log_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I) of latents z (k, m, n), nats, (k, m) float64."""
+    """The density N(z; 0, I) of latents z (k, m, n): logarithms in nats, (k, m) float64."""
     square = z.double().square().sum(-1)
     return -0.5 * (square + z.shape[-1] * math.log(2 * math.pi))
 
