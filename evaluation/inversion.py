@@ -211,12 +211,8 @@ class InversionEvaluation(Evaluation):
     def figures(
         self, table: Table, results: Sequence[Result]
     ) -> Mapping[str, tuple["Figure", str]]:
-        """Similarity by iteration, recovered images beside the truth, latents; of the measures."""
-        if not self.pictured:
-            return {}
-        of_measures = [measure.figures(results) for measure in self.measures]
-        found = inversion_figures(results, self.shown)
-        return found | {n: shown for part in of_measures for n, shown in part.items()}
+        """Similarity by iteration, recovered images beside the truth, latents."""
+        return inversion_figures(results, self.shown) if self.pictured else {}
 
     def write(self, results: Sequence[Result], output: Path) -> None:
         """TensorBoard curves of each row of the table; recovered images of measured data."""

@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,6 @@ from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.recording import similarity
 from flowprior.metrics import lpips, psnr, typicality
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MORE_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
 
@@ -48,10 +44,6 @@ class Measure(ABC):
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Values of each image of one row that take all of its images to find."""
         return [{} for _ in results]
-
-    def figures(self, results: Sequence[Result]) -> Mapping[str, tuple["Figure", str]]:
-        """Figure and caption by name, of the images of all rows."""
-        return {}
 
     def notes(self, has_truth: bool) -> Sequence[str]:
         """Sentences to stand below the table."""
