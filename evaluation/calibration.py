@@ -25,8 +25,9 @@ from flowprior.posterior.calibration import LEVELS, WHOLE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VALUES = {"mean": "mean", "projection_1": "projection 1", "projection_2": "projection 2"}
-VALUES["whole"] = WHOLE
+_PARTS = {"mean": "mean", "projection_1": "projection 1", "projection_2": "projection 2"}
+VALUES = {"whole": WHOLE, **_PARTS}
+"""Names of ranks, by what metrics are called."""
 _SHOWN = (0.5, 0.9)
 
 
@@ -44,11 +45,9 @@ class Calibrated(Measure):
 
     metrics = (
         Metric("p_value", "p, posterior is right", interval=False),
-        *(Metric(f"rank_{key}", f"Rank, {name} (0.5)") for key, name in VALUES.items()),
-        *(
-            Metric(f"inside_{level:.1f}", f"Pixels in {level:.0%} intervals ({level:g})")
-            for level in _SHOWN
-        ),
+        Metric("rank_whole", "Rank of the whole (0.5)"),
+        *(Metric(f"inside_{level:.1f}", f"Pixels in {level:.0%} intervals") for level in _SHOWN),
+        *(Metric(f"rank_{key}", f"Rank, {name} (0.5)") for key, name in _PARTS.items()),
     )
 
     def __init__(self, draws: int = 99, seed: int = 0) -> None:

@@ -307,7 +307,8 @@ def test_an_objective_that_still_falls_is_named(known):
     found = known.solve(Variational(LowRank(8), start_scale=1e-3), 100)
     assert any("the objective still fell" in w for w in found.warnings)
     found = known.solve(Variational(FullGaussian()), 1000)
-    assert not any("still fell" in w for w in found.warnings)
+    assert found.residual.max() < 0.7  # the mean of draws fits the data better than the truth
+    assert found.warnings == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -110,6 +110,7 @@ class LangevinRun:
     """The batch of a `Langevin`."""
 
     optimizer = None
+    averages = True
 
     def __init__(self, solver: Langevin, problem: Problem, v: Tensor) -> None:
         self.solver, self.problem, self.iteration = solver, problem, 0

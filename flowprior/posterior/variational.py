@@ -135,6 +135,8 @@ class VariationalRun:
     means over the draws of one iteration. Its latents are u(0).
     """
 
+    averages = True
+
     def __init__(self, solver: Variational, problem: Problem, parameters: Tensor) -> None:
         self.solver, self.problem, self.iteration = solver, problem, 0
         self.terms = _Terms(solver, problem)
