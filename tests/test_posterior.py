@@ -43,7 +43,7 @@ def normal(*shape, seed=0):
 class Known:
     """A linear problem with its exact posterior in the latent: means (B, n) and covariance."""
 
-    def __init__(self, size=4, measurements=8, sigma=0.1, count=2):
+    def __init__(self, size=4, measurements=8, sigma=0.1, count=1):
         self.prior = LinearGaussian(mean=0.5, scale=0.2, size=size).requires_grad_(False)
         self.sigma, n = sigma, size * size
         self.matrix = normal(measurements, n, seed=1) / math.sqrt(measurements)
@@ -119,10 +119,9 @@ def test_a_flow_finds_a_known_posterior(known):
     z = found.posterior.latents(20_000, seed=0)
     assert ((z.mean(0) - known.mean) / known.deviation).abs().max() < 0.05
     assert (z.std(0) / known.deviation - 1).abs().max() < 0.05
-    for row in range(2):
-        error = torch.cov(z[:, row].T) - known.covariance
-        largest = torch.linalg.matrix_norm(known.covariance, ord=2)
-        assert torch.linalg.matrix_norm(error, ord=2) < 0.1 * largest
+    error = torch.cov(z[:, 0].T) - known.covariance
+    largest = torch.linalg.matrix_norm(known.covariance, ord=2)
+    assert torch.linalg.matrix_norm(error, ord=2) < 0.1 * largest
 
 
 def test_without_the_entropy_the_distribution_collapses(known):
