@@ -41,7 +41,8 @@ def run(folder, name, **changes):
         "class_path": "evaluation.calibration.CalibrationEvaluation",
         "init_args": {**SETTINGS, **changes},
     }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"evaluation": evaluation}, sort_keys=False))
+    text = yaml.safe_dump({"evaluation": evaluation}, sort_keys=False)
+    (folder / f"{name}.yaml").write_text(text)
     return run_here(folder, "--config", f"{name}.yaml", "--output", name)
 
 
