@@ -9,7 +9,8 @@ The way of a pixel, and the module of each stop:
 4. in a global batch, in the order of the epoch: ``batches``
 
 ``base`` connects stops 3 and 4 for every data set, ``pictures`` stops 1 and 2 for all that consist
-of image files. MNIST and CIFAR-10 (``small_images``) and ``layer_models`` enter at stop 3.
+of image files. MNIST and CIFAR-10 (``small_images``), ``layer_models`` and ``prior_draws`` enter at
+stop 3.
 """
 
 from datamodules.base import ImageDataModule
@@ -19,6 +20,7 @@ from datamodules.faces import CelebA, CelebAHQ
 from datamodules.image_folder import ImageFolder
 from datamodules.layer_models import LayerModels
 from datamodules.observations import Observations
+from datamodules.prior_draws import PriorDraws
 from datamodules.small_images import CIFAR10, MNIST
 
 __all__ = [
@@ -33,4 +35,5 @@ __all__ = [
     "ImageSource",
     "LayerModels",
     "Observations",
+    "PriorDraws",
 ]

@@ -115,6 +115,31 @@ def image_rows(
     return figure
 
 
+def image_panels(images: Mapping[str, Any]) -> Figure:
+    """Named images in one row, each with colours, and a bar, of its own range.
+
+    Args:
+        images: name to an image (C, H, W); three channels are colours, and of two, or more than
+            three, the channels are drawn side by side. NaN and inf are magenta.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    colours = colormaps[_COLOUR_MAP].with_extremes(bad="magenta")
+    figure = Figure(figsize=(2.6 * len(images), 2.4), layout="constrained")
+    axes = figure.subplots(1, len(images), squeeze=False)[0]
+    for axis, (name, image) in zip(axes, images.items(), strict=True):
+        pixels = _pixels(to_numpy(image)[None])
+        low, high = _value_range(pixels)
+        shown = pixels[0, ..., 0] if pixels.shape[-1] == 1 else _rgb(pixels[0], low, high)
+        drawn = axis.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+        axis.set(xticks=[], yticks=[], frame_on=False)
+        axis.set_title(name, fontsize=9, pad=4)
+        if pixels.shape[-1] == 1:
+            _label_bar(figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.03), "")
+    return figure
+
+
 def _colour_bar(figure: Figure, axis: Axes, colours: Any, label: str) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

@@ -19,11 +19,13 @@ from flowprior.inversion import (
     batch_invariant,
     by_rows,
     invert,
+    make_problem,
 )
 from flowprior.inversion.batch_invariant import rows_per_call
 from flowprior.metrics import typicality
 from flowprior.physics import OPERATORS, crosshole, make_operator
 from tests.conftest import make_perturbed_glow
+from tests.inversion_problems import small_decoder
 
 SIZES = (1, 5, 16, 17, 33, 100)
 
@@ -325,6 +327,13 @@ def test_many_rows_share_a_call_where_that_is_exact():
         assert rows_per_call(products, row) == 8
         assert rows_per_call(mixed, row) == 1
         assert rows_per_call(heavy, row) == 1
+
+
+def test_number_of_rows_does_not_depend_on_the_data():
+    decoder, y = small_decoder().float(), random(20, 1, 4, 4)
+    with batch_invariant():
+        problems = [make_problem(decoder, torch.sin, row[None], sigma=0.1) for row in y]
+        assert len({MAP().begin(problem).size for problem in problems}) == 1
 
 
 def test_results_keep_their_form():

@@ -27,6 +27,7 @@ from flowprior.inversion import (
     l1_map,
 )
 from flowprior.physics import OPERATORS, Gaussian, make_operator
+from flowprior.posterior import Coupling, Langevin, Variational
 from flowprior.priors import Cropped, Module, Padded, Prior, from_zuko
 from tests.conftest import make_perturbed_glow
 
@@ -128,6 +129,8 @@ LATENT = {
     "Restarts": Restarts(MAP(), count=2),
     "Restarts of csgm": Restarts(csgm(), count=10),
     "Discrepancy": Discrepancy(MAP(), stage=1),
+    "Langevin": Langevin(chains=2, warm_up=2, leapfrog=1, descent_iterations=2),
+    "Variational": Variational(Coupling(hidden=2), draws=2, descent_iterations=2),
 }
 RANGE = {
     "iFlow": IFlow(),
@@ -209,6 +212,10 @@ def test_prior_operator_solver(prior, operator, solver):
     assert (found.z is None) == (solver not in LATENT)
     assert found.history["misfit"].shape[1:] == (COUNT,)
     assert all(curve.isfinite().all() for curve in found.history.values())
+    if isinstance(options["solver"], Langevin | Variational):
+        drawn = found.posterior.sample(2, seed=0)
+        assert drawn.shape == (2, *truth.shape)
+        assert drawn.isfinite().all()
     comparable = "loss" in found.history and "beta" not in found.history  # one β all along
     if comparable and (solver, operator) in START_IS_BEST:
         assert (found.history["loss"][-1] <= found.history["loss"][0]).all()

@@ -24,6 +24,7 @@ PAGES = [
     "docs/extend.md",
     "docs/flows.md",
     "docs/gaussianization.md",
+    "docs/uncertainty.md",
 ]
 BLOCK = re.compile(r"^(?:<!-- (no score) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"# ((?:runs/)?\w+\.(?:py|yaml))\n")

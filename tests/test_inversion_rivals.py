@@ -135,6 +135,18 @@ def test_unknown_noise_is_one_line(name):
         invert(None, denoising(SHAPE), steps()[1], solver=SOLVERS[name], image_shape=SHAPE)
 
 
+def test_dps_draws_with_an_operator_of_each_image():
+    """Several draws of an image meet the operator of that image."""
+    kept = (torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    y = kept * steps(count=2)[1]
+    options = {"sigma": 0.1, "solver": SOLVERS["DPS"], "iterations": 5, "image_shape": SHAPE}
+    found = invert(None, lambda x: x * kept, y, **options)
+    for row in range(2):
+        alone = {"indices": [row], **options}
+        expected = invert(None, lambda x, row=row: x * kept[row], y[row : row + 1], **alone)
+        torch.testing.assert_close(found.x[row], expected.x[0])
+
+
 @pytest.mark.parametrize(
     ("make", "option"),
     [

@@ -127,13 +127,12 @@ class DPSRun(ImageRun):
     def _guided(self, noisy: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         shape = noisy.shape
         x = noisy.detach().flatten(0, 1).requires_grad_()
-        rows = rows.repeat_interleave(shape[1])
         with torch.enable_grad():
-            clean = self.model(x, x.new_full((len(x),), self.levels[self.done]))
-            error = self.problem.forward(clean, rows) - self.problem.y[rows]
-            distance = torch.linalg.vector_norm(error.flatten(1), dim=1)
+            clean = self.model(x, x.new_full((len(x),), self.levels[self.done])).view(shape)
+            error = self.problem.forward.several(clean, rows) - self.problem.y[rows][:, None]
+            distance = torch.linalg.vector_norm(error.flatten(2), dim=2)
             (pull,) = torch.autograd.grad(distance.sum(), x)
-        return clean.detach().view(shape), pull.view(shape)
+        return clean.detach(), pull.view(shape)
 
     def _noise(self) -> Tensor:
         """N(0, I), (B, draws, C, H, W): the same for an image and a stage wherever it stands."""

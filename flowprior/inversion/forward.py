@@ -33,6 +33,12 @@ class Forward:
         every = x.new_zeros(self.images, *x.shape[1:]).index_copy(0, rows, x)
         return self._apply(every)[rows]
 
+    def several(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Noiseless data (k, m, ...) of m images x (k, m, C, H, W) for each of `rows` (k,)."""
+        if self.images is None:
+            return self(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return torch.stack([self(one, rows) for one in x.unbind(1)], 1)
+
 
 def forward_for(physics: object, y: Tensor, like: Tensor, noise: Noise | None) -> Forward:
     """The operator of data y (B, ...) of images like this one (C, H, W).

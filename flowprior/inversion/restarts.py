@@ -59,7 +59,11 @@ class Restarts(Solver):
             latents=v,
             indices=[index for index in problem.indices for _ in range(self.count)],
         )
-        return RestartRun(self.solver.begin(repeated), self.count)
+        run = self.solver.begin(repeated)
+        if "loss" not in run.values:
+            name = type(self.solver).__name__
+            raise ValueError(f"Restarts compares losses, which the runs of {name} do not have")
+        return RestartRun(run, self.count)
 
     def start(self, problem: Problem) -> Tensor:
         """Latents v (B·count, n) to start from."""

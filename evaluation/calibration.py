@@ -1,0 +1,175 @@
+"""Whether the posteriors of a table are right, by simulation-based calibration."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datamodules import PriorDraws
+from evaluation.arrays import ArrayStore
+from evaluation.base import Cell, Result, labels_text
+from evaluation.experiment import Experiment, Method
+from evaluation.inversion import InversionEvaluation
+from evaluation.measures import Measure, measured
+from evaluation.table import SECONDS, Metric, Table
+from evaluation.weights import found_weights
+from flowprior.checks import check_integer
+from flowprior.inversion import Estimate, Problem, solve
+from flowprior.posterior import Calibration, calibrate, rank_figure
+from flowprior.posterior.calibration import LEVELS, WHOLE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PARTS = {"mean": "mean", "projection_1": "projection 1", "projection_2": "projection 2"}
+VALUES = {"whole": WHOLE, **_PARTS}
+"""Names of ranks, by what metrics are called."""
+_SHOWN = (0.5, 0.9)
+
+
+class Calibrated(Measure):
+    """Ranks of truths among draws of their posteriors, and coverage of credible intervals.
+
+    For data that are draws of the prior (`datamodules.PriorDraws`) and posteriors that are right,
+    ranks are uniform, and p is above 0.05 but for one row in twenty. Rows without a posterior have
+    no such columns.
+
+    Args:
+        draws: number of draws of each posterior, at least 9; with 99, levels are exact.
+        seed: of the draws.
+    """
+
+    metrics = (
+        Metric("p_value", "p, posterior is right", interval=False),
+        Metric("rank_whole", "Rank of the whole (0.5)"),
+        *(Metric(f"inside_{level:.1f}", f"Pixels in {level:.0%} intervals") for level in _SHOWN),
+        *(Metric(f"rank_{key}", f"Rank, {name} (0.5)") for key, name in _PARTS.items()),
+    )
+
+    def __init__(self, draws: int = 99, seed: int = 0) -> None:
+        check_integer("draws", draws, least=9)
+        check_integer("seed", seed, least=0)
+        self.draws, self.seed = draws, seed
+
+    def __call__(
+        self, estimate: Estimate, problem: Problem, truth: Tensor | None
+    ) -> Mapping[str, Tensor]:
+        """See `Measure`."""
+        if truth is None or estimate.posterior is None:
+            return {}
+        indices = problem.indices
+        found = calibrate(estimate.posterior, truth, self.draws, seed=self.seed, indices=indices)
+        ranks = {f"rank_{k}": found.ranks[n].double() / self.draws for k, n in VALUES.items()}
+        inside = {f"inside_{level:.1f}": found.coverage[:, LEVELS.index(level)] for level in _SHOWN}
+        return {**ranks, **inside}
+
+    def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
+        """The p of all images of a row, of at least 10."""
+        known = self.calibration(results)
+        if known is None or len(known.coverage) < 10:
+            return super().derived(results)
+        return [{"p_value": known.p_value} for _ in results]
+
+    def calibration(self, results: Sequence[Result]) -> Calibration | None:
+        """Ranks and coverage of the finite images of a row; None if there are none."""
+        known = [result.metrics for result in results if "rank_whole" in result.metrics]
+        rows = [row for row in known if math.isfinite(row["rank_whole"])]
+        if not rows:
+            return None
+        ranks = {
+            name: torch.tensor([round(row[f"rank_{key}"] * self.draws) for row in rows])
+            for key, name in VALUES.items()
+        }
+        coverage = torch.tensor([[row[f"inside_{level:.1f}"] for level in _SHOWN] for row in rows])
+        return Calibration(self.draws, ranks, coverage)
+
+
+class CalibrationEvaluation(InversionEvaluation):
+    """Whether posteriors are right: ranks of draws of the prior among draws of their posteriors.
+
+    Images are not compared with the truth, which may be outside [0, 1], as draws of a flow are.
+
+    Args:
+        weights: folder of the prior's exported weights: of the truths, and of the posteriors.
+        methods: solvers with a posterior, by name.
+        experiments: operators and noise.
+        images: number of truths, at least 10.
+        draws: of each posterior.
+        iterations: maximum number, of methods that have none of their own.
+        batch_size: number of images that a process inverts at once. It changes nothing else.
+        seed: of truths, noise and starts.
+        title: of the report.
+        device: "auto" takes a GPU if there is one.
+    """
+
+    def __init__(
+        self,
+        weights: Path,
+        methods: dict[str, Method],
+        experiments: list[Experiment],
+        images: int = 100,
+        draws: int = 99,
+        iterations: int = 300,
+        batch_size: int = 10,
+        seed: int = 0,
+        title: str = "Calibration of posteriors",
+        device: str = "auto",
+    ) -> None:
+        check_integer("images", images, least=10)
+        weights = found_weights(weights)
+        super().__init__(
+            {"prior": weights},
+            methods,
+            experiments,
+            PriorDraws(weights, images, seed),
+            images=images,
+            seeds=(seed,),
+            iterations=iterations,
+            batch_size=batch_size,
+            compare=(),
+            title=title,
+            device=device,
+        )
+        self.calibrated = Calibrated(draws, seed)
+        self.measures, self.baselines = [self.calibrated], False
+
+    def evaluate(
+        self, cell: Cell, images: Sequence[int], arrays: ArrayStore
+    ) -> Sequence[Mapping[str, float]]:
+        """Find the posteriors of these images, and rank the truths among their draws."""
+        start = time.perf_counter()
+        problem, truth = self._problem(cell, list(images))
+        estimate = solve(cell.method.solver, problem, cell.settings["iterations"])
+        if estimate.posterior is None:
+            warnings = "; ".join(estimate.warnings)
+            raise ValueError(f"{cell}: there is no posterior to rank truths in. {warnings}")
+        rows = measured(self.measures, estimate, problem, truth)
+        seconds = {SECONDS.name: (time.perf_counter() - start) / len(images)}
+        return [{**row, **seconds} for row in rows]
+
+    def figures(
+        self, table: Table, results: Sequence[Result]
+    ) -> Mapping[str, tuple["Figure", str]]:
+        """Histograms of ranks, a row for each row of the table."""
+        rows: dict[str, list[Result]] = {}
+        for result in results:
+            rows.setdefault(labels_text(result.cell.labels), []).append(result)
+        found = {name: self.calibrated.calibration(row) for name, row in rows.items()}
+        found = {name: one for name, one in found.items() if one is not None}
+        caption = (
+            "Ranks of the truths among draws of their posteriors. The grey band holds 95 % of the "
+            "bins if the posteriors are right; high at both ends, or for the whole image at the "
+            "right end, they are too narrow."
+        )
+        return {"ranks": (rank_figure(found), caption)} if found else {}
+
+    def write(self, results: Sequence[Result], output: Path) -> None:
+        """Nothing."""
+
+    def notes(self, table: Table) -> Sequence[str]:
+        """What p is."""
+        return ["p: of a χ² test that ranks are uniform, times the number of ranks tested."]

@@ -1,0 +1,27 @@
+"""What the data leave open: solvers whose estimate is a distribution of images to draw from.
+
+`summarise` says what it tells of each pixel and frequency, `calibrate` whether it can be trusted.
+"""
+
+from flowprior.posterior.calibration import Calibration, calibrate, joined
+from flowprior.posterior.calibration_figures import coverage_figure, rank_figure
+from flowprior.posterior.families import Coupling, Family, FullGaussian, LowRank
+from flowprior.posterior.langevin import Langevin
+from flowprior.posterior.summaries import Summary, summarise
+from flowprior.posterior.variational import Variational
+
+__all__ = [
+    "Calibration",
+    "Coupling",
+    "Family",
+    "FullGaussian",
+    "Langevin",
+    "LowRank",
+    "Summary",
+    "Variational",
+    "calibrate",
+    "coverage_figure",
+    "joined",
+    "rank_figure",
+    "summarise",
+]

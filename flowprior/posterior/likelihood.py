@@ -1,0 +1,80 @@
+"""Images, misfits, starts and random numbers of several latents for each image of a problem."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.inversion.images import row_seed
+from flowprior.inversion.map import MAP
+from flowprior.inversion.problem import Problem
+from flowprior.inversion.restarts import Restarts
+from flowprior.inversion.solving import advance
+from flowprior.physics.noise import Noise
+
+
+class Likelihood:
+    """Images and misfits of m latents for each image of a problem."""
+
+    def __init__(self, problem: Problem, misfit: Noise | None, who: str) -> None:
+        self.problem = problem
+        self.noise = problem.misfit(misfit, who)
+
+    def __call__(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (k, m, C, H, W) and misfits (k, m) of latents z (k, m, n) of `rows`."""
+        count = z.shape[1]
+        x = images(self.problem, z, rows)
+        predicted = self.problem.forward.several(x, rows).flatten(0, 1)
+        y = self.problem.y[rows].repeat_interleave(count, 0)
+        return x, self.noise.misfit(predicted, y).unflatten(0, (-1, count))
+
+
+def images(problem: Problem, z: Tensor, rows: Tensor) -> Tensor:
+    """Images (k, m, C, H, W) in [0, 1] of latents z (k, m, n) of the images `rows`."""
+    prior, condition = problem.prior, problem.condition
+    extra = () if condition is None else (condition[rows].repeat_interleave(z.shape[1], 0),)
+    x = prior.generate(prior.latent.shaped(z.flatten(0, 1)), *extra)
+    return prior.to_unit_range(x).unflatten(0, z.shape[:2])
+
+
+def log_normal(z: Tensor) -> Tensor:
+    """The density N(z; 0, I) of latents z (k, m, n): logarithms in nats, (k, m) float64."""
+    square = z.double().square().sum(-1)
+    return -0.5 * (square + z.shape[-1] * math.log(2 * math.pi))
+
+
+def starts(problem: Problem, misfit: Noise | None, count: int) -> Tensor:
+    """Latents (B·count, n) to start from; those of one image are adjacent.
+
+    Given latents (B, n) are the start of all `count`.
+    """
+    if problem.latents is None:
+        return Restarts(MAP(misfit=misfit), count).start(problem)
+    if len(problem.latents) == len(problem.y):
+        return problem.latents if count == 1 else problem.latents.repeat_interleave(count, 0)
+    return problem.latents
+
+
+def descended(problem: Problem, misfit: Noise | None, count: int, iterations: int) -> nn.Parameter:
+    """More probable latents (B·count, n) near `starts`, after iterations of L-BFGS."""
+    begun = replace(problem, latents=starts(problem, misfit, count))
+    run = Restarts(MAP(misfit=misfit), count).begin(begun)
+    advance(run, iterations)
+    return run.run.v
+
+
+def drawn(
+    problem: Problem, stage: tuple[int, ...], draw: Callable[[torch.Generator], Tensor]
+) -> Tensor:
+    """What `draw` makes for each image from a generator of (seed, index, stage), stacked."""
+    rows = range(len(problem.y))
+    made = [draw(torch.Generator().manual_seed(row_seed(problem, r, *stage))) for r in rows]
+    return torch.stack(made).to(problem.y.device)
+
+
+def normal_draws(problem: Problem, stage: tuple[int, ...], count: int) -> Tensor:
+    """Draws of N(0, I), (B, count, n), by (seed, index, stage)."""
+    size, dtype = problem.prior.latent.size, problem.like.dtype
+    return drawn(problem, stage, lambda g: torch.randn(count, size, generator=g, dtype=dtype))

@@ -1,0 +1,117 @@
+"""What a posterior says of each pixel and of each frequency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowprior.checks import check_integer
+from flowprior.figures import image_panels
+from flowprior.inversion.solving import Posterior
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Summaries of draws of images, (B, C, H, W) each.
+
+    Args:
+        mean: of each pixel.
+        deviation: standard deviation of each pixel.
+        absolute_deviation: mean of |x − mean| of each pixel.
+        fourier_deviation: √E|F − E F|² of each frequency of the orthonormal Fourier transform F,
+            the zero frequency in the middle (at H // 2, W // 2). What the data leave open lights
+            up, such as the cone of directions that limited-angle tomography misses.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    absolute_deviation: Tensor
+    fourier_deviation: Tensor
+
+    def figure(self, image: int = 0, truth: Tensor | None = None) -> Figure:
+        """All four of one image of the batch, and the truth (B, C, H, W) if it is given."""
+        named = {} if truth is None else {"truth": truth}
+        named |= {f.name.replace("_", " "): getattr(self, f.name) for f in fields(self)}
+        panels = {name: images[image] for name, images in named.items()}
+        if len(self.mean[0]) == 3:  # deviations are no colours
+            panels |= {name: panels[name].mean(0, keepdim=True) for name in list(panels)[-3:]}
+        return image_panels(panels)
+
+
+def summarise(posterior: Posterior, count: int = 256, *, seed: int = 0, chunk: int = 32) -> Summary:
+    """Summarise `count` draws, `chunk` of them at a time, so that memory does not grow with count.
+
+    The chunks are drawn twice, the second time for the absolute deviation, which takes the mean.
+
+    Args:
+        posterior: as an `Estimate` has it.
+        count: number of draws, at least 2.
+        seed: of the draws.
+        chunk: number of draws at once.
+
+    Raises:
+        ValueError: an argument is wrong; it is named.
+    """
+    check_integer("count", count, least=2)
+    check_integer("seed", seed, least=0)
+    check_integer("chunk", chunk, least=1)
+    pixels, frequencies = Moments(), Moments()
+    for draws in chunks(posterior, count, seed, chunk):
+        pixels.update(draws)
+        frequencies.update(_transformed(draws))
+    mean, total = pixels.mean, torch.zeros_like(pixels.mean)
+    for draws in chunks(posterior, count, seed, chunk):
+        total += (draws - mean).abs().sum(0)
+    found = mean, pixels.deviation, total / count, frequencies.deviation
+    return Summary(*(values.to(draws.dtype) for values in found))
+
+
+def chunks(posterior: Posterior, count: int, seed: int, chunk: int) -> Iterator[Tensor]:
+    """Draws (k, B, C, H, W) float64 in chunks of at most `chunk`, `count` in all."""
+    for number, start in enumerate(range(0, count, chunk)):
+        own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+        yield posterior.sample(min(chunk, count - start), seed=own)
+
+
+def _transformed(draws: Tensor) -> Tensor:
+    return torch.fft.fftshift(torch.fft.fft2(draws.double(), norm="ortho"), dim=(-2, -1))
+
+
+class Moments:
+    """Mean and standard deviation of draws that come in chunks, by Chan's form of Welford's update.
+
+    Attributes:
+        count: number of draws so far.
+        mean: of each entry, float64 or complex.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    def update(self, draws: Tensor) -> None:
+        """Take draws (k, ...) into account."""
+        draws = draws if draws.is_complex() else draws.double()
+        new, mean = len(draws), draws.mean(0)
+        squares = (draws - mean).abs().square().sum(0)
+        if self.mean is None:
+            self.count, self.mean, self._squares = new, mean, squares
+            return
+        total, step = self.count + new, mean - self.mean
+        self.mean = self.mean + step * (new / total)
+        self._squares += squares + step.abs().square() * (self.count * new / total)
+        self.count = total
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation of each entry, with divisor count − 1."""
+        return (self._squares / (self.count - 1)).sqrt()

@@ -1,0 +1,231 @@
+"""Variational inference: a distribution of latents is fitted to the posterior of each image."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.checks import check_integer, check_number, check_positive
+from flowprior.inversion.batch_invariant import by_rows
+from flowprior.inversion.descent import AdamRun, Values
+from flowprior.inversion.problem import Problem, check_noise
+from flowprior.inversion.solving import Solver, named_rows
+from flowprior.physics.noise import Noise
+from flowprior.posterior.base import LatentPosterior
+from flowprior.posterior.families import Coupling, Family
+from flowprior.posterior.likelihood import Likelihood, descended, log_normal, normal_draws, starts
+
+STILL = 0.5
+"""Percent: an objective that falls by more in a tenth of its iterations has not converged."""
+_FAST, _SLOW = 8, 3
+_STEADY = 100
+"""Iterations before the learning rate begins to fall."""
+_MEANS = ("x", "parameters", "fast", "slow")
+_STEP, _SAMPLE = 1, 2
+"""What random numbers are for."""
+
+
+@dataclass(frozen=True)
+class Variational(Solver):
+    r"""Fit a distribution of latents to the posterior of each image, to draw from.
+
+    For z = u(t), t ~ N(0, I), it minimises by Adam, over the parameters of u,
+
+    .. math:: E_t[\mathrm{misfit}(A(G(u(t))), y) - \log N(u(t); 0, I)
+        - \beta \log|\det \partial u/\partial t|].
+
+    The last term is the entropy of the distribution: with β = 1 this is the Kullback-Leibler
+    divergence from the posterior, up to a constant, and with β = 0 the distribution shrinks to a
+    point. Each image has parameters of its own, and random numbers of (seed, index, iteration).
+    The posterior has the mean of the parameters over about the last ninth of the iterations. A
+    distribution of the family that is no good copy of the posterior is often too narrow.
+
+    References: Rezende & Mohamed, Variational inference with normalizing flows (2015); Kothari et
+    al., Trumpets (2021), section 3.3, whose code has the sign of the last term reversed; Shamir &
+    Zhang, Stochastic gradient descent for non-smooth optimization (2013), for the means.
+
+    Args:
+        family: distributions to choose from: `Coupling()`, `LowRank()` or `FullGaussian()`.
+        beta: β ≥ 0.
+        learning_rate: of Adam; iteration k has it divided by √(1 + k/100).
+        draws: of t in each iteration, half of them the others with the sign changed; even.
+        mean_draws: the estimated images are as accurate a mean of images as one of this many draws.
+        start_scale: standard deviation of z at the start.
+        descent_iterations: of L-BFGS for the most probable latent, about which it starts.
+        misfit: noise model to fit the data by; that of the data by default.
+
+    Raises:
+        ValueError: names the option.
+    """
+
+    family: Family = field(default_factory=Coupling)
+    beta: float = 1.0
+    learning_rate: float = 0.02
+    draws: int = 16
+    mean_draws: int = 128
+    start_scale: float = 0.5
+    descent_iterations: int = 30
+    misfit: Noise | None = None
+
+    needs = ("generate",)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.family, Family):
+            raise ValueError(f"family must be one such as Coupling(), got {self.family!r}")
+        check_number("beta", self.beta, least=0)
+        for name in ("learning_rate", "start_scale"):
+            check_positive(name, getattr(self, name))
+        check_integer("draws", self.draws, least=2)
+        if self.draws % 2:
+            raise ValueError(f"draws must be even, got {self.draws}")
+        check_integer("mean_draws", self.mean_draws, least=self.draws)
+        check_integer("descent_iterations", self.descent_iterations, least=0)
+        check_noise("misfit", self.misfit)
+
+    def start(self, problem: Problem) -> Tensor:
+        """Latents (B, n) to begin from."""
+        return starts(problem, self.misfit, 1)
+
+    def begin(self, problem: Problem) -> "VariationalRun":
+        """Find the most probable latents, and begin about them."""
+        self.family.check(problem.prior.latent.size)
+        problem.misfit(self.misfit, type(self).__name__)
+        centre = descended(problem, self.misfit, 1, self.descent_iterations)
+        return VariationalRun(self, problem, self.family.begin(centre.detach(), self.start_scale))
+
+
+class _Terms:
+    """The objective for given t, as a function of the parameters."""
+
+    def __init__(self, solver: Variational, problem: Problem) -> None:
+        self.solver, self.problem = solver, problem
+        self.likelihood = Likelihood(problem, solver.misfit, type(solver).__name__)
+        self.redraw(0)
+
+    def redraw(self, iteration: int) -> None:
+        """Take the t of an iteration."""
+        half = self.solver.draws // 2
+        t = normal_draws(self.problem, (iteration, _STEP), half)
+        self.t = torch.cat([t, -t], 1)
+
+    def latents(self, parameters: Tensor) -> Tensor:
+        """Latents u(0), (k, *latent.shape)."""
+        latent = self.problem.prior.latent
+        zero = parameters.new_zeros(len(parameters), 1, latent.size)
+        return latent.shaped(self.solver.family(parameters, zero)[:, 0])
+
+    def __call__(self, parameters: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
+        """Mean images and terms of parameters (k, P) of the images `rows`."""
+        z = self.solver.family(parameters, self.t[rows])
+        x, misfit = self.likelihood(z, rows)
+        # The density depends on the parameters through z alone: what is left out has mean 0.
+        entropy = -self.solver.family.log_prob(parameters.detach(), z)
+        terms = {"misfit": misfit, "log_prior": log_normal(z), "entropy": entropy}
+        values = {name: term.mean(1) for name, term in terms.items()}
+        loss = values["misfit"] - values["log_prior"] - self.solver.beta * values["entropy"]
+        return x.mean(1), {"loss": loss, **values}
+
+
+class VariationalRun:
+    """The batch of a `Variational`.
+
+    Its values are the objective, up to the constants of normal densities, and the terms of it:
+    means over the draws of one iteration. Its latents are u(0).
+    """
+
+    averages = True
+
+    def __init__(self, solver: Variational, problem: Problem, parameters: Tensor) -> None:
+        self.solver, self.problem, self.iteration = solver, problem, 0
+        self.terms = _Terms(solver, problem)
+        self.adam = AdamRun(self.terms, nn.Parameter(parameters), solver.learning_rate)
+        self.optimizer = self.adam.optimizer
+        self.x, self.parameters = self.adam.x, self.adam.v.detach().clone()
+        self.fast = self.slow = self.adam.values["loss"]
+
+    @property
+    def z(self) -> Tensor:
+        """Latents u(0), (B, *latent.shape)."""
+        return self.adam.z
+
+    @property
+    def values(self) -> Values:
+        """The objective and its terms."""
+        values = dict(self.adam.values)
+        return {"objective": values.pop("loss"), **values}
+
+    @property
+    def active(self) -> Tensor:
+        """All finite rows."""
+        return self.adam.active
+
+    @property
+    def finite(self) -> Tensor:
+        """Rows whose objective has stayed finite."""
+        return self.adam.finite
+
+    def step(self) -> None:
+        """Make one step of Adam with new draws."""
+        self.iteration += 1
+        self.terms.redraw(self.iteration)
+        decay = (1 + self.iteration / _STEADY) ** -0.5
+        self.optimizer.param_groups[0]["lr"] = self.solver.learning_rate * decay
+        self.adam.step()
+        draws, loss = self.solver.draws, self.adam.values["loss"]
+        share = max(2 * draws / (draws + self.solver.mean_draws), 1 / (self.iteration + 1))
+        self.x = self.x + share * (self.adam.x - self.x)
+        self.parameters = self._averaged(self.parameters, self.adam.v.detach(), _FAST)
+        self.fast = self._averaged(self.fast, loss, _FAST)
+        self.slow = self._averaged(self.slow, loss, _SLOW)
+
+    def _averaged(self, mean: Tensor, new: Tensor, power: int) -> Tensor:
+        """The mean over all iterations k with weights of about k^power."""
+        return mean + (power + 1) / (self.iteration + power) * (new - mean)
+
+    def posterior(self) -> "FittedPosterior":
+        """What was fitted."""
+        return FittedPosterior(self.problem, self.solver.family, self.parameters)
+
+    def warnings(self) -> Iterator[str]:
+        """Rows whose objective still fell: the means lag behind by a fifth and by a tenth."""
+        size = self.fast.abs().maximum(self.adam.values["misfit"].abs())
+        fallen = 100 * (self.slow - self.fast) / size
+        still = self.finite & (fallen > STILL)
+        if still.any():
+            yield (
+                f"{named_rows(still)}: the objective still fell by up to "
+                f"{fallen[still].max():.3g} % in a tenth of the iterations: it takes more of them"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of Adam, and the means so far."""
+        means = {name: getattr(self, name) for name in _MEANS}
+        return {**self.adam.state_dict(), "iteration": self.iteration, "means": means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from such a state."""
+        self.iteration = state["iteration"]
+        self.terms.redraw(self.iteration)
+        self.adam.load_state_dict(state)
+        for name, mean in state["means"].items():
+            setattr(self, name, mean)
+
+
+class FittedPosterior(LatentPosterior):
+    """Distributions of a family.
+
+    Attributes:
+        family: what they are of.
+        parameters: (B, P).
+    """
+
+    def __init__(self, problem: Problem, family: Family, parameters: Tensor) -> None:
+        super().__init__(problem)
+        self.family, self.parameters = family, parameters
+
+    def draw(self, count: int, problem: Problem) -> Tensor:
+        """See `LatentPosterior.draw`."""
+        t = normal_draws(problem, (0, _SAMPLE), count)
+        return by_rows(self.family, self.parameters, t)

@@ -1,0 +1,379 @@
+"""Solvers with a posterior: known posteriors, batches, kills, options, diagnostics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from flowprior.inversion import Checkpoint, Posterior, invert
+from flowprior.latent import Latent
+from flowprior.posterior import Coupling, FullGaussian, Langevin, LowRank, Variational
+from flowprior.posterior.diagnostics import effective_draws, r_hat
+from flowprior.priors import Prior
+from tests.inversion_problems import (
+    Interrupted,
+    LinearGaussian,
+    Shifted,
+    blur,
+    identity,
+    interrupt_at,
+    small_decoder,
+    small_glow,
+    two_part_decoder,
+)
+
+FAMILIES = [FullGaussian(), LowRank(3), Coupling(depth=3, hidden=4), Coupling(depth=2, hidden=3)]
+SOLVERS = {
+    "Langevin": Langevin(chains=2, warm_up=4, leapfrog=2, descent_iterations=3),
+    "Langevin, dense": Langevin(
+        chains=3, warm_up=12, leapfrog=1, metric="dense", descent_iterations=2
+    ),
+    "Coupling": Variational(Coupling(hidden=4), draws=4, descent_iterations=3),
+    "LowRank": Variational(LowRank(2), draws=4, descent_iterations=0),
+    "FullGaussian": Variational(FullGaussian(), draws=2, descent_iterations=2),
+}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Known:
+    """A linear problem with its exact posterior in the latent: means (B, n) and covariance."""
+
+    def __init__(self, size=4, measurements=8, sigma=0.1, count=1):
+        self.prior = LinearGaussian(mean=0.5, scale=0.2, size=size).requires_grad_(False)
+        self.sigma, n = sigma, size * size
+        self.matrix = normal(measurements, n, seed=1) / math.sqrt(measurements)
+        self.truth = 0.5 + 0.2 * normal(count, 1, size, size, seed=2)
+        self.y = self.physics(self.truth) + sigma * normal(count, measurements, seed=3)
+        hessian = torch.eye(n) + 0.04 / sigma**2 * self.matrix.T @ self.matrix
+        self.covariance = hessian.inverse()
+        centred = self.y - 0.5 * self.matrix.sum(1)
+        self.mean = 0.2 / sigma**2 * centred @ self.matrix @ self.covariance
+        self.deviation = self.covariance.diagonal().sqrt()
+
+    def physics(self, x):
+        return x.flatten(1) @ self.matrix.T
+
+    def solve(self, solver, iterations, **options):
+        return invert(
+            self.prior,
+            self.physics,
+            self.y,
+            sigma=self.sigma,
+            solver=solver,
+            iterations=iterations,
+            **options,
+        )
+
+
+@pytest.fixture(scope="module")
+def known():
+    return Known()
+
+
+@pytest.mark.parametrize(("metric", "leapfrog"), [("diagonal", 8), ("dense", 4)])
+def test_langevin_draws_from_a_known_posterior(known, metric, leapfrog):
+    found = known.solve(Langevin(metric=metric, leapfrog=leapfrog), 2500)
+    z = found.posterior.draws.flatten(3).transpose(1, 2).flatten(0, 1)
+    assert ((z.mean(0) - known.mean) / known.deviation).abs().max() < 0.05
+    assert (z.std(0) / known.deviation - 1).abs().max() < 0.05
+    assert not any("chains" in w or "effective" in w for w in found.warnings)
+    assert found.posterior.r_hat.max() < 1.01
+    assert found.posterior.effective.min() > 1000
+    x = 0.5 + 0.2 * z.mean(0).view_as(found.x)
+    torch.testing.assert_close(found.x, x)
+
+
+def exact_moments(posterior, size):
+    """Means (B, n) and covariances (B, n, n) of distributions that are normal."""
+    units = torch.cat([torch.zeros(1, size), torch.eye(size)]).double()
+    rows = posterior.family(posterior.parameters, units.expand(len(posterior.parameters), -1, -1))
+    root = rows[:, 1:] - rows[:, :1]
+    return rows[:, 0], root.mT @ root
+
+
+@pytest.mark.parametrize(("family", "iterations"), [(FullGaussian(), 1000), (LowRank(8), 2500)])
+def test_variational_finds_a_known_posterior(known, family, iterations):
+    found = known.solve(Variational(family), iterations)
+    mean, covariance = exact_moments(found.posterior, 16)
+    assert ((mean - known.mean) / known.deviation).abs().max() < 0.05
+    error = torch.linalg.matrix_norm(covariance - known.covariance, ord=2)
+    assert (error < 0.05 * torch.linalg.matrix_norm(known.covariance, ord=2)).all()
+    deviation = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    assert (deviation / known.deviation - 1).abs().max() < 0.05
+    # −log of the evidence: at β = 1 the objective reaches it.
+    covariance = 0.04 * known.matrix @ known.matrix.T + known.sigma**2 * torch.eye(8)
+    centred = known.y - 0.5 * known.matrix.sum(1)
+    normal = torch.distributions.MultivariateNormal(torch.zeros(8).double(), covariance)
+    constant = 0.5 * 8 * math.log(2 * math.pi * known.sigma**2)
+    expected = -normal.log_prob(centred) - constant
+    torch.testing.assert_close(found.history["objective"][-1], expected, rtol=0.01, atol=0.1)
+
+
+def test_a_flow_finds_a_known_posterior(known):
+    found = known.solve(Variational(Coupling(depth=4, hidden=16)), 1500)
+    z = found.posterior.latents(20_000, seed=0)
+    assert ((z.mean(0) - known.mean) / known.deviation).abs().max() < 0.05
+    assert (z.std(0) / known.deviation - 1).abs().max() < 0.05
+    error = torch.cov(z[:, 0].T) - known.covariance
+    largest = torch.linalg.matrix_norm(known.covariance, ord=2)
+    assert torch.linalg.matrix_norm(error, ord=2) < 0.1 * largest
+
+
+def test_without_the_entropy_the_distribution_collapses(known):
+    spread = {}
+    for beta in (0.0, 0.5, 1.0):
+        found = known.solve(Variational(LowRank(8), beta=beta, start_scale=0.1), 800)
+        spread[beta] = found.posterior.latents(500, seed=0).std(0).mean() / known.deviation.mean()
+    assert spread[0.0] < 0.05
+    assert 0.55 < spread[0.5] < 0.85  # √½
+    assert 0.95 < spread[1.0] < 1.05
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return small_decoder().float()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_rows_are_the_same_in_every_batch(decoder, name):
+    y = blur(0.5 + 0.2 * normal(33, 1, 4, 4)).float()
+    options = {"sigma": 0.1, "solver": SOLVERS[name], "iterations": 16}
+
+    def solved(rows):
+        found = invert(decoder, blur, y[rows], indices=rows, **options)
+        return found, found.posterior.sample(3, seed=5)
+
+    alone = [solved([row]) for row in range(33)]
+    for count in (5, 17, 33):
+        rows = torch.randperm(33, generator=torch.Generator().manual_seed(count))[:count].tolist()
+        found, samples = solved(rows)
+        for place, row in enumerate(rows):
+            expected, expected_samples = alone[row]
+            assert torch.equal(found.x[place], expected.x[0])
+            assert torch.equal(found.z[place], expected.z[0])
+            assert torch.equal(samples[:, place], expected_samples[:, 0])
+            for key, curve in expected.history.items():
+                assert torch.equal(found.history[key][:, place], curve[:, 0]), key
+
+
+@pytest.mark.parametrize("kill_at", [2, 8, 14])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_killed_run_goes_on_to_the_last_bit(decoder, tmp_path, name, kill_at):
+    y = blur(0.5 + 0.2 * normal(3, 1, 4, 4)).float()
+    options = {"sigma": 0.1, "solver": SOLVERS[name], "iterations": 18}
+    expected = invert(decoder, blur, y, **options)
+    checkpoint = Checkpoint(tmp_path / "state.pt", seconds=0)
+    killed = [interrupt_at(kill_at)]
+    with pytest.raises(Interrupted):
+        invert(decoder, blur, y, observers=killed, checkpoint=checkpoint, **options)
+    found = invert(decoder, blur, y, checkpoint=Checkpoint(checkpoint.path, seconds=0), **options)
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.z, expected.z)
+    for key, curve in expected.history.items():
+        assert torch.equal(found.history[key], curve), key
+    drawn, again = (e.posterior.sample(4, seed=1) for e in (expected, found))
+    assert torch.equal(drawn, again)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_draws_depend_on_seed_and_are_images_of_latents(decoder, name):
+    y = blur(0.5 + 0.2 * normal(2, 1, 4, 4)).float()
+    found = invert(decoder, blur, y, sigma=0.1, solver=SOLVERS[name], iterations=60)
+    assert isinstance(found.posterior, Posterior)
+    drawn = found.posterior.sample(70, seed=0)
+    assert drawn.shape == (70, 2, 1, 4, 4)
+    assert not torch.equal(drawn, found.posterior.sample(70, seed=1))
+    z = found.posterior.latents(70, seed=0)
+    made = decoder.generate(z.flatten(0, 1)).view_as(drawn)
+    torch.testing.assert_close(drawn, decoder.to_unit_range(made))
+    for wrong in ({"count": 0, "seed": 0}, {"count": 2, "seed": -1}, {"count": 1.5, "seed": 0}):
+        with pytest.raises(ValueError, match=r"^(count|seed) must be an integer"):
+            found.posterior.sample(wrong["count"], seed=wrong["seed"])
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_operators_of_each_image_conditions_and_parts(name):
+    class Masks:
+        """Another mask for each of three images."""
+
+        kept = (normal(3, 1, 4, 4) > 0).double()
+
+        def A(self, x):
+            return x * self.kept
+
+    options = {"sigma": 0.1, "solver": SOLVERS[name], "iterations": 16}
+    prior = LinearGaussian().requires_grad_(False)
+    truth = 0.5 + 0.2 * normal(3, 1, 4, 4)
+    found = invert(prior, Masks(), Masks.kept * truth, **options)
+    for row, mask in enumerate(Masks.kept):
+        y = (mask * truth[row])[None]
+        alone = invert(prior, lambda x, m=mask: x * m, y, indices=[row], **options)
+        torch.testing.assert_close(found.x[row], alone.x[0])
+    prior = Shifted().requires_grad_(False)
+    found = invert(prior, identity, truth, condition=truth, **options)
+    assert found.posterior.sample(2, seed=0).shape == (2, *truth.shape)
+    found = invert(two_part_decoder(), identity, truth, **options)
+    assert found.posterior.sample(2, seed=0).shape == (2, *truth.shape)
+
+
+@pytest.mark.parametrize("name", ["Langevin", "Coupling", "LowRank"])
+def test_a_glow(name):
+    glow = small_glow(8)
+    y = blur(glow.to_unit_range(glow.sample(2, generator=torch.Generator().manual_seed(0))))
+    found = invert(glow, blur, y, sigma=0.1, solver=SOLVERS[name], iterations=8)
+    assert found.finite.all()
+    assert found.posterior.sample(2, seed=0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: Langevin(chains=1), "chains"),
+        (lambda: Langevin(warm_up=0), "warm_up"),
+        (lambda: Langevin(leapfrog=0), "leapfrog"),
+        (lambda: Langevin(thin=0), "thin"),
+        (lambda: Langevin(metric="full"), "metric"),
+        (lambda: Langevin(acceptance=1.0), "acceptance"),
+        (lambda: Langevin(descent_iterations=-1), "descent_iterations"),
+        (lambda: Langevin(misfit=0.1), "misfit"),
+        (lambda: Variational("coupling"), "family"),
+        (lambda: Variational(beta=-1.0), "beta"),
+        (lambda: Variational(learning_rate=0), "learning_rate"),
+        (lambda: Variational(draws=3), "draws"),
+        (lambda: Variational(draws=16, mean_draws=8), "mean_draws"),
+        (lambda: Variational(start_scale=0), "start_scale"),
+        (lambda: Variational(descent_iterations=-1), "descent_iterations"),
+        (lambda: Variational(misfit=0.1), "misfit"),
+        (lambda: LowRank(0), "rank"),
+        (lambda: Coupling(depth=1), "depth"),
+        (lambda: Coupling(hidden=0), "hidden"),
+    ],
+)
+def test_wrong_options_are_named(make, option):
+    with pytest.raises(ValueError, match=f"^{option}"):
+        make()
+
+
+def test_what_does_not_fit_is_one_line(known, decoder):
+    with pytest.raises(ValueError, match="rank must be an integer from 1 to 16, got 17"):
+        known.solve(Variational(LowRank(17)), 1)
+    for solver in (Langevin(), Variational()):
+        name = type(solver).__name__
+        with pytest.raises(ValueError, match=f"^{name} needs the noise level"):
+            invert(decoder, identity, torch.zeros(1, 1, 4, 4).float(), solver=solver)
+        with pytest.raises(ValueError, match=f"^{name} needs a generator"):
+            invert(None, identity, torch.zeros(1, 1, 4, 4), solver=solver, image_shape=(1, 4, 4))
+
+
+def test_a_warm_up_that_never_ends_is_said(known):
+    found = known.solve(Langevin(warm_up=50, descent_iterations=0), 20)
+    assert found.posterior is None
+    assert "the warm-up takes 50 iterations" in found.warnings[0]
+
+
+class Parabola(Prior):
+    """x = z²: data cannot tell the sign of z."""
+
+    def __init__(self):
+        super().__init__((1, 1, 1), Latent({"z": (1, 1, 1)}))
+
+    def generate(self, z, condition=None):
+        return z.square()
+
+
+def test_chains_that_do_not_agree_are_named():
+    y = torch.tensor([[[[0.0]]], [[[1.0]]]])
+    options = {"sigma": 0.02, "solver": Langevin(leapfrog=4), "iterations": 900}
+    found = invert(Parabola().eval(), identity, y, seed=2, **options)  # starts of both signs
+    assert any(w.startswith("row 1: the chains do not agree") for w in found.warnings)
+    assert found.posterior.r_hat[0] < 1.05 < found.posterior.r_hat[1]
+
+
+def test_few_draws_are_named(known):
+    found = known.solve(Langevin(warm_up=300), 330)
+    assert any("effective draws" in w or "do not agree" in w for w in found.warnings)
+    found = known.solve(Langevin(warm_up=3), 6)
+    assert found.posterior.r_hat.isnan().all()
+    assert any("do not agree" in w for w in found.warnings)
+
+
+def test_an_objective_that_still_falls_is_named(known):
+    found = known.solve(Variational(LowRank(8), start_scale=1e-3), 100)
+    assert any("the objective still fell" in w for w in found.warnings)
+    found = known.solve(Variational(FullGaussian()), 1000)
+    assert found.residual.max() < 0.7  # the mean of draws fits the data better than the truth
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_densities_of_families(family):
+    size = 5
+    parameters = family.begin(normal(2, size), 0.5)
+    assert torch.equal(family(parameters, torch.zeros(2, 1, size).double())[:, 0], normal(2, size))
+    parameters = parameters + 0.3 * normal(*parameters.shape, seed=1)
+    t = normal(2, 3, size, seed=2)
+    z = family(parameters, t)
+    for row in range(2):
+        for draw in range(3):
+            one = parameters[row : row + 1]
+            jacobian = torch.autograd.functional.jacobian(
+                lambda t, one=one: family(one, t.view(1, 1, size)).view(size), t[row, draw]
+            )
+            at_t = -0.5 * (t[row, draw].square().sum() + size * math.log(2 * math.pi))
+            expected = at_t - torch.linalg.slogdet(jacobian).logabsdet
+            found = family.log_prob(one, z[row : row + 1, draw : draw + 1])
+            torch.testing.assert_close(found[0, 0], expected)
+
+
+def slow_r_hat(draws):
+    """Of one scalar (N, chains), step by step as in the paper."""
+
+    def split(values):
+        half = len(values) // 2
+        return np.concatenate([values[:half], values[-half:]], 1)
+
+    def of(values):
+        ranks = stats.rankdata(values).reshape(values.shape)
+        scores = stats.norm.ppf((ranks - 3 / 8) / (values.size + 1 / 4))
+        n = len(scores)
+        between = n * scores.mean(0).var(ddof=1)
+        within = np.mean([chain.var(ddof=1) for chain in scores.T])
+        return np.sqrt(((n - 1) / n * within + between / n) / within)
+
+    values = split(draws)
+    middle = np.sort(values.ravel())[(values.size - 1) // 2]
+    return max(of(values), of(np.abs(values - middle)))
+
+
+def autoregressive(correlation, count=20_000, chains=4):
+    noise = np.random.default_rng(0).standard_normal((count, chains))
+    values = np.zeros((count, chains))
+    for k in range(1, count):
+        values[k] = correlation * values[k - 1] + np.sqrt(1 - correlation**2) * noise[k]
+    return torch.from_numpy(values)
+
+
+def test_r_hat():
+    draws = normal(50, 3, 2) * torch.tensor([1.0, 3.0]) + torch.tensor([[0.0, 0], [1, 0], [0, 0]])
+    expected = [slow_r_hat(draws[..., k].numpy()) for k in range(2)]
+    np.testing.assert_allclose(r_hat(draws), expected, rtol=1e-10)
+    assert r_hat(normal(2000, 4)) < 1.01
+    assert r_hat(normal(2000, 4) + torch.tensor([0, 0, 0, 2.0])) > 1.1
+    assert r_hat(normal(2000, 4) * torch.tensor([1, 1, 1, 3.0])) > 1.1
+    assert r_hat(normal(7, 4)).isnan()
+    assert r_hat(torch.ones(20, 4)).isnan()
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_effective_draws(correlation):
+    """Of an autoregressive process they are known: for its square too, about which they are."""
+    draws = autoregressive(correlation)
+    exact = draws.numel() * (1 - correlation) / (1 + correlation)
+    squares = draws.numel() * (1 - correlation**2) / (1 + correlation**2)
+    found = effective_draws(draws)
+    assert found == pytest.approx(min(exact, squares), rel=0.1)

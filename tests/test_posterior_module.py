@@ -1,0 +1,72 @@
+"""PosteriorModule under a Trainer."""
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from callbacks import InversionCurves
+from flowprior.inversion import MAP, Restarts, invert
+from flowprior.posterior import Coupling, Langevin, Variational
+from lightning_modules import PosteriorModule
+from tests.inversion_problems import blur, images_of, small_decoder
+from tests.test_inversion_module import fit
+
+SOLVERS = {
+    "Langevin": Langevin(chains=2, warm_up=4, leapfrog=2),
+    "Variational": Variational(Coupling(hidden=4), draws=4),
+}
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return small_decoder()
+
+
+@pytest.fixture(scope="module")
+def y(decoder):
+    return blur(images_of(decoder, 3))
+
+
+def assert_same(module, expected):
+    assert torch.equal(module.images, expected.x)
+    for name, values in module.run.values.items():
+        assert torch.equal(values, expected.history[name][-1])
+    drawn = module.posterior.sample(5, seed=1)
+    assert torch.equal(drawn, expected.posterior.sample(5, seed=1))
+
+
+@pytest.mark.filterwarnings("ignore:.*chains do not agree", "ignore:.*still fell")
+@pytest.mark.parametrize("name", SOLVERS)
+def test_module_does_what_invert_does(decoder, y, tmp_path, name):
+    options = {"solver": SOLVERS[name], "sigma": 0.1, "iterations": 9, "seed": 1}
+    expected = invert(decoder, blur, y, **options)
+    module = PosteriorModule(decoder, blur, y, **options)
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["v"]
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
+    fit(module, saving, InversionCurves())
+    assert_same(module, expected)
+    for path in tmp_path.glob("*.ckpt"):
+        resumed = PosteriorModule(decoder, blur, y, **options)
+        fit(resumed, ckpt_path=path)
+        assert_same(resumed, expected)
+
+
+def test_chains_that_do_not_agree_are_a_warning(decoder, y):
+    module = PosteriorModule(decoder, blur, y, sigma=0.1, solver=SOLVERS["Langevin"], iterations=6)
+    with pytest.warns(UserWarning, match="the chains do not agree"):
+        fit(module)
+
+
+def test_wrong_use_is_one_clear_line(decoder, y):
+    options = {"sigma": 0.1, "iterations": 2}
+    with pytest.raises(ValueError, match=r"^solver MAP has no posterior: take one"):
+        fit(PosteriorModule(decoder, blur, y, solver=MAP(), **options))
+    with pytest.raises(ValueError, match=r"^Restarts compares losses, which the runs of Langevin"):
+        invert(decoder, blur, y, solver=Restarts(Langevin(), 2), **options)
+    module = PosteriorModule(decoder, blur, y, solver=Langevin(), **options)
+    with pytest.raises(RuntimeError, match="before Trainer"):
+        module.posterior  # noqa: B018
+    with pytest.warns(UserWarning, match="the warm-up takes 300 iterations"):
+        fit(module)
+    with pytest.raises(RuntimeError, match="before its warm-up"):
+        module.posterior  # noqa: B018
