@@ -107,6 +107,19 @@ def test_wrong_arguments_are_named(wrong):
         calibrate(posterior, **{"truth": truth, **wrong})
 
 
+def test_draws_that_are_not_finite_are_named():
+    posterior, truth = problem(3)
+
+    class Broken:
+        def sample(self, count, *, seed):
+            x = posterior.sample(count, seed=seed)
+            x[2, 1, 0, 0, 0] = math.nan
+            return x
+
+    with pytest.raises(ValueError, match=r"^posterior: draws of row 1 are not finite"):
+        calibrate(Broken(), truth, 19)
+
+
 def test_figures():
     good, narrow = (calibrate(*problem(60, width=width)) for width in (1.0, 0.5))
     figure = rank_figure({"good": good, "narrow": narrow})

@@ -294,6 +294,24 @@ def test_chains_that_do_not_agree_are_named():
     assert found.posterior.r_hat[0] < 1.05 < found.posterior.r_hat[1]
 
 
+def test_a_start_of_all_chains_is_named():
+    y = torch.tensor([[[[1.0]]]])
+    options = {"sigma": 0.02, "solver": Langevin(leapfrog=4, warm_up=50), "iterations": 300}
+    found = invert(Parabola().eval(), identity, y, latents=torch.tensor([[0.9]]), **options)
+    assert found.posterior.r_hat < 1.05  # of half of the posterior
+    assert any("began at the given start" in warning for warning in found.warnings)
+    found = invert(Parabola().eval(), identity, y, latents=torch.tensor([[0.9]] * 4), **options)
+    assert not any("began at the given start" in warning for warning in found.warnings)
+
+
+def test_a_dense_metric_of_few_latents():
+    prior = LinearGaussian(size=2).requires_grad_(False)
+    options = {"sigma": 0.02, "solver": Langevin(metric="dense"), "iterations": 600}
+    found = invert(prior, lambda x: x.sum((1, 2, 3))[:, None], torch.ones(1, 1), **options)
+    assert found.finite.all()
+    assert found.posterior.r_hat < 1.05
+
+
 def test_few_draws_are_named(known):
     found = known.solve(Langevin(warm_up=300), 330)
     assert any("effective draws" in w or "do not agree" in w for w in found.warnings)

@@ -121,7 +121,7 @@ def test_projection_with_layer_wise_density(injective, log_det):
     z = flow.latents(x)
     normal = -0.5 * (z.square() + torch.log(torch.tensor(2 * torch.pi))).flatten(1).sum(1)
     torch.testing.assert_close(log_prob, normal - flow.decode(z)[1])
-    torch.testing.assert_close(flow.log_prob(found), log_prob, atol=1e-4, rtol=0)
+    torch.testing.assert_close(flow.log_prob(x), log_prob, atol=1e-4, rtol=0)
 
 
 @KINDS

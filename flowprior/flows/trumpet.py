@@ -187,11 +187,11 @@ class Trumpet(Flow):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map images x (B, C, H, W) to (z, −½ log det JᵀJ (B,)) of their projections."""
-        w, log_det = self.contract(x)
-        if self.log_det == "exact":
-            log_det = -half_log_det_gram(self._image, w)
+        w, _ = self.contract(x)
+        exact = self.log_det == "exact"
+        log_det = half_log_det_gram(self._image, w) if exact else self.expand(w)[1]
         z, low_log_det = self._low_encode(w)
-        return z, log_det + low_log_det
+        return z, low_log_det - log_det
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Map latents z (B, *latent.shape) to (x (B, C, H, W), ½ log det JᵀJ (B,))."""

@@ -49,7 +49,7 @@ def snr(x: Tensor, truth: Tensor) -> Tensor:
 def snr_shifted(x: Tensor, truth: Tensor) -> Tensor:
     """As `snr`, of images shifted from [−1, 1] to [0, 2], or, which is the same, in [0, 1].
 
-    Black has no signal. The published numbers of TRUMPET fit this one.
+    Black has no signal. The paper's numbers are compared with this one.
 
     >>> import torch
     >>> snr_shifted(torch.full((1, 1, 4, 4), 0.8), torch.full((1, 1, 4, 4), 1.0)).round(decimals=2)

@@ -77,6 +77,7 @@ def _root(draws: Tensor, dense: bool) -> Tensor:
     variance = share * variance + (1 - share) * 1e-3
     if not dense:
         return variance.sqrt().to(draws)
-    covariance = centred.mT @ centred / (count - 1) * (count / (count + size))
+    # No less than the diagonal, or the matrix would not be positive definite.
+    covariance = centred.mT @ centred / (count - 1) * (count / (count + max(size, 5)))
     covariance.diagonal(dim1=1, dim2=2).copy_(variance)
     return torch.linalg.cholesky(covariance).to(draws)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowprior.checks import check_integer
-from flowprior.inversion.solving import Posterior
+from flowprior.inversion.solving import Posterior, named_rows
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of credible intervals."""
@@ -98,6 +98,9 @@ def calibrate(
     if x.shape[1:] != truth.shape:
         expected, shape = tuple(x.shape[1:]), tuple(truth.shape)
         raise ValueError(f"truth must be images of shape {expected}, got {shape}")
+    if not x.isfinite().all():
+        wrong = (~x.isfinite()).transpose(0, 1).flatten(1).any(1)
+        raise ValueError(f"posterior: draws of {named_rows(wrong)} are not finite")
     everything = torch.cat([truth.double()[None], x])
     indices = range(len(truth)) if indices is None else indices
     ties = [np.random.default_rng((seed, int(index))) for index in indices]
