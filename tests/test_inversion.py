@@ -441,6 +441,14 @@ def test_what_is_long_shows_progress_on_a_terminal_by_default(
     assert ("2/2 iterations" in uncoloured(capfd.readouterr().err)) == wanted
 
 
+def test_problems_are_one_line(prior, truth):
+    problem = make_problem(prior, blur, blur(truth), sigma=0.5)
+    kind = type(prior).__name__
+    assert repr(problem) == f"Problem(4 data 1×16×16 of images 1×16×16, {Gaussian(0.5)}, {kind})"
+    unknown = make_problem(None, blur, blur(truth), image_shape=(1, 16, 16))
+    assert repr(unknown).endswith("of images 1×16×16, unknown noise, no prior)")
+
+
 def test_no_progress_elsewhere_and_none_beside_ones_own(prior, truth, monkeypatch, capfd):
     monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
     monkeypatch.setattr("flowprior.inversion.progress.LONG", 0.0)
