@@ -125,7 +125,7 @@ def test_flowprior_does_not_load_lightning_rich_or_other_heavy_packages():
     code = (
         "import sys, flowprior, flowprior.flows, flowprior.inversion, flowprior.metrics; "
         "import flowprior.physics, flowprior.gaussianization, flowprior.weights; "
-        "import flowprior.plotting; "
+        "import flowprior.plotting, flowprior.posterior; "
         f"print(sorted(m for m in sys.modules if m.split('.')[0] in {HEAVY}))"
     )
     run = subprocess.run(

@@ -30,7 +30,7 @@ sys.path.insert(0, sys.argv.pop(1))
 USE = """
 import resource
 import flowprior, flowprior.gaussianization, flowprior.inversion, flowprior.metrics
-import flowprior.physics
+import flowprior.physics, flowprior.posterior
 import torch
 
 used = resource.getrusage(resource.RUSAGE_SELF)
