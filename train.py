@@ -3,6 +3,9 @@
 import sys
 
 if __name__ == "__main__":
+    from flowprior.extras import need_pipeline
+
+    need_pipeline()
     from flowprior.command_line import stop_quietly
 
     stop_quietly()

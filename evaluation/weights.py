@@ -8,7 +8,7 @@ import torch
 from flowprior.command_line import ROOT
 from flowprior.identity import code_digest, file_digest
 from flowprior.priors import Prior
-from flowprior.weights import WeightsError
+from flowprior.weights import SHIPPED, WeightsError
 
 
 def weights_fingerprint(folder: Path, loaded: Prior) -> dict[str, Any]:
@@ -18,11 +18,11 @@ def weights_fingerprint(folder: Path, loaded: Prior) -> dict[str, Any]:
 
 
 def found_weights(folder: Path, option: str = "weights") -> Path:
-    """The folder of an exported flow: as given, or beside evaluate.py.
+    """The folder of an exported flow: as given, beside evaluate.py, or of the weights of that name.
 
-    Raises WeightsError if it is in neither place.
+    Raises WeightsError if it is in none of these places.
     """
-    for candidate in (folder, ROOT / folder):
+    for candidate in (folder, ROOT / folder, SHIPPED / folder):
         if (candidate / "model.safetensors").is_file():
             return candidate
     raise WeightsError(

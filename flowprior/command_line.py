@@ -14,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
-from jsonargparse.typing import extend_base_type
+from flowprior.extras import extra
+
+with extra("pipeline"):
+    import yaml
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+    from jsonargparse.typing import extend_base_type
 
 ROOT = Path(__file__).resolve().parent.parent
 STOPPED = 130

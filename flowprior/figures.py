@@ -78,6 +78,44 @@ def image_grid(
     return figure
 
 
+def image_table(
+    rows: Mapping[str, Any],
+    ranges: Mapping[str, tuple[float, float]],
+    captions: Mapping[str, Sequence[str]],
+) -> Figure:
+    """Named rows of images, one above the other, with a text above each image.
+
+    Args:
+        rows: name to images, shaped as in `image_grid`, equally many in each row.
+        ranges: ends of the colours of a row, by name; [0, 1] for others.
+        captions: texts of a row, by name; others have none.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    pixels = {name: _pixels(images) for name, images in rows.items()}
+    count, height, width, _ = next(iter(pixels.values())).shape
+    size = min(1.4, 11 / count)
+    shape = size * count + 2.0, (size * height / width + 0.22) * len(rows)
+    figure = Figure(figsize=shape, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.01, hspace=0.01)
+    axes = figure.subplots(len(rows), count + 1, squeeze=False, width_ratios=[1] * count + [0.06])
+    colours = colormaps[_COLOUR_MAP].with_extremes(bad="magenta")
+    for (*line, bar), (name, images) in zip(axes, pixels.items(), strict=True):
+        low, high = ranges.get(name, (0.0, 1.0))
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for axis, image, text in zip(line, images, captions.get(name, [""] * count), strict=True):
+            shown = image[..., 0] if image.shape[-1] == 1 else _rgb(image, low, high)
+            drawn = axis.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+            axis.set(xticks=[], yticks=[], frame_on=False)
+            axis.set_title(text, fontsize=8, pad=2)
+        if images.shape[-1] == 1:
+            _label_bar(figure.colorbar(drawn, cax=bar), "")
+        else:
+            bar.remove()
+    return figure
+
+
 def image_rows(
     rows: Mapping[str, Any],
     label: str = "",

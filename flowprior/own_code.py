@@ -17,6 +17,7 @@ from torch import Tensor
 
 _OURS = {"flowprior", "evaluation", "datamodules", "callbacks", "lightning_modules"}
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+_SITES = {"site-packages", "dist-packages"}
 _READS_A_GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME"}
 
 
@@ -66,8 +67,13 @@ def is_own(kind: Any) -> bool:
         return top == "__main__"
     files = [getattr(sys.modules.get(name), "__file__", None) for name in (module, top)]
     if any(files):
-        return not any(file.startswith(_LIBRARIES) for file in files if file)
+        return not any(_is_of_a_library(file) for file in files if file)
     return top not in sys.stdlib_module_names
+
+
+def _is_of_a_library(file: str) -> bool:
+    # A virtual environment may see the packages of another Python too.
+    return file.startswith(_LIBRARIES) or not _SITES.isdisjoint(Path(file).parts)
 
 
 def own_functions(kind: Any) -> list[types.FunctionType]:

@@ -1,4 +1,4 @@
-"""Flows on disk: `model.safetensors` and `config.json` in one folder."""
+"""Flows on disk, `model.safetensors` and `config.json` in a folder; and those that come with us."""
 
 import hashlib
 import importlib
@@ -26,6 +26,8 @@ from flowprior.flows.base import Flow
 from flowprior.io import atomic_write
 
 FORMAT = "flowprior-weights-1"
+SHIPPED = Path(__file__).with_name("shipped")
+"""In a clone a link to `weights`."""
 # What older versions did where weights now have an argument, as JSON.
 BEFORE = {"log_scale_limit": "2.0", "shift_limit": "null"}
 # What weights were trained with that have no such argument, by flow.
@@ -34,6 +36,39 @@ LATER = {"Trumpet": {"unet_convolutions": 1}}
 
 class WeightsError(ValueError):
     """A weights folder that cannot be used; the message names the file and what is wrong."""
+
+
+class Available(dict[str, str]):
+    """Names of weights, and a line on each; shows one a line."""
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{name:{width}}  {line}" for name, line in self.items())
+
+
+def available() -> Available:
+    """The weights that come with flowprior: name to one line on what they are.
+
+    >>> available()["glow_mnist"]
+    "Glow of MNIST's digits, 1x28x28, 0.5 M parameters"
+    """
+    known = json.loads((SHIPPED / "index.json").read_text(encoding="utf-8"))
+    return Available({name: known[name] for name in sorted(known) if (SHIPPED / name).is_dir()})
+
+
+def path(name: str) -> Path:
+    """The folder of weights that come with flowprior, also of those that are no flow.
+
+    Raises:
+        WeightsError: there are none of that name; the message lists the names.
+    """
+    known = available()
+    if name not in known:
+        raise WeightsError(
+            f"{name} is neither a folder nor the name of weights that come with flowprior: "
+            f"{', '.join(known)}"
+        )
+    return SHIPPED / name
 
 
 def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> Path:
@@ -70,16 +105,21 @@ def load(
     precision they were saved in.
 
     Args:
-        folder: as `save` or training wrote it.
+        folder: as `save` or training wrote it; or, where there is no such folder, the name of
+            weights that come with flowprior (`available`).
         device: where to put the flow.
         imports: modules to import first, where a flow of your own is defined.
 
     Raises:
-        WeightsError: if a file is missing, truncated or altered, or the two do not belong together.
+        WeightsError: if there is neither, a file is missing, truncated or altered, or the two do
+            not belong together.
     """
     for name in imports:
         importlib.import_module(name)
-    folder = Path(folder)
+    folder = Path(folder) if Path(folder).exists() else path(str(folder))
+    if (folder / "card.json").is_file():
+        about = available().get(folder.name, "something else")
+        raise WeightsError(f"{folder} is no flow: {about}")
     config = read_config(folder)
     data = _read(folder / "model.safetensors")
     if hashlib.sha256(data).hexdigest() != config.get("sha256"):

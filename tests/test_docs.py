@@ -25,7 +25,10 @@ PAGES = [
     "docs/flows.md",
     "docs/gaussianization.md",
     "docs/uncertainty.md",
+    "docs/own_data.md",
+    "docs/choosing.md",
 ]
+SHORT = ("own_data",)
 BLOCK = re.compile(r"^(?:<!-- (no score) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"# ((?:runs/)?\w+\.(?:py|yaml))\n")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
@@ -110,10 +113,10 @@ def run_page(page: str, folder: Path) -> None:
 
 
 def run_commands(text: str, folder: Path) -> None:
-    """Run those commands that are about one of the page's own configs."""
+    """Run those commands that are about one of the page's own configs, or a short one."""
     for command in text.splitlines():
         script, *arguments = command.removeprefix("python ").split()
-        if script in MAINS and (folder / arguments[1]).is_file():
+        if script in MAINS and (arguments[1] in SHORT or (folder / arguments[1]).is_file()):
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
                 patch.setattr(sys, "argv", [script, *arguments])
                 assert run_command(MAINS[script]) == 0, command

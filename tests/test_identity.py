@@ -291,3 +291,14 @@ def test_values_that_hold_themselves_and_long_names():
         assert json.dumps(identity(value))
     later = None
     assert identity(unfilled)["taken"][0] == [later]
+
+
+@pytest.mark.parametrize(("place", "own"), [("site-packages", False), ("my-packages", True)])
+def test_libraries_of_another_python_are_not_ones_own(tmp_path, monkeypatch, place, own):
+    folder = tmp_path / place
+    folder.mkdir()
+    (folder / "elsewhere_installed.py").write_text("class Net:\n    pass\n")
+    monkeypatch.syspath_prepend(folder)
+    module = importlib.import_module("elsewhere_installed")
+    monkeypatch.setitem(sys.modules, "elsewhere_installed", sys.modules.pop("elsewhere_installed"))
+    assert (code_digest(module.Net) is not None) == own

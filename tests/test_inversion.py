@@ -423,6 +423,45 @@ def test_progress_is_shown_without_a_terminal(prior, truth, monkeypatch, capfd):
     assert not out
 
 
+def uncoloured(text):
+    return re.sub(r"\x1b\[\d+m", "", text)
+
+
+@pytest.mark.parametrize("long", [True, False])
+@pytest.mark.parametrize("progress", [None, False, True])
+def test_what_is_long_shows_progress_on_a_terminal_by_default(
+    prior, truth, monkeypatch, capfd, progress, long
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("flowprior.inversion.progress.LONG", 0.0 if long else 100.0)
+    options = {"sigma": 1.0, "solver": TotalVariation(1.0), "start": truth, "iterations": 2}
+    invert(None, blur, blur(truth), progress=progress, **options)
+    wanted = long if progress is None else progress
+    assert ("2/2 iterations" in uncoloured(capfd.readouterr().err)) == wanted
+
+
+def test_problems_are_one_line(prior, truth):
+    problem = make_problem(prior, blur, blur(truth), sigma=0.5)
+    kind = type(prior).__name__
+    assert repr(problem) == f"Problem(4 data 1×16×16 of images 1×16×16, {Gaussian(0.5)}, {kind})"
+    unknown = make_problem(None, blur, blur(truth), image_shape=(1, 16, 16))
+    assert repr(unknown).endswith("of images 1×16×16, unknown noise, no prior)")
+
+
+def test_no_progress_elsewhere_and_none_beside_ones_own(prior, truth, monkeypatch, capfd):
+    monkeypatch.setattr("flowprior.progress._FIRST_LINE", 0.0)
+    monkeypatch.setattr("flowprior.inversion.progress.LONG", 0.0)
+    options = {"sigma": 1.0, "solver": TotalVariation(1.0), "start": truth, "iterations": 1}
+    invert(None, blur, blur(truth), **options)
+    assert not capfd.readouterr().err
+    invert(None, blur, blur(truth), progress=True, **options)
+    assert "1/1 iterations" in capfd.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    invert(None, blur, blur(truth), observers=[Progress(1)], **options)
+    assert uncoloured(capfd.readouterr().err).count("1/1 iterations") == 1
+
+
 @pytest.mark.parametrize("iterations", [-1, 1.5, None, True])
 def test_progress_of_no_number_of_iterations(iterations):
     with pytest.raises(ValueError, match=r"^iterations"):

@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from flowprior.flows import Flow, Glow
 from flowprior.weights import WeightsError, read_config
 from tests.conftest import make_perturbed_glow
 
+PROJECT = Path(__file__).resolve().parents[1]
 OPTIONS = {"levels": 2, "steps": 2, "coupling": "affine", "data_range": (-1.0, 1.0)}
 
 
@@ -103,9 +105,47 @@ def test_saving_again_replaces_both_files(exported):
     assert len(list(folder.iterdir())) == 2
 
 
+class TestShipped:
+    def test_a_name_gives_what_the_folder_of_the_clone_gives(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        flow = flowprior.load("glow_mnist")
+        other = flowprior.load(PROJECT / "weights" / "glow_mnist")
+        assert flow.image_shape == (1, 28, 28)
+        assert all(map(torch.equal, flow.parameters(), other.parameters()))
+
+    def test_an_existing_folder_comes_first(self, exported, tmp_path, monkeypatch):
+        flow, folder = exported
+        folder.rename(tmp_path / "glow_mnist")
+        monkeypatch.chdir(tmp_path)
+        assert flowprior.load("glow_mnist").image_shape == flow.image_shape != (1, 28, 28)
+
+    def test_each_has_a_line_and_is_in_the_readme(self):
+        known = flowprior.weights.available()
+        folders = {path.name for path in (PROJECT / "weights").iterdir() if path.is_dir()}
+        assert set(known) == folders
+        assert len(repr(known).splitlines()) == len(known)
+        assert all(line in repr(known) and "\n" not in line for line in known.values())
+        readme = (PROJECT / "weights/README.md").read_text()
+        assert all(f"\n## {name}\n" in readme for name in known)
+
+    def test_a_wrong_name_lists_the_names(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for use in (flowprior.load, flowprior.weights.path):
+            with pytest.raises(WeightsError) as caught:
+                use("glow_mnits")
+            assert str(caught.value).startswith("glow_mnits is neither a folder nor the name of ")
+            assert all(name in str(caught.value) for name in flowprior.weights.available())
+
+    def test_what_is_no_flow_has_a_path_and_says_what_it_is(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert (flowprior.weights.path("denoiser_mnist") / "model.safetensors").is_file()
+        with pytest.raises(WeightsError, match="is no flow: denoiser of MNIST's digits"):
+            flowprior.load("denoiser_mnist")
+
+
 class TestErrors:
     def test_missing_folder(self, tmp_path):
-        assert "No such file" in error_of(tmp_path / "nowhere")
+        assert "neither a folder nor the name" in error_of(tmp_path / "nowhere")
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
     def test_missing_file(self, exported, name):

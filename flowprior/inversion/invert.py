@@ -7,6 +7,7 @@ from torch import Tensor
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import make_problem
+from flowprior.inversion.progress import with_progress
 from flowprior.inversion.solving import Estimate, Observer, Solver, check_solver, solve
 from flowprior.physics.noise import Noise
 from flowprior.priors import Prior
@@ -29,6 +30,7 @@ def invert(
     indices: Sequence[int] | None = None,
     observers: Sequence[Observer] = (),
     checkpoint: Checkpoint | None = None,
+    progress: bool | None = None,
 ) -> Estimate:
     """Recover many images at once; each result is independent of the other images.
 
@@ -51,6 +53,8 @@ def invert(
         observers: called with the number of each iteration, 0 first, and the run. Those that have
             a method `close` are closed at the end, and must open again to serve another call.
         checkpoint: file to resume from, and to save the state in.
+        progress: whether to show iterations, loss and time left on stderr (see `Progress`). By
+            default what takes more than two seconds does so on a terminal, and nothing elsewhere.
 
     Returns:
         The images, their latents, curves, residuals and warnings.
@@ -73,4 +77,5 @@ def invert(
         seed=seed,
         indices=indices,
     )
+    observers = with_progress(observers, iterations, progress)
     return solve(solver, problem, iterations, observers, checkpoint)

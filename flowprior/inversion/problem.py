@@ -15,7 +15,7 @@ from flowprior.physics.noise import Gaussian, Noise
 from flowprior.priors import Prior, require
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Problem:
     """Data of B images and everything else a solver may know, which does not include the truth.
 
@@ -42,6 +42,12 @@ class Problem:
     condition: Tensor | None = None
     seed: int = 0
     indices: Sequence[int] = ()
+
+    def __repr__(self) -> str:
+        data, shape = ("×".join(map(str, sizes)) for sizes in (self.y.shape[1:], self.image_shape))
+        prior = "no prior" if self.prior is None else type(self.prior).__name__
+        known = self.noise if self.noise is not None else "unknown noise"
+        return f"Problem({len(self.y)} data {data} of images {shape}, {known}, {prior})"
 
     @property
     def like(self) -> Tensor:

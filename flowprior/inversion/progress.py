@@ -1,10 +1,16 @@
 """Shows how far an inversion is."""
 
+import sys
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from flowprior.checks import check_integer
-from flowprior.inversion.solving import Run
+from flowprior.inversion.solving import Observer, Run
 from flowprior.progress import SweepProgress
+
+LONG = 2.0
+"""Seconds after which an inversion shows its progress on a terminal unasked."""
 
 
 class Progress:
@@ -14,19 +20,25 @@ class Progress:
 
     Args:
         iterations: their maximum number, as in the call that it observes.
+        after: seconds for which nothing is shown, so that what is short stays quiet.
 
     Raises:
-        ValueError: it is no whole number of at least 0.
+        ValueError: iterations is no whole number of at least 0.
     """
 
-    def __init__(self, iterations: int) -> None:
+    def __init__(self, iterations: int, after: float = 0.0) -> None:
         check_integer("iterations", iterations, least=0)
-        self.iterations = iterations
+        self.iterations, self.after = iterations, after
+        self._since: float | None = None
         self._bar: SweepProgress | None = None
         self._open = ExitStack()
 
     def __call__(self, iteration: int, run: Run) -> None:
         """Show where the run is; the first call starts the clock."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if now - self._since < self.after:
+            return
         first = self._bar is None
         if first:
             self._bar = self._open.enter_context(self._started(iteration))
@@ -37,12 +49,25 @@ class Progress:
     def close(self) -> None:
         """Take the bar away; `solve` does so at the end, also after an error."""
         self._open.close()
-        self._bar = None
+        self._bar = self._since = None
 
     def _started(self, iteration: int) -> SweepProgress:
         from rich.console import Console
 
         return SweepProgress(self.iterations, iteration, Console(stderr=True), "iteration")
+
+
+def with_progress(
+    observers: Sequence[Observer], iterations: int, wanted: bool | None
+) -> Sequence[Observer]:
+    """The observers, and one that shows progress if it is wanted; None: on a terminal, if long."""
+    if not isinstance(observers, Sequence):
+        return observers
+    if wanted is None:
+        shown = any(isinstance(observer, Progress) for observer in observers)
+        wanted = not shown and sys.stderr is not None and sys.stderr.isatty()
+        return [*observers, Progress(iterations, after=LONG)] if wanted else observers
+    return [*observers, Progress(iterations)] if wanted else observers
 
 
 def _text(run: Run) -> str:

@@ -1,11 +1,13 @@
 """Curves and pictures of an inversion while it runs."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowprior.extras import MissingExtra
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.solving import Run
 from flowprior.metrics import lpips, psnr, ssim, typicality
@@ -98,12 +100,17 @@ def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def similarity(x: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """PSNR, SSIM (from 11×11 pixels) and, if its network is available, LPIPS; (B,) each."""
+    """PSNR, SSIM (from 11×11 pixels) and, if its network is available, LPIPS; (B,) each.
+
+    What takes a package that is not installed is left out.
+    """
     found = {"psnr": psnr(x, truth)}
-    if min(x.shape[2:]) >= 11:
-        found["ssim"] = ssim(x, truth)
-    distance = lpips(x, truth)
-    return found if distance is None else {**found, "lpips": distance}
+    with suppress(MissingExtra):
+        if min(x.shape[2:]) >= 11:
+            found["ssim"] = ssim(x, truth)
+        distance = lpips(x, truth)
+        found |= {} if distance is None else {"lpips": distance}
+    return found
 
 
 def is_milestone(iteration: int) -> bool:

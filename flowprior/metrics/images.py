@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from flowprior.extras import extra
+
 SMALLEST_ERROR = 1e-15
 OVERSHOOT = 0.1
 """By how much a truth, for example a sample of a flow, may be outside [0, 1]."""
@@ -85,9 +87,10 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
 
     The mean over all windows within the image: equals scikit-image with ``gaussian_weights=True,
     sigma=1.5, use_sample_covariance=False``.
-    Raises ValueError for images smaller than the window.
+    Raises ValueError for images smaller than the window. Needs the extra `metrics`.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    with extra("metrics"):
+        from torchmetrics.functional.image import structural_similarity_index_measure
 
     _check(x, truth)
     if min(x.shape[2:]) < 11:
@@ -105,6 +108,7 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
 
     None where the network's weights are neither cached nor downloadable. Grey images are repeated
     to three channels; images smaller than 64 pixels are enlarged to 64, as the network needs.
+    Needs the extra `metrics`.
     """
     _check(x, truth)
     network = _lpips_network(x.device)
@@ -117,7 +121,8 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
 
 @lru_cache(maxsize=4)
 def _lpips_network(device: torch.device) -> torch.nn.Module | None:
-    import lpips as package
+    with extra("metrics"):
+        import lpips as package
 
     # It announces downloads, and uses torchvision in a way that is deprecated.
     silence = io.StringIO()

@@ -15,13 +15,14 @@ one may be later than U itself by up to -k s, and then weighs little: sweeps set
 but cells have no strict causal order.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flowprior.physics import sweeps
+from flowprior.extras import extra
 
 # Next to the source U - s / 2 may fall below 0 where the medium is ten times slower than there.
 LEAST_FRACTION = 0.05
@@ -51,7 +52,7 @@ class CentredTimes(torch.autograd.Function):
     @staticmethod
     def forward(slowness: Tensor, sources: Tensor) -> Tensor:
         """U from slowness times spacing (B, H, W) and sources (S, 2)."""
-        return sweeps.solve(slowness, sources)
+        return _sweeps().solve(slowness, sources)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -62,4 +63,11 @@ class CentredTimes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Gradient with respect to the slowness."""
-        return sweeps.solve_adjoint(*ctx.saved_tensors, gradient), None
+        return _sweeps().solve_adjoint(*ctx.saved_tensors, gradient), None
+
+
+def _sweeps() -> ModuleType:
+    # Its compiler takes a second to import, and is an extra.
+    with extra("tomography"):
+        from flowprior.physics import sweeps
+    return sweeps

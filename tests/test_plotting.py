@@ -1,0 +1,96 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import flowprior
+from flowprior.inversion import Estimate, TotalVariation, invert
+from flowprior.metrics import psnr
+
+
+def estimate(x, posterior=None):
+    finite = torch.ones(len(x), dtype=torch.bool)
+    return Estimate(x, None, finite, {}, posterior=posterior)
+
+
+@dataclass
+class TwoImages:
+    """A posterior whose draws are one of two images, by turns."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def sample(self, count, *, seed):
+        return torch.stack([(self.low, self.high)[i % 2] for i in range(count)])
+
+
+@pytest.fixture
+def truth():
+    return torch.rand(7, 1, 12, 10, generator=torch.Generator().manual_seed(0))
+
+
+def rows_of(figure):
+    """Name of each row with its texts and pixels."""
+    found, axes = {}, [axis for axis in figure.axes if axis.images]
+    for axis in axes:
+        if axis.get_ylabel():
+            row = found[axis.get_ylabel()] = []
+        row.append((axis.get_title(), torch.tensor(axis.images[0].get_array().filled())))
+    return found
+
+
+def test_rows_and_scores_are_those_of_the_images(truth):
+    y = truth + 0.1
+    found = invert(None, lambda x: x, y, sigma=0.1, solver=TotalVariation(1.0), start=y.clamp(0, 1))
+    rows = rows_of(flowprior.plot(found, truth, y, images=3))
+    assert list(rows) == ["truth", "data", "recovered", "error"]
+    assert {len(row) for row in rows.values()} == {3}
+    for name, images in (("data", y), ("recovered", found.x)):
+        scores = [f"{score:.1f} dB" for score in psnr(images, truth)[:3].tolist()]
+        assert [text for text, _ in rows[name]] == scores
+    for (text, pixels), x, true in zip(rows["error"], found.x, truth, strict=False):
+        assert torch.allclose(pixels.float(), (x - true)[0].abs())
+        assert text == f"rms {(x - true).square().mean().sqrt():.2g}"
+    assert torch.allclose(rows["truth"][2][1].float(), truth[2, 0])
+
+
+def test_a_posterior_gets_a_row(truth):
+    found = estimate(truth, TwoImages(truth - 0.25, truth + 0.25))
+    rows = rows_of(flowprior.plot(found, images=2))
+    text, pixels = rows["standard\ndeviation"][1]
+    assert torch.allclose(pixels, torch.full_like(pixels, 0.252), atol=1e-3)  # of 64 draws
+    assert text == "mean 0.25"
+
+
+def test_several_results_colours_and_data_of_another_size(truth):
+    colours = truth.repeat(1, 3, 1, 1)
+    found = {"a": estimate(colours), "b": colours.clone()}
+    figure = flowprior.plot(found, colours, y=5 * torch.rand(7, 1, 4, 20), images=2)
+    assert list(rows_of(figure)) == ["truth", "data", "a", "a,\nerror", "b", "b,\nerror"]
+    figure.canvas.draw()
+    times = torch.rand(7, 8, 32)  # travel times are no images
+    assert list(rows_of(flowprior.plot(colours, y=times))) == ["recovered"]
+
+
+@pytest.mark.parametrize(
+    ("start", "arguments"),
+    [
+        ("truth", {"truth": torch.rand(6, 1, 12, 10)}),
+        ("std", {"std": torch.rand(7, 12, 10)}),
+        ("y", {"y": torch.rand(6, 3)}),
+        ("images", {"images": 0}),
+        ("truth", {"truth": 255 * torch.rand(7, 1, 12, 10)}),
+    ],
+)
+def test_errors_name_the_argument(truth, start, arguments):
+    with pytest.raises(ValueError, match=f"^{start} "):
+        flowprior.plot(truth, **arguments)
+
+
+def test_errors_about_results(truth):
+    with pytest.raises(ValueError, match=r"^found must"):
+        flowprior.plot({})
+    with pytest.raises(ValueError, match=r"^b must be images \(B, C, H, W\).*\(3, 1, 12, 10\)"):
+        flowprior.plot({"a": truth, "b": truth[:3]})
+    with pytest.raises(ValueError, match=r"^std is of a single result"):
+        flowprior.plot({"a": truth, "b": truth}, std=truth)
