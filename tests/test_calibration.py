@@ -107,6 +107,27 @@ def test_wrong_arguments_are_named(wrong):
         calibrate(posterior, **{"truth": truth, **wrong})
 
 
+def test_a_border_that_is_known_is_inside_its_intervals():
+    posterior, truth = problem(60)
+
+    class Bordered:
+        def sample(self, count, *, seed):
+            return torch.nn.functional.pad(posterior.sample(count, seed=seed), (2, 2, 2, 2))
+
+    bare = calibrate(posterior, truth, 99).coverage.mean(0)
+    found = calibrate(Bordered(), torch.nn.functional.pad(truth, (2, 2, 2, 2)), 99).coverage.mean(0)
+    torch.testing.assert_close(found, bare / 4 + 0.75 * torch.tensor(LEVELS), atol=0.03, rtol=0)
+
+
+def test_truths_and_statistics_that_are_not_finite_are_named():
+    posterior, truth = problem(3)
+    with pytest.raises(ValueError, match=r"^statistics: odd of rows 0, 1, 2: not finite"):
+        calibrate(posterior, truth, 19, statistics={"odd": lambda x: x.mean((-3, -2, -1)) / 0})
+    truth[2, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"^truth of row 2: not finite"):
+        calibrate(posterior, truth, 19)
+
+
 def test_draws_that_are_not_finite_are_named():
     posterior, truth = problem(3)
 
@@ -116,7 +137,7 @@ def test_draws_that_are_not_finite_are_named():
             x[2, 1, 0, 0, 0] = math.nan
             return x
 
-    with pytest.raises(ValueError, match=r"^posterior: draws of row 1 are not finite"):
+    with pytest.raises(ValueError, match=r"^posterior: draws of row 1: not finite"):
         calibrate(Broken(), truth, 19)
 
 

@@ -66,6 +66,7 @@ def test_snr_is_finite(images, metric):
     assert metric(truth, truth).max() <= 150
     silent = torch.full((1, 1, 2, 2), 0.5 if metric is snr else 0.0)
     assert metric(silent + 0.25, silent).item() == pytest.approx(-150)
+    assert metric(silent, silent).item() == pytest.approx(150)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -66,8 +66,9 @@ def _signal_to_noise(x: Tensor, truth: Tensor, zero: float) -> Tensor:
     x, truth = x.clamp(0, 1), truth.clamp(0, 1)
     signal, error = (truth - zero), (x - truth)
     signal, error = (part.square().flatten(1).mean(1) for part in (signal, error))
-    ratio = signal / error.clamp_min(SMALLEST_ERROR)
-    return 10 * ratio.clamp(SMALLEST_ERROR, 1 / SMALLEST_ERROR).log10()
+    ratio = (signal / error.clamp_min(SMALLEST_ERROR)).clamp(SMALLEST_ERROR, 1 / SMALLEST_ERROR)
+    # A perfect image of a truth without a signal is no failure.
+    return 10 * torch.where(error < SMALLEST_ERROR, 1 / SMALLEST_ERROR, ratio).log10()
 
 
 def relative_error(x: Tensor, truth: Tensor) -> Tensor:

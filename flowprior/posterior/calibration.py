@@ -90,7 +90,7 @@ def calibrate(
         statistics: further values of images (..., C, H, W) by name, (...) each.
 
     Raises:
-        ValueError: an argument is wrong; it is named.
+        ValueError: an argument is wrong, or something is not finite; it is named.
     """
     check_integer("draws", draws, least=9)
     check_integer("seed", seed, least=0)
@@ -98,16 +98,18 @@ def calibrate(
     if x.shape[1:] != truth.shape:
         expected, shape = tuple(x.shape[1:]), tuple(truth.shape)
         raise ValueError(f"truth must be images of shape {expected}, got {shape}")
-    if not x.isfinite().all():
-        wrong = (~x.isfinite()).transpose(0, 1).flatten(1).any(1)
-        raise ValueError(f"posterior: draws of {named_rows(wrong)} are not finite")
     everything = torch.cat([truth.double()[None], x])
+    _check_finite("truth", everything[:1])
+    _check_finite("posterior: draws", x)
     indices = range(len(truth)) if indices is None else indices
     ties = [np.random.default_rng((seed, int(index))) for index in indices]
     values = {**_projections(truth.shape[1:], seed), **(statistics or {})}
-    ranks = {name: _ranks(value(everything), ties) for name, value in values.items()}
+    found = {name: value(everything) for name, value in values.items()}
+    for name, value in found.items():
+        _check_finite(f"statistics: {name}", value)
+    ranks = {name: _ranks(value, ties) for name, value in found.items()}
     ranks[WHOLE] = _ranks(_mean_distances(everything), ties)
-    pixels = (x < truth.double()).sum(0).flatten(1)
+    pixels = _ranks(everything, ties).flatten(1)
     place = ((pixels + 0.5) / (draws + 1) * 2 - 1).abs()
     coverage = torch.stack([(place <= level + 1e-9).double().mean(1) for level in LEVELS], 1)
     return Calibration(draws, ranks, coverage)
@@ -159,12 +161,19 @@ def _projections(shape: torch.Size, seed: int) -> dict[str, Statistic]:
     return {"mean": lambda x: x.mean((-3, -2, -1)), **onto}
 
 
+def _check_finite(what: str, values: Tensor) -> None:
+    """Raise ValueError unless values (k, N, ...) are finite, naming the images that are not."""
+    wrong = ~values.isfinite().transpose(0, 1).flatten(1).all(1)
+    if wrong.any():
+        raise ValueError(f"{what} of {named_rows(wrong)}: not finite")
+
+
 def _ranks(values: Tensor, ties: Sequence[np.random.Generator]) -> Tensor:
-    """Ranks (N,) of the first of values (draws + 1, N), at random among equal ones."""
+    """Ranks (N, ...) of the first of values (draws + 1, N, ...), at random among equal ones."""
     below = (values[1:] < values[0]).sum(0).cpu()
-    equal = (values[1:] == values[0]).sum(0).cpu()
-    random = [int(rng.integers(0, n + 1)) for rng, n in zip(ties, equal.tolist(), strict=True)]
-    return below + torch.tensor(random, dtype=below.dtype)
+    equal = (values[1:] == values[0]).sum(0).cpu().numpy()
+    random = [rng.integers(0, row + 1) for rng, row in zip(ties, equal, strict=True)]
+    return below + torch.from_numpy(np.stack(random)).to(below.dtype)
 
 
 def _mean_distances(x: Tensor) -> Tensor:

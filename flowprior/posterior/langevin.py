@@ -256,7 +256,13 @@ class LangevinRun:
                 "whether they have found all of the posterior: leave out the start"
             )
         worst, effective = self._diagnosed()
-        apart = self.finite & ~(worst <= MIXED)
+        unknown = self.finite & worst.isnan()
+        if unknown.any():
+            yield (
+                f"{named_rows(unknown)}: {len(self.kept)} kept draws of each chain, too few or all "
+                "equal: whether the chains agree cannot be told"
+            )
+        apart = self.finite & (worst > MIXED)
         remedy = "more iterations, a longer warm_up, more leapfrog steps"
         remedy += "" if self.solver.metric == "dense" else ', or metric="dense"'
         if apart.any():
@@ -264,7 +270,7 @@ class LangevinRun:
                 f"{named_rows(apart)}: the chains do not agree (R-hat up to "
                 f"{worst[apart].max():.3g}, above {MIXED}): it takes {remedy}"
             )
-        few = self.finite & ~apart & (effective < FEW)
+        few = self.finite & ~apart & ~unknown & (effective < FEW)
         if few.any():
             yield (
                 f"{named_rows(few)}: as few as {effective[few].min():.0f} effective draws: it "
