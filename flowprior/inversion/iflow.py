@@ -11,7 +11,7 @@ from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.descent import AdamRun, Values
 from flowprior.inversion.images import ImageRun
 from flowprior.inversion.problem import Problem, check_noise
-from flowprior.inversion.proximal import pseudo_inverse
+from flowprior.inversion.proximal import linear_start
 from flowprior.inversion.solving import Solver
 from flowprior.physics.noise import Noise
 from flowprior.priors import Prior, require
@@ -41,8 +41,10 @@ class IFlow(Solver):
       derivative of P is needed for β = 0. A step that would not lower the loss is taken back and
       halved. Where P is not orthogonal to the range, it ends before the minimum.
 
-    It starts from given images, or from A†y, by conjugate gradients from grey; from grey itself if
-    A is not linear. Every image that it shows is a projection.
+    It starts from given images, or from A†y, or rather from the linear estimate that does not
+    amplify noise (`linear_start`); from grey itself if A is not linear. Every image that it shows
+    is a projection. With β = 0 all images of the range are as good: it is for data with little
+    noise, and `MAP` for others.
 
     Reference: Kothari et al., "Trumpets: Injective flows for inference and inverse problems"
     (2021), algorithm 1 and eq. 6–7.
@@ -83,9 +85,9 @@ class IFlow(Solver):
             raise ValueError(f"{who}IFlow takes no conditional prior")
 
     def begin(self, problem: Problem) -> "AdamRun | ProjectedRun":
-        """Start from the given images, or from A†y."""
+        """Start from the given images, or from the linear estimate."""
         problem = replace(problem, noise=problem.misfit(self.misfit, "IFlow"))
-        x = pseudo_inverse(problem) if problem.start is None else problem.start.to(problem.like)
+        x = linear_start(problem) if problem.start is None else problem.start.to(problem.like)
         terms = RangeTerms(self.beta, problem)
         if not self.through:
             return ProjectedRun(terms, problem, x)

@@ -19,7 +19,9 @@ POWER_ITERATIONS = 15, 100
 STILL = 1e-3
 """Relative gain at which power iteration ends."""
 CONJUGATE_ITERATIONS = 10
-PSEUDO_INVERSE_ITERATIONS = 30
+START_ITERATIONS = 30
+DEVIATION = 0.5
+"""Of pixels from grey, before anything is known of an image."""
 TINY = 1e-30
 MARGIN = 1.05
 """Power iteration finds the curvature from below."""
@@ -159,16 +161,19 @@ def check_quadratic(problem: Problem, who: str) -> None:
         )
 
 
-def pseudo_inverse(problem: Problem) -> Tensor:
-    """A†y about grey: of the images that fit the data best, the one nearest to grey.
+def linear_start(problem: Problem) -> Tensor:
+    """The linear estimate from y: the minimiser of misfit(A(x), y) + ½‖(x − ½)/`DEVIATION`‖².
 
-    On images in [−1, 1] this is A†y itself. By `PSEUDO_INVERSE_ITERATIONS` conjugate gradients on
-    the squared error, whatever the noise; grey where A is not linear.
+    Where the noise is weak this is A†y about grey, the image nearest to grey of those that fit the
+    data best; where A hides something, noise is not amplified. By `START_ITERATIONS` conjugate
+    gradients. A†y itself where the noise is not Gaussian; grey where A is not linear.
     """
-    problem = replace(problem, noise=Gaussian(1.0), start=None)
+    problem, weight = replace(problem, start=None), DEVIATION**-2
     grey = first_images(problem)
+    if not isinstance(problem.noise, Gaussian | SNR):
+        problem, weight = replace(problem, noise=Gaussian(1.0)), 0.0
     try:
-        check_quadratic(problem, "pseudo_inverse")
+        check_quadratic(problem, "linear_start")
     except NotQuadratic:
         return grey
     # Data of zeros: the differences of gradients would else be lost in rounding errors.
@@ -176,11 +181,12 @@ def pseudo_inverse(problem: Problem) -> Tensor:
     at_zero = run.misfit_gradient(torch.zeros_like(grey))
 
     def bend(direction: Tensor) -> Tensor:
-        return run.misfit_gradient(direction) - at_zero
+        return run.misfit_gradient(direction) - at_zero + weight * direction
 
     residual = -ImageRun(problem, grey).misfit_gradient(grey)
     accuracy = 100 * torch.finfo(grey.dtype).eps
-    return grey + conjugate_gradients(bend, residual, PSEUDO_INVERSE_ITERATIONS, accuracy)
+    found = grey + conjugate_gradients(bend, residual, START_ITERATIONS, accuracy)
+    return torch.where(found.isfinite().flatten(1).all(1).view(-1, 1, 1, 1), found, grey)
 
 
 def conjugate_gradients(
