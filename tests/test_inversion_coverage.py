@@ -15,7 +15,7 @@ from flowprior.inversion import (
     make_problem,
     surprise,
 )
-from flowprior.inversion.coverage import UNLIKELY
+from flowprior.inversion.coverage import FAR, UNLIKELY
 from flowprior.physics import SNR, Gaussian, Laplace
 from tests.inversion_problems import LinearGaussian, blur, identity, images_of, mask
 
@@ -69,8 +69,8 @@ def test_other_images_are_named(solver):
     y[2] = data(4, offset=2.0)[2]
     found = invert(PRIOR, blur, y, sigma=SIGMA, solver=solver, iterations=40)
     (warning,) = named(found)
-    assert warning.startswith("row 2: a surprise of up to")
-    assert found.surprise[2] > UNLIKELY
+    assert warning.startswith("row 2: the surprise is up to")
+    assert found.surprise[2] > FAR
     assert (found.surprise[[0, 1, 3]] < UNLIKELY).all()
 
 
@@ -78,7 +78,7 @@ def test_images_whose_loss_still_falls_are_not_named():
     y = data(2, offset=2.0)
     solver = MAP(optimizer="adam")
     found = invert(PRIOR, blur, y, sigma=SIGMA, solver=solver, iterations=3)
-    assert (found.surprise > UNLIKELY).all()
+    assert (found.surprise > FAR).all()
     assert not named(found)
 
 

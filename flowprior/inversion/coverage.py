@@ -6,6 +6,11 @@ from flowprior.inversion.problem import Problem
 
 UNLIKELY = 3.2905
 """Surprise that at most one image in 1000 exceeds: half of 0.001 for each of its two parts."""
+FAR = 10.0
+"""Surprise to warn of: descents with trained flows end beyond `UNLIKELY` for their own images too.
+
+Chosen by docs/coverage_study.py; no false-alarm rate is derived for it.
+"""
 
 
 def surprise(z: Tensor, residual: Tensor, problem: Problem) -> Tensor:

@@ -13,7 +13,7 @@ from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.convergence import STILL, fall
-from flowprior.inversion.coverage import UNLIKELY, surprise
+from flowprior.inversion.coverage import FAR, UNLIKELY, surprise
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.starts import range_warnings
@@ -336,12 +336,12 @@ def _not_covered(found: Tensor | None, settled: Tensor) -> Iterator[str]:
     """Rows at their minimum whose data the prior does not explain."""
     if found is None:
         return
-    unlikely = settled & (found > UNLIKELY)
-    if unlikely.any():
+    far = settled & (found > FAR)
+    if far.any():
         yield (
-            f"{named_rows(unlikely)}: a surprise of up to {found[unlikely].max():.3g}, which the "
-            f"images that a prior makes have above {UNLIKELY:.2g} once in 1000 times: the prior "
-            "does not cover what was measured, or operator or noise level are wrong"
+            f"{named_rows(far)}: the surprise is up to {found[far].max():.3g}, which of a linear "
+            f"prior's own images one in 1000 has above {UNLIKELY:.2g}: the prior does not cover "
+            "what was measured, or operator or noise level are wrong"
         )
 
 
