@@ -2,9 +2,8 @@
 
 For digits and other images of 32×32 pixels, inverted with a prior of digits or of layer models: the
 area under the receiver operating characteristic (AUC), with half of its 95 % interval by DeLong et
-al. (1988), of statistics that take no truth, against images of the prior's own kind; and the share
-of the images that `found.warnings` names, or would if their loss did not fall any more. PRIOR is a
-name of `KINDS`; ROOT holds `MNIST/raw`.
+al. (1988), of statistics that take no truth, against images of the prior's own kind; and how many
+images have a surprise beyond its two levels. PRIOR is a name of `KINDS`; ROOT holds `MNIST/raw`.
 """
 
 import sys
@@ -16,7 +15,7 @@ from torch import Tensor
 import flowprior
 from datamodules import MNIST, LayerModels
 from flowprior.inversion import MAP, invert
-from flowprior.inversion.coverage import UNLIKELY
+from flowprior.inversion.coverage import FAR, UNLIKELY
 from flowprior.metrics import psnr
 from flowprior.physics import Gaussian, denoising, random_gaussian
 from flowprior.priors import Prior
@@ -86,14 +85,16 @@ def main(root: str, names: list[str]) -> None:
                 start = time.process_time()
                 found = statistics(prior, problem, images(kind, prior, root))
                 seconds = (time.process_time() - start) / COUNT
-                score, named = found.pop("PSNR").mean(), (found["surprise"] > UNLIKELY).sum()
+                score, beyond = found.pop("PSNR").mean(), found["surprise"]
+                counts = [
+                    f"{(beyond > level).sum()} above {level:.2g}" for level in (UNLIKELY, FAR)
+                ]
                 own = own or found
                 areas = {key: auc(own[key], value) for key, value in found.items()}
                 text = ", ".join(f"{key} {a:.2f} ± {e:.2f}" for key, (a, e) in areas.items())
-                median = found["surprise"].median()
                 print(
-                    f"{name}, {problem}, {kind}: {score:.1f} dB, {named} of {COUNT} above "
-                    f"{UNLIKELY:.2g}, median {median:.1f}; AUC: {text}; {seconds:.1f} s",
+                    f"{name}, {problem}, {kind}: {score:.1f} dB, surprise {' and '.join(counts)} "
+                    f"of {COUNT}, median {beyond.median():.1f}; AUC: {text}; {seconds:.1f} s",
                     flush=True,
                 )
 
