@@ -59,6 +59,7 @@ class Similarity(Measure):
         Metric("lpips", "LPIPS", higher_is_better=False, missing="n/a"),
         Metric("residual", "Residual/noise (1)"),
         Metric("residual_rms", "Residual, rms"),
+        Metric("surprise", "Surprise (below 3.3)"),
         Metric("beta", "β chosen"),
         Metric("falling", "Loss, fall in the last tenth", "%"),
         Metric("best_psnr", "PSNR, best iteration", "dB", True, ranked=False),
@@ -82,11 +83,13 @@ class Similarity(Measure):
             with torch.no_grad():
                 residual = by_rows(problem.forward, estimate.x, problem.rows) - problem.y
             found["residual_rms"] = residual.abs().flatten(1).square().mean(1).sqrt()
+        if estimate.surprise is not None:
+            found["surprise"] = estimate.surprise
         if "beta" in estimate.history:
             found["beta"] = estimate.history["beta"][-1]
-        if estimate.z is not None and estimate.z.ndim == 4:
-            latents = by_rows(typicality, estimate.z)
-            found |= {name: latents[name] for name in ("radius", "kurtosis", "patch_energy_spread")}
+        if estimate.z is not None:
+            found |= by_rows(typicality, estimate.z)
+            del found["skewness"]
         return found
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:

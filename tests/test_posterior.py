@@ -33,6 +33,7 @@ SOLVERS = {
     "Coupling": Variational(Coupling(hidden=4), draws=4, descent_iterations=3),
     "LowRank": Variational(LowRank(2), draws=4, descent_iterations=0),
     "FullGaussian": Variational(FullGaussian(), draws=2, descent_iterations=2),
+    "whitened": Variational(LowRank(2), draws=2, descent_iterations=2, whiten=True),
 }
 
 
@@ -105,13 +106,39 @@ def test_variational_finds_a_known_posterior(known, family, iterations):
     assert (error < 0.05 * torch.linalg.matrix_norm(known.covariance, ord=2)).all()
     deviation = covariance.diagonal(dim1=1, dim2=2).sqrt()
     assert (deviation / known.deviation - 1).abs().max() < 0.05
-    # −log of the evidence: at β = 1 the objective reaches it.
+    # At β = 1 the objective reaches −log of the evidence.
+    expected = surprisal(known)
+    torch.testing.assert_close(found.history["objective"][-1], expected, rtol=0.01, atol=0.1)
+
+
+def surprisal(known):
+    """−log of the evidence, less the constant of the likelihood, (B,)."""
     covariance = 0.04 * known.matrix @ known.matrix.T + known.sigma**2 * torch.eye(8)
     centred = known.y - 0.5 * known.matrix.sum(1)
     normal = torch.distributions.MultivariateNormal(torch.zeros(8).double(), covariance)
-    constant = 0.5 * 8 * math.log(2 * math.pi * known.sigma**2)
-    expected = -normal.log_prob(centred) - constant
-    torch.testing.assert_close(found.history["objective"][-1], expected, rtol=0.01, atol=0.1)
+    return -normal.log_prob(centred) - 0.5 * 8 * math.log(2 * math.pi * known.sigma**2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whitened_distribution_starts_at_a_known_posterior(known, family):
+    solver = Variational(family, draws=2, descent_iterations=60, whiten=True)
+    found = known.solve(solver, 0)
+    # No draw differs from the mean: the distribution is the posterior.
+    torch.testing.assert_close(found.history["objective"][0], surprisal(known), rtol=1e-6, atol=0)
+    coordinates = found.posterior.coordinates
+    covariance = coordinates.root @ coordinates.root.mT
+    torch.testing.assert_close(covariance, known.covariance.expand_as(covariance))
+    torch.testing.assert_close(found.z.flatten(1), known.mean, rtol=0, atol=1e-5)
+    z = found.posterior.latents(4000, seed=0)
+    assert ((z.mean(0) - known.mean) / known.deviation).abs().max() < 0.08
+    assert (z.std(0) / known.deviation - 1).abs().max() < 0.05
+
+
+def test_only_small_latents_are_whitened():
+    prior = LinearGaussian(size=23)
+    y = torch.full((1, 1, 23, 23), 0.5).double()
+    with pytest.raises(ValueError, match=r"whiten=True takes latents of at most 512 numbers, got"):
+        invert(prior, identity, y, sigma=0.1, solver=Variational(whiten=True), iterations=1)
 
 
 def test_a_flow_finds_a_known_posterior(known):
@@ -248,6 +275,7 @@ def test_a_glow(name):
         (lambda: Variational(draws=16, mean_draws=8), "mean_draws"),
         (lambda: Variational(start_scale=0), "start_scale"),
         (lambda: Variational(descent_iterations=-1), "descent_iterations"),
+        (lambda: Variational(whiten="yes"), "whiten"),
         (lambda: Variational(misfit=0.1), "misfit"),
         (lambda: LowRank(0), "rank"),
         (lambda: Coupling(depth=1), "depth"),

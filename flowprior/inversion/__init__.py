@@ -8,6 +8,7 @@ from flowprior.inversion.batch_invariant import batch_invariant, by_rows
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS
 from flowprior.inversion.bm3d import BM3D
 from flowprior.inversion.checkpoint import Checkpoint
+from flowprior.inversion.coverage import surprise
 from flowprior.inversion.deep_image_prior import DeepImagePrior
 from flowprior.inversion.discrepancy import Discrepancy
 from flowprior.inversion.dps import DPS
@@ -61,4 +62,5 @@ __all__ = [
     "row_seed",
     "smoothed",
     "solve",
+    "surprise",
 ]

@@ -50,6 +50,11 @@ class Descent:
             return by_rows(self.terms.latents, self.v.detach())
 
     @property
+    def tests_prior(self) -> bool:
+        """Whether latents and residuals of the minimum tell if the prior covers the data."""
+        return getattr(self.terms, "tests_prior", False)
+
+    @property
     def ended(self) -> Tensor:
         """Iteration at which each row found no descent any more, (B,); -1 where it may move."""
         return torch.full_like(self.rows, -1)

@@ -22,6 +22,7 @@ class LatentTerms:
 
     Attributes:
         weight: β per nat, one number, or (B,) float64 for one per image.
+        tests_prior: whether the minimum is the most probable latent by Bayes' rule.
     """
 
     def __init__(self, solver: "MAP", problem: Problem) -> None:
@@ -31,6 +32,9 @@ class LatentTerms:
         self.noise = problem.misfit(solver.misfit, type(solver).__name__)
         self.layers = layers_by_part(solver.reparameterization, problem.prior)
         self.weight: float | Tensor = solver.weight(problem.image_shape)
+        explicit = solver.misfit is not None and solver.misfit != problem.noise
+        bayes = solver.penalty == "latent_norm" and self.weight == 1 and not self.layers
+        self.tests_prior = bayes and not explicit
 
     def latents(self, v: Tensor) -> Tensor:
         """Latents z = h(v) as the prior takes them, (k, *latent.shape)."""

@@ -100,6 +100,7 @@ class RestartRun:
     def __init__(self, run: Run, count: int) -> None:
         self.run, self.count = run, count
         self.optimizer = getattr(run, "optimizer", None)
+        self.tests_prior = getattr(run, "tests_prior", False)
 
     @property
     def best(self) -> Tensor:

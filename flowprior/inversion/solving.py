@@ -13,6 +13,7 @@ from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.convergence import STILL, fall
+from flowprior.inversion.coverage import FAR, UNLIKELY, surprise
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.starts import range_warnings
@@ -90,6 +91,9 @@ class Estimate:
             the noise. None if the noise is not known.
         posterior: to sample from, if the solver estimates one.
         warnings: what to check before trusting the images.
+        surprise: how far the data are beyond those of images that the prior makes, in standard
+            deviations, (B,); see `flowprior.inversion.surprise`. None where it says nothing: of
+            other solvers than `MAP` by Bayes' rule, or other noise than a normal one.
     """
 
     x: Tensor
@@ -99,6 +103,7 @@ class Estimate:
     residual: Tensor | None = None
     posterior: Posterior | None = None
     warnings: tuple[str, ...] = ()
+    surprise: Tensor | None = None
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
@@ -171,8 +176,11 @@ def solve(
         residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
-    warnings = (*range_warnings(problem.start), *warnings, *_unfinished(run, curves, residual))
-    return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
+    still = _still_falling(run, curves, residual)
+    found = _surprise(run, problem, residual)
+    warnings = [*range_warnings(problem.start), *warnings, *_unfinished(still, curves)]
+    warnings += _not_covered(found, run.finite & ~still)
+    return Estimate(run.x, run.z, run.finite, curves, residual, posterior, tuple(warnings), found)
 
 
 @contextmanager
@@ -300,18 +308,40 @@ def _too_low(run: Run, problem: Problem, residual: Tensor) -> Iterator[str]:
         )
 
 
-def _unfinished(run: Run, curves: Mapping[str, Tensor], residual: Tensor | None) -> Iterator[str]:
+def _still_falling(run: Run, curves: Mapping[str, Tensor], residual: Tensor | None) -> Tensor:
     """Rows that were stopped too early; none where β, and so the loss, changed on the way."""
     if len(curves.get("loss", ())) < 2 or "beta" in curves:
-        return
-    fallen = fall(curves)
-    still = run.active & run.finite & (fallen > STILL)
+        return torch.zeros_like(run.finite)
+    still = run.active & run.finite & (fall(curves) > STILL)
     if residual is not None:  # more iterations would fit noise that is fitted even better
         still = still & (residual >= 0.7)
+    return still
+
+
+def _unfinished(still: Tensor, curves: Mapping[str, Tensor]) -> Iterator[str]:
     if still.any():
         yield (
-            f"{named_rows(still)}: the loss still fell by up to {fallen[still].max():.3g} % in the "
-            "last tenth of the iterations: it takes more of them"
+            f"{named_rows(still)}: the loss still fell by up to {fall(curves)[still].max():.3g} % "
+            "in the last tenth of the iterations: it takes more of them"
+        )
+
+
+def _surprise(run: Run, problem: Problem, residual: Tensor | None) -> Tensor | None:
+    if residual is None or not (problem.noise.normal and getattr(run, "tests_prior", False)):
+        return None
+    return surprise(run.z, residual, problem)
+
+
+def _not_covered(found: Tensor | None, settled: Tensor) -> Iterator[str]:
+    """Rows at their minimum whose data the prior does not explain."""
+    if found is None:
+        return
+    far = settled & (found > FAR)
+    if far.any():
+        yield (
+            f"{named_rows(far)}: the surprise is up to {found[far].max():.3g}, which of a linear "
+            f"prior's own images one in 1000 has above {UNLIKELY:.2g}: the prior does not cover "
+            "what was measured, or operator or noise level are wrong"
         )
 
 

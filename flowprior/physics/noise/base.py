@@ -4,6 +4,7 @@ Signals are (B, ...), one image per row; `indices` are the images' positions in 
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,13 @@ from flowprior.physics.noise.draws import Indices
 
 
 class Noise(ABC):
-    """The distribution of data y given the noiseless data A(x)."""
+    """The distribution of data y given the noiseless data A(x).
+
+    Attributes:
+        normal: whether `standardised` of the true image is N(0, 1), so that its squares are χ².
+    """
+
+    normal: ClassVar[bool] = False
 
     def add(
         self, clean: Tensor, *, seed: int, indices: Indices, observed: Tensor | None = None

@@ -30,6 +30,7 @@ class Gaussian(Noise):
             [0, 1], so that σ/255 is meant.
     """
 
+    normal = True
     sigma: float
     scale: Scale = "data"
 
@@ -69,6 +70,7 @@ class Relative(Noise):
         sigma: σ ≥ 0; with 0, `add` changes nothing and there is no misfit.
     """
 
+    normal = True
     sigma: float
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ class SNR(Noise):
         db: signal-to-noise ratio in decibels, in [−200, 200].
     """
 
+    normal = True
     db: float
 
     def __post_init__(self) -> None:
