@@ -210,7 +210,7 @@ def test_each_phase_trains_its_own_part():
     assert not network & low
     assert network | low == {id(p) for p in flow.parameters()}
     bijective = Glow(1, SIZE, levels=1, steps=1, hidden_channels=4)
-    with pytest.raises(ValueError, match="LatentLikelihood needs a projection"):
+    with pytest.raises(ValueError, match="LatentLikelihood needs contract"):
         LatentLikelihood().trains(bijective)
 
 
