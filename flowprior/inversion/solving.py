@@ -22,6 +22,13 @@ from flowprior.priors import Prior, require
 class Run(Protocol):
     """A running batch; row b depends on image b alone.
 
+    It may also have
+
+    - `posterior()`, what `Estimate.posterior` is, or None;
+    - `averages`, whether x are means of draws, which are nearer to the data than each of them;
+    - `warnings()`, sentences for `Estimate.warnings`; for `Restarts`, which calls it with the rows
+      (k,) of the best runs, `warnings(rows)`, where row 0 of a sentence is the first of these.
+
     Attributes:
         x: images (B, C, H, W) in [0, 1], up to overshoot.
         z: latents (B, *latent.shape) that the prior saw, or None.
