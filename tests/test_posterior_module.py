@@ -68,5 +68,5 @@ def test_wrong_use_is_one_clear_line(decoder, y):
         module.posterior  # noqa: B018
     with pytest.warns(UserWarning, match="the warm-up takes 300 iterations"):
         fit(module)
-    with pytest.raises(RuntimeError, match="before its warm-up"):
+    with pytest.raises(RuntimeError, match="before the warm-up has ended"):
         module.posterior  # noqa: B018

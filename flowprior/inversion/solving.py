@@ -114,6 +114,9 @@ class Estimate:
         return f"Estimate({len(self.x)} images {shape} after {iterations} iterations{end})"
 
 
+FITTED = 0.7, 1.3
+"""Residuals, in units of the noise, below and above which the data are fitted too well or badly."""
+
 Observer = Callable[[int, Run], None]
 """Called with 0 at the start and with the number of each iteration after it, and with the run.
 
@@ -260,7 +263,7 @@ def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, t
 
 
 def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
-    high = residual > 1.3
+    high = residual > FITTED[1]
     stuck = torch.zeros_like(high)
     if hasattr(run, "ended") and run.z is not None:
         stuck = high & (run.ended >= 0)
@@ -283,13 +286,13 @@ def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
 
 
 def _too_low(run: Run, problem: Problem, residual: Tensor) -> Iterator[str]:
-    low = residual < 0.7
+    low = residual < FITTED[0]
     if not low.any():
         return
     # Right noise alone keeps any image that was not made from the data at about 1.
     shape = (len(residual), *problem.image_shape)
     grey = problem.residual(problem.like.new_full(shape, 0.5))
-    any_image_fits = low & (grey < 0.7)
+    any_image_fits = low & (grey < FITTED[0])
     if any_image_fits.any():
         yield (
             f"{named_rows(any_image_fits)}: a grey image has a residual of only "
@@ -314,7 +317,7 @@ def _unfinished(run: Run, curves: Mapping[str, Tensor], residual: Tensor | None)
     fallen = fall(curves)
     still = run.active & run.finite & (fallen > STILL)
     if residual is not None:  # more iterations would fit noise that is fitted even better
-        still = still & (residual >= 0.7)
+        still = still & (residual >= FITTED[0])
     if still.any():
         yield (
             f"{named_rows(still)}: the loss still fell by up to {fallen[still].max():.3g} % in the "
