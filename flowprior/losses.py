@@ -82,7 +82,7 @@ class Reconstruction(Loss):
         return {"squared_error": squared, "relative_error": relative}
 
     def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
-        """`flow.network_parameters()`, an injective flow's expanding network, or everything."""
+        """The expanding network of an injective flow (`network_parameters`), or everything."""
         return getattr(flow, "network_parameters", flow.parameters)()
 
 
