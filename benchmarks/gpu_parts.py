@@ -26,6 +26,7 @@ from flowprior.metrics import worst_round_trip
 ROOT = Path(__file__).resolve().parent.parent
 UNREACHABLE = "http://127.0.0.1:9"
 """A proxy that refuses at once, so that a machine without network does not wait for downloads."""
+DEFAULTS = "Flowprior's default is float32; that of the peers, as torch's, is TF32 in convolutions."
 
 
 class Scale(NamedTuple):
@@ -85,13 +86,11 @@ def tensor_float() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def arithmetics(device: str) -> dict[str, Callable[[], AbstractContextManager]]:
-    """Ways to compute, by name."""
-    return {
-        "float32": nullcontext,
-        "TF32": tensor_float,
-        "bfloat16 nets": partial(torch.autocast, device, torch.bfloat16),
-    }
+def arithmetics(device: str, ours: bool) -> dict[str, Callable[[], AbstractContextManager]]:
+    """Ways to compute, by name: bfloat16 for the networks alone is a matter of our flows."""
+    ways = {"float32": nullcontext, "TF32": tensor_float}
+    nets = {"bfloat16 nets": partial(torch.autocast, device, torch.bfloat16)}
+    return ways | nets if ours else ways
 
 
 def within(context: Callable[[], AbstractContextManager], call: Callable[[], object]) -> object:
@@ -125,7 +124,7 @@ def round_trips(scale: Scale) -> Table:
 
 
 def compared_glows(scale: Scale, size: Size, x: Tensor) -> Table:
-    """Ours in every arithmetic, and peers, in turns."""
+    """Ours and peers, in turns: in float32, in TF32, which is the peers' default, and ours more."""
     title = f"Glow, 4 levels x {size.steps} steps, {size.hidden} channels, {batch_text(x)}"
     calls, peaks, missing = {}, {}, []
     for name, make in CANDIDATES.items():
@@ -135,15 +134,14 @@ def compared_glows(scale: Scale, size: Size, x: Tensor) -> Table:
             missing.append(name)
             continue
         initialize(candidate, x)
-        ways = arithmetics(scale.device) if "flowprior" in name else {"float32": nullcontext}
-        for way, context in ways.items():
+        for way, context in arithmetics(scale.device, "flowprior" in name).items():
             label = f"{name}, {way}"
             peaks[label] = within(context, partial(activation_peak, candidate, x))
             calls[label] = partial(within, context, partial(training_step, candidate, x))
     table = timed(title, scale.seconds(calls), "flowprior plain, float32", peaks)
     for name in missing:
         table.add_row(name, "not installed")
-    table.caption = FOOTNOTE
+    table.caption = f"{FOOTNOTE} {DEFAULTS}"
     return table
 
 

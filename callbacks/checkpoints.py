@@ -1,6 +1,5 @@
 """Checkpoints that a kill, a full disk or a NaN cannot spoil, and weight export."""
 
-import math
 import shutil
 import time
 from pathlib import Path
@@ -170,8 +169,7 @@ class WeightExport(Callback):
             "training_hours": round(self._training_seconds() / 3600, 3),
         }
         flow = module.flow
-        bijective = flow.latent.size == math.prod(flow.image_shape)
-        trips = {"worst_round_trip": unusual_round_trips(flow)} if bijective else {}
+        trips = {} if flow.injective else {"worst_round_trip": unusual_round_trips(flow)}
         flowprior.save(flow, self.folder, {**self.card, **progress, **scores, **trips})
 
 

@@ -33,7 +33,7 @@ class Preparation(Callback):
         if not isinstance(data, ImageDataModule):
             return
         data.prepared = {}
-        if not prepares or trainer.fast_dev_run:
+        if stage != "fit" or not prepares or trainer.fast_dev_run:
             return
         if data.dataset("train").changes:
             _say(
@@ -47,11 +47,19 @@ class Preparation(Callback):
             for split in ("train", "val")
         }
 
-    @torch.no_grad()
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Prepare before the trial of the validation, which comes before the training."""
+        self.on_train_start(trainer, pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Prepare all training and validation images, the latter in evaluation mode."""
         if not pl_module.prepared:
             return
+        if any(part.rows is None for part in trainer.datamodule.prepared.values()):
+            self._prepare(trainer, pl_module)
+
+    @torch.no_grad()
+    def _prepare(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         precision, strategy = trainer.precision_plugin, trainer.strategy
 
         def function(images: Tensor) -> Tensor:

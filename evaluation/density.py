@@ -24,6 +24,7 @@ from flowprior.figures import histogram
 from flowprior.flows import Flow, standard_normal_log_prob
 from flowprior.identity import code_digest, identity
 from flowprior.metrics import relative_error, typicality
+from flowprior.priors import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +120,9 @@ class DensityEvaluation(Evaluation):
 
     def check(self) -> None:
         """The flows must fit their data, and `published` the metrics."""
-        _ = self.flows
+        for flow in self.flows.values():
+            if flow.injective and self.neumann_terms is not None:
+                require(flow, ["neumann_log_prob"], "evaluation.neumann_terms", "set it to null")
         names = sorted({metric.name for metric in self.metrics})
         for published in self.published:
             check_names(published.metrics, names, "evaluation.published: no metric")
@@ -142,7 +145,7 @@ class DensityEvaluation(Evaluation):
             **({"data_code": code} if code else {}),
             **({"dimensions": trained.dimensions} if trained.dimensions else {}),
             **({"features": identity(trained.features)} if trained.features else {}),
-            **(self._counts if hasattr(flow, "project") else {}),
+            **(self._counts if flow.injective else {}),
         }
         images = range(len(data.images("test")))[: self.images]
         return TrainedCell(labels, images, settings, self.batch_size, trained=trained)
@@ -153,8 +156,7 @@ class DensityEvaluation(Evaluation):
         """Encode and decode images of the test split."""
         trained, flow = cell.trained, self.flows[cell.trained.name]
         _, x = next(trained.data.batches("test", len(images), images))
-        injective = hasattr(flow, "project")
-        measured = self._injective if injective else self._bijective
+        measured = self._injective if flow.injective else self._bijective
         with torch.no_grad():
             z, columns, times = measured(trained, flow, x.to(self.device), images)
         columns |= typicality(z)
@@ -273,7 +275,7 @@ class DensityEvaluation(Evaluation):
             if wanted:
                 sets["training"] = self._training_images(cell.trained, images).to(self.device)
             shown = {"x": sets["test"], "sample": sets["sample"]}
-            if hasattr(flow, "project"):
+            if flow.injective:
                 shown["projection"] = flow.generate(z)
         sets, shown = (
             {name: flow.to_unit_range(value) for name, value in some.items()}

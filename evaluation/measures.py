@@ -15,6 +15,7 @@ from evaluation.table import SECONDS, Metric, Row, Table
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.recording import similarity
+from flowprior.inversion.solving import FITTED
 from flowprior.metrics import lpips, psnr, snr, snr_shifted, typicality
 
 MORE_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
@@ -178,8 +179,8 @@ class SignalToNoise(Measure):
 def fit_notes(table: Table) -> list[str]:
     """Which methods had not converged, fit the data worse than the noise allows, or the noise."""
     means = _means(table, "residual")
-    high = [f"{name} ({mean:.3g})" for name, mean in means if mean is not None and mean > 1.3]
-    low = [f"{name} ({mean:.2g})" for name, mean in means if mean is not None and mean < 0.7]
+    high = [f"{name} ({mean:.3g})" for name, mean in means if mean is not None and mean > FITTED[1]]
+    low = [f"{name} ({mean:.2g})" for name, mean in means if mean is not None and mean < FITTED[0]]
     unfinished = [
         f"{name} ({mean:.2g} %)"
         for name, mean in _means(table, "falling")

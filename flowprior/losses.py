@@ -82,8 +82,8 @@ class Reconstruction(Loss):
         return {"squared_error": squared, "relative_error": relative}
 
     def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
-        """The expanding network of an injective flow, otherwise everything."""
-        return flow.network_parameters() if hasattr(flow, "project") else flow.parameters()
+        """The expanding network of an injective flow (`network_parameters`), or everything."""
+        return getattr(flow, "network_parameters", flow.parameters)()
 
 
 class LatentLikelihood(Loss):
@@ -112,7 +112,8 @@ class LatentLikelihood(Loss):
         """The flow h.
 
         Raises:
-            ValueError: the flow is not injective.
+            ValueError: the flow has no h.
         """
-        require(flow, ["project"], "LatentLikelihood")
+        needs = ["contract", "low_log_prob", "low_parameters"]
+        require(flow, needs, "LatentLikelihood", "take a Trumpet, or a flow with these methods")
         return flow.low_parameters()

@@ -29,9 +29,7 @@ FORMAT = "flowprior-weights-1"
 SHIPPED = Path(__file__).with_name("shipped")
 """In a clone a link to `weights`."""
 # What older versions did where weights now have an argument, as JSON.
-BEFORE = {"log_scale_limit": "2.0", "shift_limit": "null"}
-# What weights were trained with that have no such argument, by flow.
-LATER = {"Trumpet": {"unet_convolutions": 1}}
+BEFORE = {"log_scale_limit": "2.0", "shift_limit": "null", "unet_convolutions": "1"}
 
 
 class WeightsError(ValueError):
@@ -169,7 +167,6 @@ def _build(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Fl
     kind, arguments = _find_flow(path, config.get("flow")), config.get("arguments")
     ours = kind.__module__.partition(".")[0] == "flowprior"
     try:
-        arguments = {**LATER.get(kind.registered_name(), {}), **arguments}
         _check_arguments(kind, arguments, sum(map(Tensor.numel, tensors.values())))
         # Without storage: no random numbers are drawn, and wrong sizes cost no memory. A class of
         # somebody else may not be made for that.

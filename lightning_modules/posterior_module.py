@@ -41,5 +41,7 @@ class PosteriorModule(InversionModule):
         """
         found = None if self.run is None else self.run.posterior()
         if found is None:
-            raise RuntimeError("there is no posterior before Trainer.fit, or before its warm-up")
+            raise RuntimeError(
+                "there is no posterior before Trainer.fit, or before the warm-up has ended"
+            )
         return found

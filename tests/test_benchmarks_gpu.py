@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks import gpu
 from benchmarks.glows import Size, flowprior_glow
-from benchmarks.gpu_parts import timed
+from benchmarks.gpu_parts import Scale, compared_glows, timed
 
 
 def run(folder: Path, *arguments: str, device: str = "cpu") -> int:
@@ -43,6 +43,17 @@ def test_parts_are_kept_and_a_failure_stops_none(tmp_path, capsys):
 @pytest.mark.slow
 def test_every_part_runs(tmp_path):
     assert run(tmp_path, "--limit", "300") == 0, (tmp_path / "page.md").read_text()
+
+
+def test_peers_run_in_float32_and_as_they_are_by_default():
+    size = Size(1, 4, 16, 2)
+    table = compared_glows(Scale("cpu", True), size, torch.rand(2, 3, 16, 16) - 0.5)
+    rows = list(table.columns[0].cells)
+    for name in ("normflows", "FrEIA", "flowprior plain", "flowprior memory-flat"):
+        found = [row.removeprefix(f"{name}, ") for row in rows if row.startswith(name)]
+        ours = ["bfloat16 nets"] if "flowprior" in name else []
+        assert found == ["float32", "TF32", *ours]
+    assert "TF32" in table.caption
 
 
 def test_ratios_are_of_the_minima():

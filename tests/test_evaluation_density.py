@@ -15,7 +15,7 @@ import flowprior
 from datamodules import LayerModels
 from evaluation.base import Result
 from evaluation.features import Digits, Features, Inception
-from flowprior.flows import standard_normal_log_prob
+from flowprior.flows import Glow, Trumpet, standard_normal_log_prob
 from flowprior.flows.gram import half_log_det_gram, neumann_half_log_det_gram
 from flowprior.metrics import DigitClassifier, frechet_distance, load_classifier, relative_error
 from tests.conftest import make_perturbed_glow
@@ -24,6 +24,9 @@ from tests.test_evaluate import run_here
 from tests.test_trumpet import SIZE, images, trumpet
 
 DATA = {"image_size": SIZE, "num_train": 3, "num_val": 1, "num_test": 6, "n_bits": None}
+
+
+TINY = {"layout": ["squeeze", "halve"], "low_steps": 1, "low_hidden_channels": 4}
 
 
 class Corners(Features):
@@ -126,6 +129,41 @@ def test_injective_flow_beside_a_bijective_one(folder: Path) -> None:
     figures = {path.stem for path in (folder / "runs/table/figures").glob("*.png")}
     assert {"projections_trumpet", "samples_glow", "bits_per_dim"} <= figures
     assert "projections_glow" not in figures
+
+
+class Projecting(Glow):
+    """A bijective flow with one method of an injective one."""
+
+    def project(self, x):
+        return x
+
+
+def test_a_projection_alone_makes_no_flow_injective(folder: Path) -> None:
+    flow = Projecting(1, SIZE, levels=1, steps=1, hidden_channels=4)
+    flow.initialized.fill_(True)
+    flowprior.save(flow, folder / "own")
+    options = ["--evaluation.weights=own", "--evaluation.others=[]"]
+    options += [
+        "--evaluation.data.data_range=[-0.5,0.5]",
+        "--evaluation.features=[]",
+        "--evaluation.published=[]",
+    ]
+    assert run_here(folder, "--config", "table.yaml", *options) == 0
+    (row,) = json.loads((folder / "runs/table/table.json").read_text())["rows"]
+    assert row["metrics"]["bits_per_dim"]["n"] == 6
+    assert "relative_error" not in row["metrics"]
+
+
+class Short(Trumpet):
+    """An injective flow without the estimate by the Neumann series."""
+
+    neumann_log_prob = None
+
+
+def test_an_estimate_that_a_flow_does_not_have(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    flowprior.save(Short(1, SIZE, **TINY), folder / "own")
+    assert run_here(folder, "--config", "table.yaml", "--evaluation.weights=own") == 2
+    assert "evaluation.neumann_terms needs neumann_log_prob" in capsys.readouterr().err
 
 
 def _seeded(seed: int) -> torch.Generator:

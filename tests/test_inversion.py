@@ -737,26 +737,12 @@ class Sampler(Sampling, TotalVariation):
     pass
 
 
-@dataclass(frozen=True)
-class LatentSampler(Sampling, MAP):
-    pass
-
-
 @dataclass
 class Spread:
     mean: torch.Tensor
 
     def sample(self, count, *, seed):
         return self.mean.expand(count, *self.mean.shape)
-
-
-def test_restarts_have_the_posterior_of_the_best(prior, truth):
-    y = blur(truth)
-    options = {"sigma": 1.0, "iterations": 2}
-    found = invert(prior, blur, y, solver=Restarts(LatentSampler(), 3), **options)
-    drawn = found.posterior.sample(2, seed=0)
-    assert torch.equal(drawn, found.x.expand(2, *truth.shape))
-    assert invert(prior, blur, y, solver=Restarts(MAP(), 3), **options).posterior is None
 
 
 def test_a_posterior_comes_with_the_estimate(truth):

@@ -1,5 +1,7 @@
 """Restarts, the discrepancy principle and reconstructors of deepinv."""
 
+from dataclasses import dataclass
+
 import deepinv
 import pytest
 import torch
@@ -160,6 +162,39 @@ def test_beta_has_limits():
     )
     assert found.history["beta"].min().item() == pytest.approx(2e-3)
     assert any("beta" in warning for warning in found.warnings)
+
+
+def test_restarts_say_what_their_solver_says_of_the_best_runs():
+    # The operator sees the mean alone: the first image is explained, the second is not.
+    prior = LinearGaussian()
+    y = torch.stack([torch.zeros(1, 4, 4), torch.arange(16.0).view(1, 4, 4)]).double()
+
+    def mean(x):
+        return x.mean((2, 3), keepdim=True).expand_as(x)
+
+    solver = Discrepancy(MAP(beta=2.0), stage=1)
+    options = {"sigma": 0.1, "iterations": 60}
+    expected = invert(prior, mean, y, solver=solver, **options).warnings
+    assert expected[0].startswith("row 1: beta stopped at its limit")
+    assert invert(prior, mean, y, solver=Restarts(solver, 3), **options).warnings == expected
+
+
+@dataclass(frozen=True)
+class Averaging(MAP):
+    """Says that its images are means of draws."""
+
+    def begin(self, problem):
+        run = super().begin(problem)
+        run.averages = True
+        return run
+
+
+def test_restarts_of_means_of_draws_may_fit_the_noise():
+    y = torch.arange(16.0).view(1, 1, 4, 4).double()
+    options = {"sigma": 0.1, "iterations": 20}
+    for solver, count in ((FREE, 1), (Averaging(penalty="none"), 0)):
+        found = invert(LinearGaussian(), identity, y, solver=Restarts(solver, 2), **options)
+        assert sum("the noise is fitted" in warning for warning in found.warnings) == count
 
 
 def test_rows_of_discrepancy_are_independent(glow):

@@ -15,7 +15,7 @@ from callbacks import (
     WeightExport,
 )
 from flowprior.flows import Glow
-from flowprior.losses import Loss, MaximumLikelihood, Reconstruction
+from flowprior.losses import LatentLikelihood, Loss, MaximumLikelihood, Reconstruction
 from flowprior.metrics import bits_per_dim
 from flowprior.schedules import WarmupCosine
 from lightning_modules import FlowModule
@@ -64,6 +64,21 @@ def test_reconstruction_is_the_squared_distance_to_the_range(flow):
     assert values.min() > 0.1
     values.mean().backward()
     assert any(p.grad.abs().sum() > 0 for p in halved.parameters() if p.grad is not None)
+
+
+class Projecting(Glow):
+    """A bijective flow with one method of an injective one."""
+
+    def project(self, x):
+        return x
+
+
+def test_a_projection_alone_makes_no_flow_injective():
+    flow = Projecting(1, 8, levels=1, steps=1, hidden_channels=4)
+    assert not flow.injective
+    assert list(Reconstruction().trains(flow)) == list(flow.parameters())
+    with pytest.raises(ValueError, match="LatentLikelihood needs contract and low_log_prob"):
+        LatentLikelihood().trains(flow)
 
 
 @pytest.mark.parametrize("warmup", [0, 4])

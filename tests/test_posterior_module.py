@@ -51,9 +51,9 @@ def test_module_does_what_invert_does(decoder, y, tmp_path, name):
         assert_same(resumed, expected)
 
 
-def test_chains_that_do_not_agree_are_a_warning(decoder, y):
+def test_warnings_of_the_chains_are_warnings(decoder, y):
     module = PosteriorModule(decoder, blur, y, sigma=0.1, solver=SOLVERS["Langevin"], iterations=6)
-    with pytest.warns(UserWarning, match="the chains do not agree"):
+    with pytest.warns(UserWarning, match="kept draws of each chain, too few"):
         fit(module)
 
 
@@ -68,5 +68,5 @@ def test_wrong_use_is_one_clear_line(decoder, y):
         module.posterior  # noqa: B018
     with pytest.warns(UserWarning, match="the warm-up takes 300 iterations"):
         fit(module)
-    with pytest.raises(RuntimeError, match="before its warm-up"):
+    with pytest.raises(RuntimeError, match="before the warm-up has ended"):
         module.posterior  # noqa: B018

@@ -1,6 +1,8 @@
 """Priors and what they can do; flows of other libraries."""
 
+import copy
 import math
+import pickle
 
 import normflows
 import pytest
@@ -8,10 +10,13 @@ import torch
 import zuko
 from torch import nn
 
+from flowprior.inversion import IFlow, invert
 from flowprior.priors import Cropped, Module, Padded, from_normflows, from_zuko, require
 from flowprior.priors.base import Prior
 from tests.conftest import make_perturbed_glow
-from tests.inversion_problems import LinearGaussian, small_decoder, two_part_decoder
+from tests.inversion_problems import LinearGaussian, blur, small_decoder, two_part_decoder
+from tests.test_trumpet import SIZE as SIDE
+from tests.test_trumpet import trumpet
 
 SHAPE = (1, 2, 3)
 SIZE = math.prod(SHAPE)
@@ -268,3 +273,56 @@ class TestPadded:
         flow.conditional = True
         with pytest.raises(ValueError, match="conditional"):
             Padded(flow, (10, 16))
+
+
+class TestProjectionsOfAnInnerFlow:
+    """Another size, and the projections of an injective flow."""
+
+    @pytest.fixture
+    def flow(self):
+        return trumpet()
+
+    def test_of_images_with_a_border(self, flow):
+        prior = Padded(flow, SIDE + 4, border=0.25)
+        x = torch.rand(3, 1, SIDE + 4, SIDE + 4, dtype=torch.float64)
+        found = prior.project(x)
+        torch.testing.assert_close(found[..., 2:-2, 2:-2], flow.project(x[..., 2:-2, 2:-2]))
+        unit = prior.to_unit_range(found)
+        torch.testing.assert_close(unit[..., :2], torch.full_like(unit[..., :2], 0.25))
+        torch.testing.assert_close(prior.project(found), found, rtol=0, atol=2e-5)
+        images, log_prob = prior.project_with_log_prob(x)
+        torch.testing.assert_close(images, found)
+        expected = flow.project_with_log_prob(x[..., 2:-2, 2:-2])[1]
+        torch.testing.assert_close(log_prob, expected)
+
+    def test_of_middles(self, flow):
+        prior = Cropped(flow, SIDE - 2, border=0.25)
+        x = 2 * torch.rand(3, 1, SIDE - 2, SIDE - 2, dtype=torch.float64) - 1
+        whole = nn.functional.pad(x, (1, 1, 1, 1), value=-0.5)
+        expected, expected_log_prob = flow.project_with_log_prob(whole)
+        torch.testing.assert_close(prior.project(x), expected[..., 1:-1, 1:-1])
+        images, log_prob = prior.project_with_log_prob(x)
+        torch.testing.assert_close(images, expected[..., 1:-1, 1:-1])
+        torch.testing.assert_close(log_prob, expected_log_prob)
+
+    @pytest.mark.parametrize("solver", [IFlow(), IFlow(beta=0.1)])
+    def test_a_solver_by_projections_takes_it(self, flow, solver):
+        prior = Padded(flow, SIDE + 2).eval().requires_grad_(False)
+        y = prior.to_unit_range(prior.sample(2, generator=torch.Generator().manual_seed(0)))
+        found = invert(prior, blur, y, sigma=0.1, solver=solver, iterations=3)
+        assert found.finite.all()
+        assert (found.history["loss"][-1] < found.history["loss"][0]).all()
+
+    def test_a_flow_without_projections_has_none_in_another_size_either(self):
+        bijective = make_perturbed_glow(1, 8, levels=1, steps=1)
+        for prior in (Padded(bijective, 10), Cropped(bijective, 6)):
+            assert not hasattr(prior, "project")
+            assert not hasattr(prior, "project_with_log_prob")
+            with pytest.raises(ValueError, match="does not have it"):
+                require(prior, ["project"], "IFlow")
+
+    def test_a_copy_and_a_pickle_of_it_project_too(self, flow):
+        prior = Padded(flow, SIDE + 2)
+        x = torch.rand(1, 1, SIDE + 2, SIDE + 2, dtype=torch.float64)
+        for other in (copy.deepcopy(prior), pickle.loads(pickle.dumps(prior))):
+            torch.testing.assert_close(other.project(x), prior.project(x))

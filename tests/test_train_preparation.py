@@ -4,12 +4,16 @@ import signal
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from callbacks import Preparation
 from datamodules import LayerModels
 from datamodules.prepared import PreparedImages
+from flowprior.flows import Trumpet
 from flowprior.losses import LatentLikelihood, Loss
+from lightning_modules import FlowModule
 from tests.entry_points import SLOWLY, finish, scalars, start, train_here
 from tests.test_train import assert_same, wait_for_step
 
@@ -169,6 +173,34 @@ def test_a_trial_prepares_one_batch(folder: Path) -> None:
     PREPARED.clear()
     train_here(folder, "--trainer.fast_dev_run", "true")
     assert PREPARED == [8, 5]
+
+
+def test_preparation_under_a_trainer_of_one_s_own() -> None:
+    """The trial of the validation before training, and a validation alone."""
+    options = {"low_steps": 1, "low_hidden_channels": 4, "widths": (4, 4)}
+    layout = ["squeeze", 1, "halve", "squeeze", "halve"]
+    flow = Trumpet(1, 8, layout=layout, memory_efficient=False, **options)
+    module = FlowModule(flow, loss=Counted())
+    sizes = {"num_train": 16, "num_val": 9, "num_test": 1, "batch_size": 8}
+    data = LayerModels(8, n_bits=None, data_range=(-1.0, 1.0), **sizes)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        num_sanity_val_steps=2,
+        callbacks=[Preparation()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    PREPARED.clear()
+    trainer.fit(module, datamodule=data)
+    assert sum(PREPARED) == 16 + 9
+    (after,) = trainer.validate(module, datamodule=data, verbose=False)
+    assert sum(PREPARED) == 16 + 9 + 9
+    assert after["val/latent_nll"] == pytest.approx(
+        trainer.callback_metrics["val/latent_nll"].item()
+    )
 
 
 class Half(Loss):

@@ -10,7 +10,7 @@ from flowprior.flows.numerics import bounded, channel_moments, unbounded
 
 LOG_SCALE_LIMIT = 12.0
 MIN_STD = 1e-3
-"""A channel that is constant but for its dequantisation noise, of 8 bits, stays finite."""
+"""A channel that is constant except for its dequantisation noise, of 8 bits, stays finite."""
 
 
 @dataclass(frozen=True)

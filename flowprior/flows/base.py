@@ -1,5 +1,6 @@
 """The interface that every flow prior offers."""
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -57,6 +58,11 @@ class Flow(Prior):
     @abstractmethod
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""Map latents z (B, \*latent.shape) to (x, log|det dx/dz|)."""
+
+    @property
+    def injective(self) -> bool:
+        """Whether the latent is smaller than the image, so that images fill only a surface."""
+        return self.latent.size < math.prod(self.image_shape)
 
     def latents(self, x: Tensor) -> Tensor:
         r"""Latents (B, \*latent.shape) of images x (B, C, H, W): `encode` without its log-det."""

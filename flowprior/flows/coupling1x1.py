@@ -31,7 +31,7 @@ class Coupling1x1Flow(MultiScaleFlow):
     maps of 4×4 or smaller. z ~ N(0, I) directly; the latents of all scales are arranged as one
     canvas of the image's shape, as in `Glow`.
 
-    The defaults with 3 channels of 32×32 are the published architecture but for the bounds:
+    The defaults with 3 channels of 32×32 are the published architecture except for the bounds:
     32.7 million parameters.
 
     Args:
@@ -157,7 +157,7 @@ class CouplingLevel(nn.Module):
 class NormalizedNet(nn.Module):
     """conv → ActNorm → ReLU → conv with zero initial weights.
 
-    The kernels are 3×3 and padded, but for square maps of side 1, 2 and 4. There they are not
+    The kernels are 3×3 and padded, except for square maps of side 1, 2 and 4. There they are not
     padded: on 4×4 and 2×2 maps they leave half the side and four times the channels, which are
     un-squeezed again. The output is multiplied by exp(3g), g learned for each channel, as in Glow.
 

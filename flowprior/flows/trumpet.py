@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowprior.checks import check_choice
 from flowprior.flows.base import Flow
 from flowprior.flows.coupling_net import CouplingNet
 from flowprior.flows.glow import GlowLevel
@@ -57,7 +58,7 @@ class Trumpet(Flow):
       forward-mode derivatives, or "layerwise". The layer-wise sum is what the paper calls a bound
       (eq. 6) and uses as a regulariser; it is no bound in general, because a bijective layer after
       an injective one acts on a surface only, whose area it may stretch by more than the volume.
-    - `log_prob` is a density on that surface. It is nothing to compare between flows of different
+    - `log_prob` is a density on that surface. Do not compare it between flows of different
       ranges, nor with that of a bijective flow.
 
     Args:
@@ -119,8 +120,8 @@ class Trumpet(Flow):
             low_hidden_channels=low_hidden_channels,
         )
         check_limits(log_scale_limit, shift_limit)
-        _check_choices(injective=(injective, ("linear", "relu")))
-        _check_choices(log_det=(log_det, ("exact", "layerwise")))
+        check_choice("injective", injective, ("linear", "relu"))
+        check_choice("log_det", log_det, ("exact", "layerwise"))
         if not 0 < tikhonov < 1:
             raise ValueError(f"tikhonov must be in (0, 1), got {tikhonov}")
         layout = _layout(layout, in_channels, image_size)
@@ -319,18 +320,12 @@ class Squeeze(nn.Module):
         return F.pixel_shuffle(x, 2)
 
     def log_det(self) -> float:
-        """Of a pixel: 0."""
+        """Log-determinant of each pixel: 0."""
         return 0.0
 
 
 def _forget_initialized(module: Trumpet, _: object) -> None:
     module._known = set()
-
-
-def _check_choices(**choices: tuple[Any, tuple[str, ...]]) -> None:
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def _layout(given: Sequence[Part] | None, channels: int, size: int) -> Sequence[Part]:

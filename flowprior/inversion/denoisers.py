@@ -1,14 +1,12 @@
 """Denoisers that solvers use: their weights, and whether they take the images."""
 
 import copy
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from flowprior.inversion.problem import Problem
+from flowprior.parameters import load_parameters
 
 
 def make_denoiser(denoiser: object, weights: str | None) -> nn.Module:
@@ -21,16 +19,7 @@ def make_denoiser(denoiser: object, weights: str | None) -> nn.Module:
         raise ValueError(f"denoiser must be a torch module, got {denoiser!r}")
     if weights is None:
         return denoiser
-    model = copy.deepcopy(denoiser)
-    try:
-        model.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"weights={Path(weights)}: expected a safetensors file of the parameters of "
-            f"{type(model).__name__}: {reason}"
-        ) from error
-    return model
+    return load_parameters(copy.deepcopy(denoiser), weights)
 
 
 @torch.no_grad()

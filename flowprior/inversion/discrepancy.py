@@ -106,10 +106,25 @@ class DiscrepancyRun:
         self._use()
         self.run.restart(self.run.rows)
 
-    x = property(lambda self: self.run.x)
-    z = property(lambda self: self.run.z)
-    finite = property(lambda self: self.run.finite)
-    active = finite  # β may move a row that has converged
+    @property
+    def x(self) -> Tensor:
+        """Images of the solver's run."""
+        return self.run.x
+
+    @property
+    def z(self) -> Tensor:
+        """Latents of the solver's run."""
+        return self.run.z
+
+    @property
+    def finite(self) -> Tensor:
+        """Rows that have stayed finite."""
+        return self.run.finite
+
+    @property
+    def active(self) -> Tensor:
+        """All finite rows: β may move one that has converged."""
+        return self.run.finite
 
     @property
     def values(self) -> Values:
@@ -155,9 +170,10 @@ class DiscrepancyRun:
             self.reached[rows] = self.optimizer.iterations[rows]
         self.before = self.run.values["loss"].clone()
 
-    def warnings(self) -> list[str]:
-        """What to look at: β that stopped at its limit."""
-        limit = (self.log_beta - self.first).abs() >= math.log(RANGE)
+    def warnings(self, rows: Tensor | None = None) -> list[str]:
+        """β that stopped at its limit, of all rows or of `rows` (k,), numbered in this order."""
+        log_beta = self.log_beta if rows is None else self.log_beta[rows]
+        limit = (log_beta - self.first).abs() >= math.log(RANGE)
         if not limit.any():
             return []
         return [

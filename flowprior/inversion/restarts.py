@@ -1,5 +1,6 @@
 """Several starts for each image."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from flowprior.checks import check_integer
 from flowprior.inversion.descent import Values
 from flowprior.inversion.forward import Forward
 from flowprior.inversion.problem import Problem
-from flowprior.inversion.solving import Posterior, Run, Solver
+from flowprior.inversion.solving import Run, Solver
 from flowprior.priors import Prior
 
 
@@ -101,6 +102,7 @@ class RestartRun:
         self.run, self.count = run, count
         self.optimizer = getattr(run, "optimizer", None)
         self.tests_prior = getattr(run, "tests_prior", False)
+        self.averages = getattr(run, "averages", False)
 
     @property
     def best(self) -> Tensor:
@@ -142,10 +144,9 @@ class RestartRun:
         ended = getattr(self.run, "ended", None)
         return torch.full_like(self.best, -1) if ended is None else ended[self.best]
 
-    def posterior(self) -> Posterior | None:
-        """That of the best runs, if the solver estimates one."""
-        whole = self.run.posterior() if hasattr(self.run, "posterior") else None
-        return None if whole is None else _BestPosterior(whole, self.best)
+    def warnings(self) -> Iterable[str]:
+        """Those of the best runs, whose rows are the images."""
+        return self.run.warnings(self.best) if hasattr(self.run, "warnings") else ()
 
     def step(self) -> None:
         """Make one iteration of every run."""
@@ -158,15 +159,3 @@ class RestartRun:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from such a state."""
         self.run.load_state_dict(state)
-
-
-@dataclass(frozen=True)
-class _BestPosterior:
-    """The posterior of some rows of a batch."""
-
-    whole: Posterior
-    rows: Tensor
-
-    def sample(self, count: int, *, seed: int) -> Tensor:
-        """Draw images (count, B, C, H, W) in [0, 1]."""
-        return self.whole.sample(count, seed=seed)[:, self.rows]

@@ -23,6 +23,13 @@ from flowprior.priors import Prior, require
 class Run(Protocol):
     """A running batch; row b depends on image b alone.
 
+    It may also have
+
+    - `posterior()`, what `Estimate.posterior` is, or None;
+    - `averages`, whether x are means of draws, which are nearer to the data than each of them;
+    - `warnings()`, sentences for `Estimate.warnings`; for `Restarts`, which calls it with the rows
+      (k,) of the best runs, `warnings(rows)`, where row 0 of a sentence is the first of these.
+
     Attributes:
         x: images (B, C, H, W) in [0, 1], up to overshoot.
         z: latents (B, *latent.shape) that the prior saw, or None.
@@ -111,6 +118,9 @@ class Estimate:
         end = f"; warnings: {'; '.join(self.warnings)}" if self.warnings else ""
         return f"Estimate({len(self.x)} images {shape} after {iterations} iterations{end})"
 
+
+FITTED = 0.7, 1.3
+"""Residuals, in units of the noise, below and above which the data are fitted too well or badly."""
 
 Observer = Callable[[int, Run], None]
 """Called with 0 at the start and with the number of each iteration after it, and with the run.
@@ -261,7 +271,7 @@ def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, t
 
 
 def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
-    high = residual > 1.3
+    high = residual > FITTED[1]
     stuck = torch.zeros_like(high)
     if hasattr(run, "ended") and run.z is not None:
         stuck = high & (run.ended >= 0)
@@ -284,13 +294,13 @@ def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
 
 
 def _too_low(run: Run, problem: Problem, residual: Tensor) -> Iterator[str]:
-    low = residual < 0.7
+    low = residual < FITTED[0]
     if not low.any():
         return
     # Right noise alone keeps any image that was not made from the data at about 1.
     shape = (len(residual), *problem.image_shape)
     grey = problem.residual(problem.like.new_full(shape, 0.5))
-    any_image_fits = low & (grey < 0.7)
+    any_image_fits = low & (grey < FITTED[0])
     if any_image_fits.any():
         yield (
             f"{named_rows(any_image_fits)}: a grey image has a residual of only "
@@ -314,7 +324,7 @@ def _still_falling(run: Run, curves: Mapping[str, Tensor], residual: Tensor | No
         return torch.zeros_like(run.finite)
     still = run.active & run.finite & (fall(curves) > STILL)
     if residual is not None:  # more iterations would fit noise that is fitted even better
-        still = still & (residual >= 0.7)
+        still = still & (residual >= FITTED[0])
     return still
 
 

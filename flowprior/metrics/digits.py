@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from flowprior.parameters import load_parameters
 
 SIDE = 28
 FEATURES = 64
@@ -55,13 +55,4 @@ def load_classifier(weights: str | Path) -> DigitClassifier:
     Raises:
         ValueError: the file is missing, damaged or of another network.
     """
-    model = DigitClassifier()
-    try:
-        model.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"weights={weights}: expected a safetensors file of the parameters of "
-            f"{type(model).__name__}: {reason}"
-        ) from error
-    return model.eval().requires_grad_(False)
+    return load_parameters(DigitClassifier(), weights).eval().requires_grad_(False)
