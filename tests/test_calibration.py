@@ -118,7 +118,7 @@ def test_intervals_hold_the_share_that_they_are_named_after(draws):
 
 @pytest.mark.parametrize("draws", [-1, 0, 9, 10, 20, 30, 98, 19.0])
 def test_draws_that_give_other_shares_are_refused(draws):
-    with pytest.raises(ValueError, match="^draws must be"):
+    with pytest.raises(ValueError, match=r"^draws must be"):
         calibrate(*problem(3), draws)
 
 
