@@ -282,7 +282,6 @@ class InversionEvaluation(Evaluation):
         priors, method = experiment.priors, self.methods[name]
         if not method.solver.needs:
             return priors[:1]
-        check_names(method.priors or (), self.priors.given, f"methods.{name}: no prior")
         return [p for p in priors if method.priors is None or p in method.priors]
 
     def labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
@@ -377,11 +376,26 @@ class InversionEvaluation(Evaluation):
         check_distinct(self.measures)
         if self.tunable:
             _ = self.tuned_by
+        self._check_rows()
         known = {metric.name for metric in self.metrics}
         for published in self.published:
             check_names(published.metrics, sorted(known), "published: no metric")
         if "data" in self.methods:
             raise ValueError("methods.data: experiments have a row of this name already")
+
+    def _check_rows(self) -> None:
+        """Every experiment must have a prior, and every method a row."""
+        for number, experiment in enumerate(self.experiments):
+            if not experiment.priors:
+                raise ValueError(f"experiments[{number}].priors must have at least one name")
+        with_row = {name for one in self.experiments for _, name in self.rows(one)}
+        for name, method in self.methods.items():
+            check_names(method.priors or (), self.priors.given, f"methods.{name}: no prior")
+            if name not in with_row:
+                raise ValueError(
+                    f"methods.{name}: no experiment has this method and one of its priors: "
+                    "leave it out, or change methods or priors of the method or of an experiment"
+                )
 
 
 def _made(
