@@ -128,6 +128,23 @@ def test_injective_flow_beside_a_bijective_one(folder: Path) -> None:
     assert "projections_glow" not in figures
 
 
+def test_other_training_images_are_noticed_where_samples_are_compared_with_them(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def changed() -> int:
+        text = yaml.safe_dump(CONFIG).replace(f"num_train: {DATA['num_train']}", "num_train: 5")
+        assert text != yaml.safe_dump(CONFIG)
+        (folder / "table.yaml").write_text(text)
+        return run_here(folder, "--config", "table.yaml")
+
+    assert run_here(folder, "--config", "table.yaml") == 0
+    capsys.readouterr()
+    assert changed() == 2
+    error = capsys.readouterr().err
+    assert "flow Trumpet" in error
+    assert "training" in error
+
+
 def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
