@@ -183,7 +183,7 @@ class Choice:
     def wider(self) -> Choice:
         """The same with another value for each option that is best at an edge, if it takes it.
 
-        But for iterations: a method is hardly ever worse for more of them, and takes longer.
+        None for iterations: a method is hardly ever worse for more of them, and takes longer.
         """
         if all(map(math.isinf, self.scores)):
             return self
