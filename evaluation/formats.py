@@ -100,7 +100,7 @@ def _transposed(grid: Grid) -> Grid:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The same names, numbered where one occurs again."""
+    """Names, numbered where one occurs again."""
     return [
         name if name not in names[:place] else f"{name} [{place + 1}]"
         for place, name in enumerate(names)

@@ -249,7 +249,7 @@ class InversionEvaluation(Evaluation):
         return [*map(str, self.choices), *untuned, *fits, *of_measures]
 
     def with_choices(self, choices: Sequence[Choice]) -> Self:
-        """The same with the options that were found to be best."""
+        """A copy with the options that were found to be best."""
         other = copy.copy(self)
         other.choices = list(choices)
         return other
