@@ -88,7 +88,7 @@ def _tuned(
 ) -> Evaluation:
     from evaluation.tuning import tuned
 
-    if not hasattr(evaluation, "with_choices"):
+    if not evaluation.tunable:
         raise UsageError(f"--tune: {type(evaluation).__name__} has nothing to tune")
     if (output.parent / RECORDS).exists() and not output.exists():
         raise UsageError(

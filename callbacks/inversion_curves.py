@@ -1,7 +1,6 @@
 """What TensorBoard shows of an inversion."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -10,12 +9,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.gaussianization import check_inversion_module
 from callbacks.samples import writer_of
-from flowprior.figures import image_rows, qq_plot
+from flowprior.figures import qq_plot
 from flowprior.inversion import Recording
+from flowprior.inversion.boards import margins, progress_grid, write_margin
 from lightning_modules import InversionModule
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class InversionCurves(Callback):
@@ -100,37 +97,3 @@ class InversionCurves(Callback):
         writer.add_figure("inversion/images", figure, iteration)
         for name, values in self.recording.typicality.get(iteration, {}).items():
             writer.add_scalar(f"latent/{name}", values[module.run.finite].mean(), iteration)
-
-
-def write_margin(writer: SummaryWriter, name: str, values: Tensor, step: int) -> None:
-    """Mean, and mean ± standard deviation, of the values of all images; none for no image."""
-    if len(values):
-        mean, deviation = values.double().mean(), values.double().std(correction=0)
-        writer.add_scalar(f"inversion/{name}", mean, step)
-        writer.add_scalar(f"inversion_spread/{name}_low", mean - deviation, step)
-        writer.add_scalar(f"inversion_spread/{name}_high", mean + deviation, step)
-
-
-def margins(names: Mapping[str, Any]) -> dict[str, dict[str, list]]:
-    """Layout of TensorBoard's custom scalars: each mean with its band."""
-    charts = {
-        name: [
-            "Margin",
-            [f"inversion/{name}", *(f"inversion_spread/{name}_{end}" for end in ("low", "high"))],
-        ]
-        for name in names
-    }
-    return {"mean ± standard deviation over the images": charts}
-
-
-def progress_grid(rows: Mapping[str, Tensor]) -> "Figure":
-    """Rows of images (n, C, H, W) in [0, 1], "truth" and "current" among them, and their error.
-
-    Data that are no images of the same size are left out.
-    """
-    rows = {name: images.detach().cpu().float() for name, images in rows.items()}
-    shape = rows["current"].shape
-    shown = {name: images for name, images in rows.items() if images.shape == shape}
-    if "truth" in shown:
-        shown["|error|"] = (shown["current"] - shown["truth"]).abs()
-    return image_rows(shown, label="value")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from math import prod
+from typing import ClassVar
 from zlib import crc32
 
 import numpy as np
@@ -28,19 +29,27 @@ _HASHED_TOGETHER = 256
 
 
 class ImageSource(ABC):
-    """Images of one split; the same index always gives the same image."""
+    """Images of one split; the same index always gives the same image.
+
+    Attributes:
+        overshoots: whether floating-point pixels may be outside of [0, 1], where they then stay.
+            Such images cannot be quantised.
+    """
+
+    overshoots: ClassVar[bool] = False
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def pixels(self, indices: Sequence[int]) -> Sequence[np.ndarray]:
-        """One array (C, H, W) per index: uint8, or float32 in [0, 1]."""
+        """One array (C, H, W) per index: uint8, or float32 in [0, 1], but for overshoot."""
 
     def __getitem__(self, index: int) -> Tensor:
-        """One image, (C, H, W), float32, in [0, 1]."""
+        """One image, (C, H, W), float32, in [0, 1] but for overshoot."""
         (image,) = self.pixels([index])
-        return torch.from_numpy(dequantize(image, None, None, (0.0, 1.0)))
+        options = {"overshoots": self.overshoots}
+        return torch.from_numpy(dequantize(image, None, None, (0.0, 1.0), **options))
 
     def digest(self) -> str:
         """Hash of everything that the images depend on; here of all their pixels."""
@@ -95,6 +104,7 @@ def dequantize(
     noise: np.ndarray | None,
     data_range: tuple[float, float] = (-0.5, 0.5),
     out: np.ndarray | None = None,
+    overshoots: bool = False,
 ) -> np.ndarray:
     """(level + noise / 2^16) / 2^n, mapped from [0, 1) to ``data_range``.
 
@@ -108,6 +118,7 @@ def dequantize(
         noise: uint16, of the same shape; None without ``n_bits``.
         data_range: (lower, upper).
         out: float32, of the same shape, for the result, which is returned.
+        overshoots: whether pixels outside of [0, 1] stay outside, which takes no ``n_bits``.
     """
     low, high = np.float32(data_range[0]), np.float32(data_range[1])
     out = np.empty(pixels.shape, np.float32) if out is None else out
@@ -124,7 +135,7 @@ def dequantize(
     if width != 1:
         out *= np.float32(width)
     out += low
-    return np.minimum(out, top, out=out)
+    return out if overshoots else np.minimum(out, top, out=out)
 
 
 def flat_areas(levels: np.ndarray) -> np.ndarray:
@@ -175,7 +186,8 @@ class DequantizedImages(Dataset):
         """Images (B, C, H, W), float32, in ``data_range``.
 
         Raises:
-            ImageError: an image is neither uint8 nor floating point in [0, 1].
+            ImageError: an image is neither uint8 nor floating point in [0, 1], or of finite values
+                where the source may overshoot.
         """
         images = self.source.pixels([index for _, index in keys])
         result = _empty((len(keys), *images[0].shape))
@@ -184,7 +196,8 @@ class DequantizedImages(Dataset):
             if self._flips(key):
                 image = np.ascontiguousarray(image[..., ::-1])
             noise = None if self.n_bits is None else self._noise(key, image)
-            dequantize(image, self.n_bits, noise, self.data_range, row)
+            overshoots = self.source.overshoots
+            dequantize(image, self.n_bits, noise, self.data_range, row, overshoots)
         return result
 
     def _check(self, image: np.ndarray, index: int) -> None:
@@ -194,9 +207,17 @@ class DequantizedImages(Dataset):
                 raise ImageError(f"{name}: n_bits={self.n_bits}, expected at most 8 for 8 bits")
         elif image.dtype.kind != "f":
             raise ImageError(f"{name}: expected uint8 or float32, got {image.dtype}")
-        elif not (image.min() >= 0 and image.max() <= 1):  # true for NaN too
+        elif self.source.overshoots and self.n_bits is not None:
+            raise ImageError(f"{name}: n_bits={self.n_bits}, expected null for such images")
+        elif not self._within(image):
             found = f"{image.min():g} to {image.max():g}"
-            raise ImageError(f"{name}: expected finite values in [0, 1], got {found}")
+            limits = "" if self.source.overshoots else " in [0, 1]"
+            raise ImageError(f"{name}: expected finite values{limits}, got {found}")
+
+    def _within(self, image: np.ndarray) -> bool:
+        if self.source.overshoots:
+            return bool(np.isfinite(image).all())
+        return bool(image.min() >= 0 and image.max() <= 1)  # false for NaN too
 
     def _flips(self, key: Key) -> bool:
         return self.horizontal_flips and self._stream("flip", key).random() < 0.5

@@ -1,12 +1,12 @@
 """Images that a trained prior draws: truths of which everything is known."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import flowprior
 from datamodules.base import ImageDataModule, check_split
@@ -20,6 +20,9 @@ from flowprior.priors import Prior
 class PriorDrawImages(ImageSource):
     """Draws of one split; a draw depends on (seed, split, index) alone."""
 
+    overshoots = True
+    """Draws that were clipped would be none of the prior."""
+
     def __init__(self, weights: Path, count: int, split: str, seed: int) -> None:
         self.weights, self.count, self.seed = weights, count, seed
         self.name = f"prior_draws/{split}"
@@ -28,7 +31,7 @@ class PriorDrawImages(ImageSource):
         return self.count
 
     def pixels(self, indices: Sequence[int]) -> np.ndarray:
-        """(B, C, H, W), float32, in [0, 1] up to overshoot, which belongs to the draw."""
+        """(B, C, H, W), float32, in [0, 1] up to overshoot."""
         prior = _loaded(self.weights)
         with torch.no_grad(), batch_invariant():
             rows = [prior.to_unit_range(prior.generate(self._latent(i, prior))) for i in indices]
@@ -39,13 +42,13 @@ class PriorDrawImages(ImageSource):
         return torch.from_numpy(rng.standard_normal((1, *prior.latent.shape))).to(prior.like)
 
     def digest(self) -> str:
-        """The weights and the settings, as nothing else decides."""
+        """What every draw depends on: the weights, the split and the seed."""
         weights = file_digest(self.weights / "model.safetensors")
-        return f"{self.name} {weights} {self.count} {self.seed}"
+        return f"{self.name} {weights} {self.seed}"
 
 
 class PriorDraws(ImageDataModule):
-    """Draws of a prior, whose posteriors can be checked: see `evaluation.calibration.Calibrated`.
+    """Draws of a prior, whose posteriors can be checked: see `evaluation.calibration.RankMeasure`.
 
     Args:
         weights: folder of exported weights.
@@ -67,20 +70,10 @@ class PriorDraws(ImageDataModule):
         super().__init__(size, batch_size, None, prior.data_range, seed=seed)
         self.weights, self.num_images = Path(weights), num_images
 
-    def batches(
-        self,
-        split: str,
-        batch_size: int,
-        indices: Sequence[int] | None = None,
-        dequantized: bool = True,
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """See ``ImageDataModule``; with overshoot, without which they would be no draws."""
-        images = self.images(split)
-        wanted = list(range(len(images)) if indices is None else indices)
-        low, high = self.data_range
-        for start in range(0, len(wanted), batch_size):
-            part = wanted[start : start + batch_size]
-            yield part, low + (high - low) * torch.from_numpy(images.pixels(part))
+    def fingerprint(self, split: str = "test") -> dict[str, Any]:
+        """See ``ImageDataModule``; without the number of images, on which no draw depends."""
+        found = super().fingerprint(split)
+        return {name: value for name, value in found.items() if name != "images"}
 
     def images(self, split: str) -> PriorDrawImages:
         """Draws of "train", "val" or "test"."""

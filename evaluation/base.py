@@ -130,6 +130,7 @@ class Evaluation(ABC):
         compare: labels whose values compete for the best number (see `Table`).
         parallel: whether several processes may measure at once; not where speed is measured.
         published: numbers of papers.
+        tunable: whether `evaluate.py --tune` can choose options; it takes an `InversionEvaluation`.
     """
 
     title: str = "Evaluation"
@@ -137,6 +138,7 @@ class Evaluation(ABC):
     compare: Sequence[str] = ()
     parallel: bool = True
     published: Sequence[Published] = ()
+    tunable: bool = False
 
     def check(self) -> None:  # noqa: B027
         """Find every mistake that can be found before measuring; nothing is written yet.

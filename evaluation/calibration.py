@@ -1,7 +1,6 @@
 """Whether the posteriors of a table are right, by simulation-based calibration."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +9,16 @@ import torch
 from torch import Tensor
 
 from datamodules import PriorDraws
-from evaluation.arrays import ArrayStore
-from evaluation.base import Cell, Result, labels_text
+from evaluation.base import Result, labels_text
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
-from evaluation.measures import Measure, measured
-from evaluation.table import SECONDS, Metric, Table
+from evaluation.measures import Measure
+from evaluation.table import Metric, Table
 from evaluation.weights import found_weights
 from flowprior.checks import check_integer
-from flowprior.inversion import Estimate, Problem, solve
+from flowprior.inversion import Estimate, Problem
 from flowprior.posterior import Calibration, calibrate, rank_figure
-from flowprior.posterior.calibration import LEVELS, WHOLE
+from flowprior.posterior.calibration import LEVELS, WHOLE, check_draws
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,27 +29,27 @@ VALUES = {"whole": WHOLE, **_PARTS}
 _SHOWN = (0.5, 0.9)
 
 
-class Calibrated(Measure):
+class RankMeasure(Measure):
     """Ranks of truths among draws of their posteriors, and coverage of credible intervals.
 
     For data that are draws of the prior (`datamodules.PriorDraws`) and posteriors that are right,
-    ranks are uniform, and p is above 0.05 but for one row in twenty. Rows without a posterior have
-    no such columns.
+    ranks are uniform, and p is below 0.05 now and then only. Rows without a posterior have no such
+    columns.
 
     Args:
-        draws: number of draws of each posterior, at least 9; with 99, levels are exact.
+        draws: number of draws of each posterior, one less than a multiple of 20.
         seed: of the draws.
     """
 
     metrics = (
-        Metric("p_value", "p, posterior is right", interval=False),
+        Metric("p_value", "p of the test of ranks", interval=False),
         Metric("rank_whole", "Rank of the whole (0.5)"),
         *(Metric(f"inside_{level:.1f}", f"Pixels in {level:.0%} intervals") for level in _SHOWN),
         *(Metric(f"rank_{key}", f"Rank, {name} (0.5)") for key, name in _PARTS.items()),
     )
 
     def __init__(self, draws: int = 99, seed: int = 0) -> None:
-        check_integer("draws", draws, least=9)
+        check_draws(draws)
         check_integer("seed", seed, least=0)
         self.draws, self.seed = draws, seed
 
@@ -85,7 +83,14 @@ class Calibrated(Measure):
             for key, name in VALUES.items()
         }
         coverage = torch.tensor([[row[f"inside_{level:.1f}"] for level in _SHOWN] for row in rows])
-        return Calibration(self.draws, ranks, coverage)
+        return Calibration(self.draws, ranks, coverage, _SHOWN)
+
+    def notes(self, has_truth: bool) -> Sequence[str]:
+        """What p is."""
+        return [
+            "p: of a χ² test that ranks are uniform, times the number of ranks tested; below 0.05 "
+            "the posteriors are probably wrong."
+        ]
 
 
 class CalibrationEvaluation(InversionEvaluation):
@@ -98,13 +103,15 @@ class CalibrationEvaluation(InversionEvaluation):
         methods: solvers with a posterior, by name.
         experiments: operators and noise.
         images: number of truths, at least 10.
-        draws: of each posterior.
+        draws: of each posterior, one less than a multiple of 20.
         iterations: maximum number, of methods that have none of their own.
         batch_size: number of images that a process inverts at once. It changes nothing else.
         seed: of truths, noise and starts.
         title: of the report.
         device: "auto" takes a GPU if there is one.
     """
+
+    tunable = compares = False
 
     def __init__(
         self,
@@ -113,7 +120,7 @@ class CalibrationEvaluation(InversionEvaluation):
         experiments: list[Experiment],
         images: int = 100,
         draws: int = 99,
-        iterations: int = 300,
+        iterations: int = 1000,
         batch_size: int = 10,
         seed: int = 0,
         title: str = "Calibration of posteriors",
@@ -121,6 +128,7 @@ class CalibrationEvaluation(InversionEvaluation):
     ) -> None:
         check_integer("images", images, least=10)
         weights = found_weights(weights)
+        self.ranks = RankMeasure(draws, seed)
         super().__init__(
             {"prior": weights},
             methods,
@@ -131,25 +139,27 @@ class CalibrationEvaluation(InversionEvaluation):
             iterations=iterations,
             batch_size=batch_size,
             compare=(),
+            measures=[self.ranks],
             title=title,
             device=device,
         )
-        self.calibrated = Calibrated(draws, seed)
-        self.measures, self.baselines = [self.calibrated], False
 
-    def evaluate(
-        self, cell: Cell, images: Sequence[int], arrays: ArrayStore
-    ) -> Sequence[Mapping[str, float]]:
-        """Find the posteriors of these images, and rank the truths among their draws."""
-        start = time.perf_counter()
-        problem, truth = self._problem(cell, list(images))
-        estimate = solve(cell.method.solver, problem, cell.settings["iterations"])
-        if estimate.posterior is None:
-            warnings = "; ".join(estimate.warnings)
-            raise ValueError(f"{cell}: there is no posterior to rank truths in. {warnings}")
-        rows = measured(self.measures, estimate, problem, truth)
-        seconds = {SECONDS.name: (time.perf_counter() - start) / len(images)}
-        return [{**row, **seconds} for row in rows]
+    def check(self) -> None:
+        """Every method must have a posterior when its iterations are over."""
+        for name, method in self.methods.items():
+            least, solver = method.solver.posterior_after, type(method.solver).__name__
+            iterations = self.iterations if method.iterations is None else method.iterations
+            if least is None:
+                raise ValueError(
+                    f"methods.{name}: {solver} has no posterior to draw from (its `posterior_after`"
+                    " is None): take one of flowprior.posterior, such as Variational()"
+                )
+            if iterations < least:
+                raise ValueError(
+                    f"methods.{name}: {solver} has no posterior before iteration {least}, but "
+                    f"takes only {iterations}: raise iterations"
+                )
+        super().check()
 
     def figures(
         self, table: Table, results: Sequence[Result]
@@ -158,7 +168,7 @@ class CalibrationEvaluation(InversionEvaluation):
         rows: dict[str, list[Result]] = {}
         for result in results:
             rows.setdefault(labels_text(result.cell.labels), []).append(result)
-        found = {name: self.calibrated.calibration(row) for name, row in rows.items()}
+        found = {name: self.ranks.calibration(row) for name, row in rows.items()}
         found = {name: one for name, one in found.items() if one is not None}
         caption = (
             "Ranks of the truths among draws of their posteriors. The grey band holds 95 % of the "
@@ -166,10 +176,3 @@ class CalibrationEvaluation(InversionEvaluation):
             "right end, they are too narrow."
         )
         return {"ranks": (rank_figure(found), caption)} if found else {}
-
-    def write(self, results: Sequence[Result], output: Path) -> None:
-        """Nothing."""
-
-    def notes(self, table: Table) -> Sequence[str]:
-        """What p is."""
-        return ["p: of a χ² test that ranks are uniform, times the number of ranks tested."]

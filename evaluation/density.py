@@ -143,6 +143,7 @@ class DensityEvaluation(Evaluation):
             "weights": weights_fingerprint(trained.weights, flow),
             "data": identity(data.fingerprint()),
             **({"data_code": code} if code else {}),
+            **({"training": identity(data.fingerprint("train"))} if trained.features else {}),
             **({"dimensions": trained.dimensions} if trained.dimensions else {}),
             **({"features": identity(trained.features)} if trained.features else {}),
             **(self._counts if flow.injective else {}),
@@ -158,12 +159,12 @@ class DensityEvaluation(Evaluation):
         _, x = next(trained.data.batches("test", len(images), images))
         measured = self._injective if flow.injective else self._bijective
         with torch.no_grad():
-            z, columns, times = measured(trained, flow, x.to(self.device), images)
-        columns |= typicality(z)
+            found, columns, times = measured(trained, flow, x.to(self.device), images)
+        columns |= typicality(found["z"])
         constants = {"parameters": sum(p.numel() for p in flow.parameters()) / 1e6, **times}
         if trained.hours is not None:
             constants["training_hours"] = trained.hours
-        self._keep(cell, images, x, z, arrays)
+        self._keep(cell, images, x, found, arrays)
         rows: list[dict[str, float]] = [dict(constants) for _ in images]
         for name, values in columns.items():  # a column may be of the first images alone
             for row, value in zip(rows, values.tolist(), strict=False):
@@ -172,8 +173,12 @@ class DensityEvaluation(Evaluation):
 
     def _bijective(
         self, trained: Trained, flow: Flow, x: Tensor, images: Sequence[int]
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
-        """Latents of images x (B, C, H, W), values (B,) by name, and milliseconds per image."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+        """Encode and decode images x (B, C, H, W) by a bijective flow.
+
+        Returns:
+            Latents "z", values (B,) by name, and milliseconds per image by name.
+        """
         (z, log_det), encoding = self._timed(flow.encode, x)
         (back, _), decoding = self._timed(flow.decode, z)
         log_prob = standard_normal_log_prob(z) + log_det
@@ -182,14 +187,20 @@ class DensityEvaluation(Evaluation):
             "nll": -log_prob,
             "reconstruction_error": (back - x).abs().flatten(1).amax(1),
         }
-        return z, columns, {"encoding_time": encoding, "decoding_time": decoding}
+        return {"z": z}, columns, {"encoding_time": encoding, "decoding_time": decoding}
 
     def _injective(
         self, trained: Trained, flow: Flow, x: Tensor, images: Sequence[int]
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
-        """The same; likelihoods of the first rows, and their estimate, each image's with its seed.
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+        """Encode and decode images x (B, C, H, W) by an injective flow.
+
+        Only the first `likelihoods` images have a likelihood, and an estimate of it by random
+        numbers of their own.
 
         Paper: section 3.3 and Table 2 of Kothari et al., "Trumpets" (2021).
+
+        Returns:
+            As `_bijective` does, and the "projection" of each image.
         """
         z, encoding = self._timed(flow.latents, x)
         back, decoding = self._timed(flow.generate, z)
@@ -203,7 +214,8 @@ class DensityEvaluation(Evaluation):
             estimates = [flow.neumann_log_prob(row, seed=image, **options) for row, image in rows]
             columns["neumann_nll"] = -torch.cat(estimates)
             columns["neumann_bias"] = columns["neumann_nll"] - columns["nll"]
-        return z, columns, {"encoding_time": encoding, "decoding_time": decoding}
+        times = {"encoding_time": encoding, "decoding_time": decoding}
+        return {"z": z, "projection": back}, columns, times
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Distances of the samples of one flow from the test images."""
@@ -264,7 +276,12 @@ class DensityEvaluation(Evaluation):
         return {"neumann_terms": self.neumann_terms, "likelihoods": self.likelihoods}
 
     def _keep(
-        self, cell: TrainedCell, images: Sequence[int], x: Tensor, z: Tensor, arrays: ArrayStore
+        self,
+        cell: TrainedCell,
+        images: Sequence[int],
+        x: Tensor,
+        found: Mapping[str, Tensor],
+        arrays: ArrayStore,
     ) -> None:
         """What figures show of the first images, and features of all, with a sample for each."""
         flow, wanted = self.flows[cell.trained.name], cell.trained.features
@@ -274,9 +291,8 @@ class DensityEvaluation(Evaluation):
             sets = {"test": x.to(self.device), "sample": self._samples(flow, images)}
             if wanted:
                 sets["training"] = self._training_images(cell.trained, images).to(self.device)
-            shown = {"x": sets["test"], "sample": sets["sample"]}
-            if flow.injective:
-                shown["projection"] = flow.generate(z)
+        shown = {"x": sets["test"], "sample": sets["sample"]}
+        shown |= {name: value for name, value in found.items() if name == "projection"}
         sets, shown = (
             {name: flow.to_unit_range(value) for name, value in some.items()}
             for some in (sets, shown)
@@ -285,7 +301,7 @@ class DensityEvaluation(Evaluation):
         for features in wanted:
             kept |= features.of(sets)
         for row, image in enumerate(images):
-            mine = {**kept, "z": z, **shown} if image < SHOWN else kept
+            mine = {**kept, "z": found["z"], **shown} if image < SHOWN else kept
             arrays.save(cell.key, image, {name: value[row] for name, value in mine.items()})
 
     def _samples(self, flow: Flow, images: Sequence[int]) -> Tensor:

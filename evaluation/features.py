@@ -68,7 +68,7 @@ class Features(ABC):
         }
 
 
-class Digits(Features):
+class DigitFeatures(Features):
     """Features of a small classifier of digits (`flowprior.metrics.DigitClassifier`).
 
     They are no features of Inception-v3: the distance is no FID, and compares with none.

@@ -26,7 +26,7 @@ _NOTES = (
     "Means over images ± 95 % interval; n: number of images",
     "bold: better than the runner-up by more than the interval of their difference",
 )
-_IDEAL = re.compile(r" \(\d\)$")
+_IDEAL = re.compile(r" \(\d(\.\d)?\)$")
 _UNBOUNDED, _NARROWEST = 10_000, 16  # characters
 _MOST_DIGITS = 5
 _SYMBOLS = {
@@ -100,7 +100,7 @@ def _transposed(grid: Grid) -> Grid:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The same names, numbered where one occurs again."""
+    """Names, numbered where one occurs again."""
     return [
         name if name not in names[:place] else f"{name} [{place + 1}]"
         for place, name in enumerate(names)

@@ -26,6 +26,7 @@ from flowprior.checks import check_integer
 from flowprior.identity import digest, identity
 from flowprior.inversion import (
     Checkpoint,
+    Estimate,
     Problem,
     Recording,
     Solver,
@@ -85,7 +86,14 @@ class InversionEvaluation(Evaluation):
         measures: further columns.
         title: of the report.
         device: "auto" takes a GPU if there is one.
+
+    Attributes:
+        compares: whether images are compared with the truth: in columns, a row of the data, curves
+            and pictures. False leaves only the further measures.
     """
+
+    tunable = True
+    compares = True
 
     def __init__(
         self,
@@ -125,11 +133,12 @@ class InversionEvaluation(Evaluation):
         self.tune_images, self.tune_metric = tune_images, tune_metric
         self.shown, self.compare = shown, compare
         self.published = published or []
-        self.measures: list[Measure] = [Similarity(), *(measures or [])]
+        built_in = [Similarity()] if self.compares else []
+        self.measures: list[Measure] = [*built_in, *(measures or [])]
         self.title = title
         self.choices: list[Choice] = []
-        self.baselines = self.source.has_truth
-        self.pictured = True
+        self.baselines = self.compares and self.source.has_truth
+        self.pictured = self.compares
         self._check_options()
 
     @property
@@ -179,25 +188,39 @@ class InversionEvaluation(Evaluation):
     def evaluate(
         self, cell: Cell, images: Sequence[int], arrays: ArrayStore
     ) -> Sequence[Mapping[str, float]]:
-        """Invert the data of these images, and keep curves and pictures."""
+        """Invert the data of these images, measure, and keep curves and pictures."""
         iterations = cell.settings["iterations"]
         key = digest(repr(cell.settings), repr(list(images)))[:24]
         checkpoint = Checkpoint(arrays.folder.parent / "underway" / f"{key}.ckpt")
         with batch_invariant():
             problem, truth = self._problem(cell, list(images))
-            recording = Recording(truth, self.shown, last=iterations)
+            recording = Recording(truth if self.compares else None, self.shown, last=iterations)
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
-        for row, image in enumerate(images):
-            shown = row < self.shown and image < self.shown
-            kept = kept_of_row(row, recording, estimate, problem, truth, shown)
-            if shown and iterations and cell.settings["start"] in ("smoothed_truth", "file"):
-                kept["start"] = problem.start[row]
-            kept |= {"x": estimate.x[row]} if isinstance(self.source, MeasuredData) else {}
-            arrays.save(cell.key, image, kept)
+        if self.compares:
+            self._keep(cell, images, problem, estimate, recording, arrays)
         checkpoint.remove()
         seconds = {SECONDS.name: recording.seconds / len(images)}
         return [{**row, **seconds} for row in rows]
+
+    def _keep(
+        self,
+        cell: Cell,
+        images: Sequence[int],
+        problem: Problem,
+        estimate: Estimate,
+        recording: Recording,
+        arrays: ArrayStore,
+    ) -> None:
+        """Save the curves of these images, and pictures of those to be shown."""
+        given = cell.settings["start"] in ("smoothed_truth", "file")
+        for row, image in enumerate(images):
+            shown = row < self.shown and image < self.shown
+            kept = kept_of_row(row, recording, estimate, problem, recording.truth, shown)
+            if shown and cell.settings["iterations"] and given:
+                kept["start"] = problem.start[row]
+            kept |= {"x": estimate.x[row]} if isinstance(self.source, MeasuredData) else {}
+            arrays.save(cell.key, image, kept)
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Further columns of the measures, which take all images of a row."""
@@ -226,7 +249,7 @@ class InversionEvaluation(Evaluation):
         return [*map(str, self.choices), *untuned, *fits, *of_measures]
 
     def with_choices(self, choices: Sequence[Choice]) -> Self:
-        """The same with the options that were found to be best."""
+        """A copy with the options that were found to be best."""
         other = copy.copy(self)
         other.choices = list(choices)
         return other
@@ -259,7 +282,6 @@ class InversionEvaluation(Evaluation):
         priors, method = experiment.priors, self.methods[name]
         if not method.solver.needs:
             return priors[:1]
-        check_names(method.priors or (), self.priors.given, f"methods.{name}: no prior")
         return [p for p in priors if method.priors is None or p in method.priors]
 
     def labels(self, experiment: Experiment, prior: str, name: str) -> Labels:
@@ -288,7 +310,7 @@ class InversionEvaluation(Evaluation):
     def _fingerprints(self) -> dict[str, Any]:
         """What the results of all cells depend on, with all priors."""
         priors = {name: self.priors.fingerprint(name) for name in self.priors.given}
-        measures = identity(self.measures[1:])
+        measures = identity([one for one in self.measures if type(one) is not Similarity])
         return {"data": self.source.fingerprint(), "measures": measures, "prior": priors}
 
     def _cell(self, experiment: Experiment, prior: str, name: str, seed: int) -> InversionCell:
@@ -352,12 +374,28 @@ class InversionEvaluation(Evaluation):
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
         check_distinct(self.measures)
-        _ = self.tuned_by
+        if self.tunable:
+            _ = self.tuned_by
+        self._check_rows()
         known = {metric.name for metric in self.metrics}
         for published in self.published:
             check_names(published.metrics, sorted(known), "published: no metric")
         if "data" in self.methods:
             raise ValueError("methods.data: experiments have a row of this name already")
+
+    def _check_rows(self) -> None:
+        """Every experiment must have a prior, and every method a row."""
+        for number, experiment in enumerate(self.experiments):
+            if not experiment.priors:
+                raise ValueError(f"experiments[{number}].priors must have at least one name")
+        with_row = {name for one in self.experiments for _, name in self.rows(one)}
+        for name, method in self.methods.items():
+            check_names(method.priors or (), self.priors.given, f"methods.{name}: no prior")
+            if name not in with_row:
+                raise ValueError(
+                    f"methods.{name}: no experiment has this method and one of its priors: "
+                    "leave it out, or change methods or priors of the method or of an experiment"
+                )
 
 
 def _made(

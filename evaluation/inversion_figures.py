@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from callbacks.inversion_curves import margins, progress_grid, write_margin
 from evaluation.arrays import file_names
 from evaluation.base import Result, labels_text
 from evaluation.inversion_arrays import is_finite
 from flowprior.figures import curve_panels, image_grid, qq_plot
+from flowprior.inversion.boards import margins, progress_grid, write_margin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     Shown = dict[str, tuple[Figure, str]]
 
 MEASURES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "misfit": "Data misfit (nats)"}
-CURVES = ("loss", "misfit", "log_prior", "beta", "psnr", "ssim", "lpips")
+CURVES = (
+    *("loss", "objective", "misfit", "log_prior", "entropy", "beta", "acceptance", "step_size"),
+    *("psnr", "ssim", "lpips"),
+)
 DIAGNOSTICS = ("radius", "skewness", "kurtosis", "patch_energy_spread")
 Rows = Mapping[str, list[Result]]
 

@@ -63,8 +63,8 @@ def write(
 ) -> None:
     """Write every output of an evaluation that started at `start` of the performance counter."""
     notes = evaluation.notes(table)
-    for suffix, write in {"json": to_json, "md": to_markdown, "tex": to_latex}.items():
-        atomic_write(output / f"table.{suffix}", write(table, notes))
+    for suffix, to_text in {"json": to_json, "md": to_markdown, "tex": to_latex}.items():
+        atomic_write(output / f"table.{suffix}", to_text(table, notes))
     atomic_write(output / "table.csv", to_csv(table))
     evaluation.write(results, output)
     pictures = _write_figures(evaluation.figures(table, results), output / "figures")

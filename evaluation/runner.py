@@ -212,7 +212,7 @@ def measure_batch(evaluation: Evaluation, batch: Batch, arrays: ArrayStore) -> M
 
 
 def measure_pickled(evaluation: bytes, batch: Batch, arrays: ArrayStore) -> Measured:
-    """The same in a worker, which keeps the evaluation, and its models, for the next batch."""
+    """Measure a batch in a worker, which keeps the evaluation and its models for the next one."""
     return measure_batch(_unpickled(evaluation), batch, arrays)
 
 

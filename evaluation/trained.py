@@ -40,19 +40,19 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """Of the weights' folder, or of the run that it is in."""
+        """Name of the folder of weights, or of the run that it is in."""
         folder = self.weights.resolve()
         return folder.parent.name if folder.name == "weights" else folder.name
 
     def bits_per_dim(self, log_prob: Tensor, x: Tensor) -> Tensor:
-        """Of images x (B, C, H, W) with log densities log_prob (B,), in nats: (B,)."""
+        """Bits per dimension (B,) of images x (B, C, H, W) of log density log_prob (B,) in nats."""
         data, pixels = self.data, x[0].numel()
         bits = coded_bits_per_dim(log_prob, x, data.n_bits, data.data_range, data.flat_noise)
         return bits * (pixels / (self.dimensions or pixels))
 
     @cached_property
     def hours(self) -> float | None:
-        """Of training, if the card of the weights says so."""
+        """Hours of training, if the card of the weights gives them."""
         return read_config(self.weights)["card"].get("training_hours")
 
     def load(self, device: str, option: str) -> Flow:

@@ -176,14 +176,14 @@ class Choice:
         return any(self.best[name] in (min(v), max(v)) for name, v in values.items())
 
     def scored(self, rows: Mapping[str, Row], images: int) -> Choice:
-        """The same with its scores, given the rows of the table of all that were tried."""
+        """A copy with its scores, given the rows of the table of all that were tried."""
         found = [rows[labels_key({**self.labels, **options})] for options in grid(self.method)]
         return replace(self, scores=[_score(row, self.metric) for row in found], images=images)
 
     def wider(self) -> Choice:
-        """The same with another value for each option that is best at an edge, if it takes it.
+        """A copy with another value of each option that is best at an edge, if it takes it.
 
-        But for iterations: a method is hardly ever worse for more of them, and takes longer.
+        None for iterations: a method is hardly ever worse for more of them, and takes longer.
         """
         if all(map(math.isinf, self.scores)):
             return self
@@ -248,7 +248,7 @@ def tuned(
 
 
 def _all_trials(evaluation: InversionEvaluation, choices: Sequence[Choice]) -> InversionEvaluation:
-    """The same on the first validation images, for each value that a method has to try."""
+    """The evaluation of all values that methods have to try, on the first validation images."""
     methods: dict[str, Method] = {}
     experiments: list[Experiment] = []
     for one in choices:

@@ -1,6 +1,7 @@
 """Posteriors that are right are found to be, and others are not."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,9 +96,30 @@ def test_batches_are_joined():
     both = joined([whole, whole])
     assert len(both.coverage) == 60
     assert torch.equal(both.ranks["mean"][30:], whole.ranks["mean"])
-    for parts in ([], [whole, calibrate(posterior, truth, 29)]):
+    other_levels = replace(whole, levels=(0.5, 0.9), coverage=whole.coverage[:, [4, 8]])
+    assert len(joined([other_levels, other_levels]).levels) == 2
+    for parts in ([], [whole, calibrate(posterior, truth, 39)], [whole, other_levels]):
         with pytest.raises(ValueError, match=r"^calibrations must be"):
             joined(parts)
+
+
+@pytest.mark.parametrize("draws", [19, 59, 99])
+def test_intervals_hold_the_share_that_they_are_named_after(draws):
+    ranks = torch.arange(draws + 1)  # a pixel of each rank that a truth can have
+
+    class Sorted:
+        def sample(self, count, *, seed):
+            return torch.arange(count)[:, None, None, None, None].expand(-1, 2, 1, 1, draws + 1)
+
+    truth = (ranks - 0.5).expand(2, 1, 1, -1)
+    found = calibrate(Sorted(), truth, draws)
+    torch.testing.assert_close(found.coverage, torch.tensor(LEVELS).double().expand(2, -1))
+
+
+@pytest.mark.parametrize("draws", [-1, 0, 9, 10, 20, 30, 98, 19.0])
+def test_draws_that_give_other_shares_are_refused(draws):
+    with pytest.raises(ValueError, match=r"^draws must be"):
+        calibrate(*problem(3), draws)
 
 
 @pytest.mark.parametrize("wrong", [{"draws": 3}, {"seed": -1}, {"truth": torch.zeros(2, 1, 4, 4)}])
@@ -148,3 +170,6 @@ def test_figures():
     assert png_bytes(figure)
     assert png_bytes(rank_figure({"good": good}))
     assert png_bytes(coverage_figure({"good": good, "narrow": narrow}))
+    few = replace(good, levels=(0.5, 0.9), coverage=good.coverage[:, [4, 8]])
+    lines = coverage_figure({"few": few}).axes[0].get_lines()
+    assert [0.5, 0.9] in [list(line.get_xdata()) for line in lines]

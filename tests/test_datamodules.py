@@ -128,6 +128,23 @@ def test_bad_pixel_is_named(bad):
     assert data[(0, 0)].isfinite().all()
 
 
+def test_images_that_may_overshoot():
+    class Overshooting(ArrayImages):
+        overshoots = True
+
+    images = np.linspace(-1, 2, 64, dtype=np.float32).reshape(4, 1, 4, 4)
+    found = DequantizedImages(Overshooting(images), "train", None, (-0.5, 0.5))
+    np.testing.assert_allclose(found.__getitems__([(0, i) for i in range(4)]), images - 0.5)
+    np.testing.assert_array_equal(Overshooting(images)[3], images[3])
+    with pytest.raises(ImageError, match="n_bits=5, expected null"):
+        DequantizedImages(Overshooting(images), "train", 5)[(0, 0)]
+    for bad in (np.nan, np.inf):
+        wrong = images.copy()
+        wrong[2, 0, 1, 1] = bad
+        with pytest.raises(ImageError, match="image 2: expected finite values, got"):
+            DequantizedImages(Overshooting(wrong), "train", None)[(0, 2)]
+
+
 @pytest.mark.parametrize(("kind", "n_bits"), [(np.int64, 8), (np.uint8, 9)])
 def test_images_that_do_not_have_the_bits_are_refused(kind, n_bits):
     source = ArrayImages(BYTES.reshape(1, 1, 16, 16).astype(kind))

@@ -1,11 +1,21 @@
 """Tables that say whether posteriors are right."""
 
+import inspect
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
 
 import flowprior
 from datamodules import PriorDraws
+from evaluation.base import Cell, Result
+from evaluation.calibration import CalibrationEvaluation, RankMeasure
+from flowprior.figures import png_bytes
+from flowprior.inversion import Checkpoint, invert
+from flowprior.physics import gaussian_blur
+from flowprior.posterior import Langevin, LowRank, Variational, calibrate, coverage_figure
+from flowprior.posterior.langevin import LangevinRun
 from tests.conftest import make_perturbed_glow
 from tests.inversion_tables import BLUR, noise, records, rows_of, run_here, solver
 
@@ -21,7 +31,7 @@ LANGEVIN = {
 SETTINGS = {
     "weights": "weights",
     "images": 10,
-    "draws": 9,
+    "draws": 19,
     "iterations": 5,
     "methods": {"fitted": {"solver": VARIATIONAL}, "chains": {"solver": LANGEVIN}},
     "experiments": [{**BLUR, "noise": noise(0.1)}],
@@ -36,14 +46,14 @@ def folder(tmp_path_factory):
     return path
 
 
-def run(folder, name, **changes):
+def run(folder, name, *options, **changes):
     evaluation = {
         "class_path": "evaluation.calibration.CalibrationEvaluation",
         "init_args": {**SETTINGS, **changes},
     }
     text = yaml.safe_dump({"evaluation": evaluation}, sort_keys=False)
     (folder / f"{name}.yaml").write_text(text)
-    return run_here(folder, "--config", f"{name}.yaml", "--output", name)
+    return run_here(folder, "--config", f"{name}.yaml", "--output", name, *options)
 
 
 def test_table_and_figure(folder):
@@ -63,13 +73,120 @@ def test_table_and_figure(folder):
 def test_mistakes_are_one_line(folder, capsys):
     for changes, words in (
         ({"images": 9}, "images must be an integer of at least 10"),
-        ({"draws": 3}, "draws must be an integer of at least 9"),
+        ({"draws": 9}, "draws must be one less than a multiple of 20"),
         ({"weights": "nowhere"}, "weights"),
-        ({"methods": {"map": {"solver": solver("MAP")}}}, "there is no posterior"),
+        ({"methods": {"map": {"solver": solver("MAP")}}}, "methods.map: MAP has no posterior"),
+        (
+            {"methods": {"long": {"solver": {"class_path": LANGEVIN["class_path"]}}}},
+            "methods.long: Langevin has no posterior before iteration 301, but takes only 5",
+        ),
+        (
+            {"methods": {"short": {"solver": LANGEVIN, "iterations": 2}}},
+            "methods.short: Langevin has no posterior before iteration 3, but takes only 2",
+        ),
     ):
         capsys.readouterr()
         assert run(folder, "wrong", **changes) != 0
         assert words in capsys.readouterr().err
+        assert not (folder / "wrong").exists()
+
+
+def test_there_is_nothing_to_tune(folder, capsys):
+    assert run(folder, "tuned", "--tune") == 2
+    assert "CalibrationEvaluation has nothing to tune" in capsys.readouterr().err
+    assert not (folder / "tuned").exists()
+
+
+def test_defaults_have_posteriors():
+    parameters = inspect.signature(CalibrationEvaluation).parameters
+    for kind in (Langevin, Variational):
+        assert kind().posterior_after <= parameters["iterations"].default
+
+
+@pytest.mark.parametrize("options", [{"warm_up": 2}, {"warm_up": 3, "thin": 4}])
+def test_the_posterior_is_there_when_a_solver_says(folder, options):
+    flow = flowprior.load(folder / "weights")
+    physics = gaussian_blur(flow.image_shape, tau=1.0)
+    y = physics.A(torch.full((1, *flow.image_shape), 0.5))
+    chains = Langevin(chains=2, leapfrog=1, descent_iterations=2, **options)
+    fitted = Variational(draws=2, descent_iterations=2, family=LowRank(2))
+    for method in (chains, fitted):
+        least = method.posterior_after
+        found = invert(flow, physics, y, sigma=0.1, solver=method, iterations=least)
+        assert found.posterior is not None
+    before = chains.posterior_after - 1
+    found = invert(flow, physics, y, sigma=0.1, solver=chains, iterations=before)
+    assert found.posterior is None
+
+
+def test_another_number_of_draws_is_noticed(folder, capsys):
+    methods = {"fitted": {"solver": VARIATIONAL}}
+    assert run(folder, "draws", methods=methods) == 0
+    kept = records(folder / "draws")
+    capsys.readouterr()
+    assert run(folder, "draws", methods=methods, draws=39) == 2
+    assert "under other settings" in capsys.readouterr().err
+    assert records(folder / "draws") == kept
+    assert run(folder, "draws", methods=methods, images=12) == 0  # more images are only added
+    more = records(folder / "draws")
+    assert len(more) == 12
+    assert kept.items() <= more.items()
+
+
+def test_draws_overshoot_in_all_that_loads_them(folder):
+    data = PriorDraws(folder / "weights", num_images=40, seed=3, batch_size=40)
+    ((_, images),) = data.batches("val", 40)
+    (loaded,) = data.val_dataloader()
+    assert torch.equal(loaded, images)
+    assert torch.equal(data.dataset("val").__getitems__([(0, 4)])[0], images[4])
+    (shuffled,) = data.train_dataloader()
+    ((_, training),) = data.batches("train", 40)
+    assert torch.equal(shuffled.sum((1, 2, 3)).sort().values, training.sum((1, 2, 3)).sort().values)
+    low, high = data.data_range
+    torch.testing.assert_close(data.images("val")[4], (images[4] - low) / (high - low))
+    flow = flowprior.load(folder / "weights")
+    pixels = torch.from_numpy(data.images("val").pixels(range(40)))
+    assert torch.equal(images, low + (high - low) * pixels)
+    assert flow.data_range == data.data_range
+
+
+def test_killed_in_a_batch_goes_on_there(folder, monkeypatch):
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (0.0,))
+    methods, step, steps = {"chains": {"solver": LANGEVIN}}, LangevinRun.step, []
+
+    def interrupted(run):
+        steps.append(run)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        step(run)
+
+    monkeypatch.setattr(LangevinRun, "step", interrupted)
+    assert run(folder, "killed", methods=methods) == 130
+    assert run(folder, "killed", methods=methods) == 0
+    assert len(steps) == 5 + 1  # the one that was interrupted is made again
+    assert run(folder, "at_once", methods=methods) == 0
+    assert records(folder / "killed") == records(folder / "at_once")
+
+
+def test_ranks_of_a_row_are_those_that_were_measured():
+    measure, cell = RankMeasure(draws=19), Cell({}, range(30), {})
+    truth = torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    class Uniform:
+        def sample(self, count, *, seed):
+            return torch.rand(count, *truth.shape, generator=torch.Generator().manual_seed(seed))
+
+    expected = calibrate(Uniform(), truth, 19)
+    problem = SimpleNamespace(indices=range(30))
+    columns = measure(SimpleNamespace(posterior=Uniform()), problem, truth)
+    rows = [{name: column[i].item() for name, column in columns.items()} for i in range(30)]
+    found = measure.calibration([Result(cell, i, row, {}) for i, row in enumerate(rows)])
+    assert {n: r.tolist() for n, r in found.ranks.items()} == {
+        n: r.tolist() for n, r in expected.ranks.items()
+    }
+    assert tuple(found.levels) == (0.5, 0.9)
+    torch.testing.assert_close(found.coverage.double(), expected.coverage[:, [4, 8]])
+    assert png_bytes(coverage_figure({"row": found}))
 
 
 def test_draws_of_a_prior(folder):
@@ -82,11 +199,14 @@ def test_draws_of_a_prior(folder):
     assert not torch.equal(other[:3], images)
     assert not torch.equal(next(data.batches("val", 3))[1], images)
     assert data.fingerprint() != PriorDraws(folder / "weights", 5, seed=4).fingerprint()
+    assert data.fingerprint() == PriorDraws(folder / "weights", 9, seed=3).fingerprint()
     many = torch.cat([x for _, x in PriorDraws(folder / "weights", 400).batches("test", 100)])
     flow = flowprior.load(folder / "weights")
     samples = flow.sample(4000, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(many.mean(), samples.mean(), atol=0.02, rtol=0)
     torch.testing.assert_close(many.std(), samples.std(), atol=0.02, rtol=0)
+    assert many.min() < data.data_range[0]  # or the next test would be of nothing
+    assert many.max() > data.data_range[1]
     for wrong in ({"num_images": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             PriorDraws(folder / "weights", **wrong)

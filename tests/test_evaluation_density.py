@@ -14,7 +14,7 @@ import evaluate
 import flowprior
 from datamodules import LayerModels
 from evaluation.base import Result
-from evaluation.features import Digits, Features, Inception
+from evaluation.features import DigitFeatures, Features, Inception
 from flowprior.flows import Glow, Trumpet, standard_normal_log_prob
 from flowprior.flows.gram import half_log_det_gram, neumann_half_log_det_gram
 from flowprior.metrics import DigitClassifier, frechet_distance, load_classifier, relative_error
@@ -166,6 +166,23 @@ def test_an_estimate_that_a_flow_does_not_have(folder: Path, capsys: pytest.Capt
     assert "evaluation.neumann_terms needs neumann_log_prob" in capsys.readouterr().err
 
 
+def test_other_training_images_are_noticed_where_samples_are_compared_with_them(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def changed() -> int:
+        text = yaml.safe_dump(CONFIG).replace(f"num_train: {DATA['num_train']}", "num_train: 5")
+        assert text != yaml.safe_dump(CONFIG)
+        (folder / "table.yaml").write_text(text)
+        return run_here(folder, "--config", "table.yaml")
+
+    assert run_here(folder, "--config", "table.yaml") == 0
+    capsys.readouterr()
+    assert changed() == 2
+    error = capsys.readouterr().err
+    assert "flow Trumpet" in error
+    assert "training" in error
+
+
 def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -308,7 +325,7 @@ def test_digit_features_ignore_a_border():
     model = load_classifier(ROOT / "weights/classifier_mnist/model.safetensors")
     x = torch.rand(3, 1, 28, 28)
     padded = torch.nn.functional.pad(x, [2] * 4)
-    torch.testing.assert_close(Digits()(padded), model.features(x))
+    torch.testing.assert_close(DigitFeatures()(padded), model.features(x))
     assert model.features(x).shape == (3, 64)
     assert model(x).shape == (3, 10)
     assert (model.features(x) == 0).float().mean() < 0.9
@@ -325,7 +342,7 @@ def test_wrong_weights_of_the_classifier_are_one_line(tmp_path, damage):
     if damage == "other":
         path = ROOT / "weights/denoiser_mnist/model.safetensors"
     with pytest.raises(ValueError, match="DigitClassifier"):
-        Digits(path)
+        DigitFeatures(path)
 
 
 def test_classifier_has_the_size_of_its_card():

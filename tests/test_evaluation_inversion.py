@@ -18,10 +18,11 @@ import evaluate
 import flowprior
 from datamodules import LayerModels
 from evaluation.arrays import ArrayStore
-from evaluation.base import Result, labels_text
+from evaluation.base import Cell, Result, labels_text
 from evaluation.baselines import Data
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionCell, InversionEvaluation
+from evaluation.inversion_figures import write_boards
 from evaluation.table import Table
 from evaluation.tuning import grid
 from flowprior.inversion import BatchedLBFGS, Checkpoint, smoothed
@@ -169,6 +170,24 @@ def test_table_figures_and_tensorboard(folder, whole):
         events = EventAccumulator(str(board), size_guidance={"scalars": 0, "images": 0}).Reload()
         assert [event.step for event in events.Scalars("inversion/ssim")] == list(range(6))
         assert {event.step for event in events.Images("inversion/images")} == {0, 1, 2, 5}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("objective", "misfit", "log_prior", "entropy"),
+        ("misfit", "log_prior", "acceptance", "step_size"),
+    ],
+)
+def test_tensorboard_has_the_curves_of_posteriors(tmp_path, names):
+    arrays = {name: np.arange(3.0) for name in names}
+    arrays |= {"finite": np.array(True), "milestones": np.arange(3)}
+    cell = Cell({"method": "m"}, range(2), {})
+    write_boards([Result(cell, image, {}, arrays) for image in range(2)], tmp_path, 2)
+    (board,) = tmp_path.iterdir()
+    events = EventAccumulator(str(board), size_guidance={"scalars": 0}).Reload()
+    for name in names:
+        assert [event.value for event in events.Scalars(f"inversion/{name}")] == [0, 1, 2]
 
 
 def comparison(folder: Path, scores: tuple[float, ...], **kept: np.ndarray) -> tuple:

@@ -83,6 +83,7 @@ def experiment(**options: Any) -> dict[str, Any]:
     return {"experiments": [{**BLUR, **options}]}
 
 
+TV = solver("TotalVariation", weight=1.0, misfit=SIGMA_255)
 WRONG = {
     "prior": ({"priors": {"glow": "nowhere"}}, ["priors.glow", "nowhere"]),
     "no prior": ({"priors": {}}, ["priors"]),
@@ -137,6 +138,28 @@ WRONG = {
     "shapes": (experiment(operator="colourisation", options={}), ["colourisation"]),
     "method": (experiment(methods=["flaw"]), ["method", "'flaw'", "flow + layers"]),
     "chosen prior": (experiment(priors=["glew"]), ["prior", "'glew'", "glow"]),
+    "no chosen prior": (experiment(priors=[]), ["experiments[0].priors", "at least one"]),
+    "no chosen method": (experiment(methods=[]), ["methods.flow", "no experiment"]),
+    "prior of a method": (
+        {"methods": {"flow": {"solver": solver(misfit=SIGMA_255), "priors": ["glew"]}}},
+        ["methods.flow", "'glew'", "glow"],
+    ),
+    "prior of a method without needs": (
+        {"methods": {"tv": {"solver": TV, "priors": ["glew"]}}},
+        ["methods.tv", "'glew'", "glow"],
+    ),
+    "no prior of a method": (
+        {"methods": {"flow": {"solver": solver(misfit=SIGMA_255), "priors": []}}},
+        ["methods.flow", "no experiment"],
+    ),
+    "another prior of a method": (
+        {
+            "priors": {"glow": "weights", "free": "weights"},
+            "methods": {"flow": {"solver": solver(misfit=SIGMA_255), "priors": ["free"]}},
+            **experiment(priors=["glow"]),
+        },
+        ["methods.flow", "no experiment"],
+    ),
     "for simulated data": (experiment(assumed={"tau": 2.0}), ["assumed"]),
     "noise of simulated data": (experiment(assumed_noise=SIGMA_255), ["assumed_noise"]),
     "rows alike": ({"experiments": [BLUR, BLUR]}, ["labels"]),

@@ -442,11 +442,10 @@ def test_html_marks_the_best_and_scrolls_in_its_box():
     assert re.search(r"\.scroll {[^}]*right / \S+ 100% no-repeat local,[^}]*no-repeat scroll", page)
 
 
+@pytest.mark.parametrize("ideal", [("Kurtosis (3)", "Radius (1)"), ("Rank (0.5)", "Rank")])
 @pytest.mark.parametrize("methods", [["flow"], ["flow", "tv"]])
-def test_ideal_values_are_explained(methods):
-    metrics = [
-        Metric(f"m{i}", name) for i, name in enumerate(("Kurtosis (3)", "Radius (1)", *"abc"))
-    ]
+def test_ideal_values_are_explained(methods, ideal):
+    metrics = [Metric(f"m{i}", name) for i, name in enumerate((*ideal, *"abc"))]
     results = [result({"m": m}, i, {"m0": 3.0, "m1": 1.0}) for m in methods for i in range(2)]
     found = aggregate(results, metrics)
     sentence = "(1), (3) and the like after a name: the value of an ideal result"

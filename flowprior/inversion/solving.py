@@ -62,10 +62,13 @@ class Solver(ABC):
             property that depends on the options.
         differentiates: whether it uses gradients: of the operator, of the misfit, and of the prior
             if it needs one.
+        posterior_after: number of iterations after which there is a posterior to draw from; None
+            if there never is one. It may be a property that depends on the options.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     differentiates: ClassVar[bool] = True
+    posterior_after: ClassVar[int | None] = None
 
     @abstractmethod
     def begin(self, problem: Problem) -> Run:

@@ -13,9 +13,10 @@ from flowprior.checks import check_integer
 from flowprior.inversion.solving import Posterior, named_rows
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of credible intervals."""
+"""Shares of a posterior that credible intervals hold."""
 Statistic = Callable[[Tensor], Tensor]
-"""Of images (..., C, H, W), (...)."""
+"""A function of images (..., C, H, W) that gives a value (...) of each."""
+_BINS = 20
 _LEAST = 5
 """Expected number of ranks in a bin of the χ² test."""
 WHOLE = "whole image"
@@ -35,12 +36,14 @@ class Calibration:
             That of "whole image" is the mean distance from truth and draws: high ranks are truths
             that lie outside of the draws.
         coverage: share of the pixels of each image that are in the central credible interval of
-            each of `LEVELS`, (N, levels).
+            each level, (N, levels).
+        levels: shares of the posterior that these intervals hold.
     """
 
     draws: int
     ranks: Mapping[str, Tensor]
     coverage: Tensor
+    levels: Sequence[float] = LEVELS
 
     def p_values(self) -> dict[str, float]:
         """The p of the χ² test that ranks are uniform, by name.
@@ -52,12 +55,15 @@ class Calibration:
 
     @property
     def p_value(self) -> float:
-        """The smallest of `p_values` times their number: below 0.05 the posteriors are wrong."""
+        """The smallest of `p_values` times their number.
+
+        Below 0.05 the posteriors are probably wrong; right ones fall there too now and then.
+        """
         found = self.p_values().values()
         return min(1.0, len(found) * min(found))
 
     def expected_coverage(self) -> tuple[Tensor, Tensor]:
-        """Mean share of the pixels in intervals of each of `LEVELS`, and half its 95 % interval."""
+        """Mean share of the pixels in intervals of each level, and half its 95 % interval."""
         error = self.coverage.std(0) / len(self.coverage) ** 0.5
         return self.coverage.mean(0), 1.96 * error
 
@@ -84,7 +90,7 @@ def calibrate(
     Args:
         posterior: of N images.
         truth: images (N, C, H, W) in [0, 1].
-        draws: number of draws, at least 9. With 99, levels are exact.
+        draws: number of draws; see `check_draws`.
         seed: of draws and projections.
         indices: numbers of the images, by which ties are broken; 0 to N − 1 by default.
         statistics: further values of images (..., C, H, W) by name, (...) each.
@@ -92,7 +98,7 @@ def calibrate(
     Raises:
         ValueError: an argument is wrong, or something is not finite; it is named.
     """
-    check_integer("draws", draws, least=9)
+    check_draws(draws)
     check_integer("seed", seed, least=0)
     x = posterior.sample(draws, seed=seed).double()
     if x.shape[1:] != truth.shape:
@@ -115,14 +121,28 @@ def calibrate(
     return Calibration(draws, ranks, coverage)
 
 
+def check_draws(draws: int) -> None:
+    """Raise ValueError unless the ranks that draws allow fall evenly on all levels and bins.
+
+    With 19, 39, 59, ... draws a truth is in an interval of each of `LEVELS` exactly as often as it
+    says, if the posterior is right.
+    """
+    check_integer("draws", draws, least=1)
+    if (draws + 1) % _BINS:
+        raise ValueError(
+            f"draws must be one less than a multiple of {_BINS}, such as 19 or 99, got {draws}: "
+            "with others, intervals do not hold the share that they are named after"
+        )
+
+
 def joined(parts: Sequence[Calibration]) -> Calibration:
     """Calibrations of several batches as one.
 
     Raises:
-        ValueError: there are none, or they are of other numbers of draws or other values.
+        ValueError: there are none, or they are of other numbers of draws, values or levels.
     """
-    if not parts or any((p.draws, *p.ranks) != (parts[0].draws, *parts[0].ranks) for p in parts):
-        raise ValueError("calibrations must be of equal numbers of draws and equal values")
+    if len({(p.draws, tuple(p.levels), *p.ranks) for p in parts}) != 1:
+        raise ValueError("calibrations must be of equal numbers of draws, values and levels")
     ranks = {name: torch.cat([part.ranks[name] for part in parts]) for name in parts[0].ranks}
     return replace(parts[0], ranks=ranks, coverage=torch.cat([p.coverage for p in parts]))
 
@@ -145,7 +165,7 @@ def uniform_p_value(ranks: Tensor, draws: int) -> float:
 
 def binned(ranks: Tensor, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of ranks in bins of equal width, and those to expect."""
-    bins = max(2, min(20, len(ranks) // _LEAST, draws + 1))
+    bins = max(2, min(_BINS, len(ranks) // _LEAST, draws + 1))
     edges = np.round(np.linspace(0, draws + 1, bins + 1))
     counts = np.histogram(ranks.cpu().numpy(), edges - 0.5)[0]
     return counts, len(ranks) * np.diff(edges) / (draws + 1)

@@ -53,6 +53,6 @@ def _draw_ranks(axis: Axes, one: Calibration, name: str, colour: str) -> None:
 
 def coverage_figure(calibrations: Mapping[str, Calibration]) -> Figure:
     """Share of the pixels in credible intervals against their level, with 95 % intervals."""
-    series = {name: (LEVELS, *one.expected_coverage()) for name, one in calibrations.items()}
+    series = {name: (one.levels, *one.expected_coverage()) for name, one in calibrations.items()}
     panels = {"Pixels": {"ideal": (LEVELS, LEVELS), **series}}
     return curve_panels(panels, "Level of the credible interval", "Share of pixels inside")

@@ -81,6 +81,11 @@ class Langevin(Solver):
         check_integer("descent_iterations", self.descent_iterations, least=0)
         check_noise("misfit", self.misfit)
 
+    @property
+    def posterior_after(self) -> int:
+        """The iteration of the first draw that is kept."""
+        return self.warm_up + self.thin
+
     def start(self, problem: Problem) -> Tensor:
         """Latents (B·chains, n) to begin from; those of one image are adjacent."""
         return starts(problem, self.misfit, self.chains)

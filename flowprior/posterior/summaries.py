@@ -65,17 +65,18 @@ def summarise(posterior: Posterior, count: int = 256, *, seed: int = 0, chunk: i
     check_integer("chunk", chunk, least=1)
     pixels, frequencies = Moments(), Moments()
     for draws in chunks(posterior, count, seed, chunk):
+        dtype = draws.dtype
         pixels.update(draws)
         frequencies.update(_transformed(draws))
     mean, total = pixels.mean, torch.zeros_like(pixels.mean)
     for draws in chunks(posterior, count, seed, chunk):
         total += (draws - mean).abs().sum(0)
     found = mean, pixels.deviation, total / count, frequencies.deviation
-    return Summary(*(values.to(draws.dtype) for values in found))
+    return Summary(*(values.to(dtype) for values in found))
 
 
 def chunks(posterior: Posterior, count: int, seed: int, chunk: int) -> Iterator[Tensor]:
-    """Draws (k, B, C, H, W) float64 in chunks of at most `chunk`, `count` in all."""
+    """Draws (k, B, C, H, W) in chunks of at most `chunk`, `count` in all."""
     for number, start in enumerate(range(0, count, chunk)):
         own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
         yield posterior.sample(min(chunk, count - start), seed=own)

@@ -76,6 +76,7 @@ class Variational(Solver):
     misfit: Noise | None = None
 
     needs = ("generate",)
+    posterior_after = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.family, Family):
