@@ -29,7 +29,7 @@ FORMAT = "flowprior-weights-1"
 # What older versions did where weights now have an argument, as JSON.
 BEFORE = {"log_scale_limit": "2.0", "shift_limit": "null"}
 # What weights were trained with that have no such argument, by flow.
-LATER = {"Trumpet": {"unet_convolutions": 1}}
+LATER = {"Glow": {"condition_shape": None}, "Trumpet": {"unet_convolutions": 1}}
 
 
 class WeightsError(ValueError):

@@ -88,6 +88,7 @@ def test_config_says_how_to_rebuild(exported):
         "shift_limit": 8.0,
         "memory_efficient": True,
         "data_range": [-1.0, 1.0],
+        "condition_shape": None,
     }
     data = (folder / "model.safetensors").read_bytes()
     assert config["sha256"] == hashlib.sha256(data).hexdigest()
