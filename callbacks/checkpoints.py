@@ -111,7 +111,8 @@ class WeightExport(Callback):
     Args:
         folder: where to write.
         card: what to say of the weights in `config.json`; phase, step, scores and hours of training
-            are added, and for a bijective flow the worst round trips on unusual images.
+            are added, and for a bijective flow that takes no data the worst round trips on unusual
+            images.
     """
 
     def __init__(self, folder: Path, card: dict[str, Any]) -> None:
@@ -171,7 +172,8 @@ class WeightExport(Callback):
         }
         flow = module.flow
         bijective = flow.latent.size == math.prod(flow.image_shape)
-        trips = {"worst_round_trip": unusual_round_trips(flow)} if bijective else {}
+        tried = bijective and not flow.conditional
+        trips = {"worst_round_trip": unusual_round_trips(flow)} if tried else {}
         flowprior.save(flow, self.folder, {**self.card, **progress, **scores, **trips})
 
 

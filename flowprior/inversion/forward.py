@@ -1,13 +1,41 @@
 """The forward operator, and whether data and noise model fit it."""
 
+from dataclasses import dataclass
+from threading import Lock
+
 import torch
 from torch import Tensor
 
 from flowprior.physics.noise import Noise
 
+_COUNTING = Lock()
+
+
+@dataclass
+class Calls:
+    """How often an operator was called: once for each image, whatever the size of a call.
+
+    Args:
+        forward: applications of A.
+        adjoint: applications of the adjoint of its derivative, for gradients.
+    """
+
+    forward: int = 0
+    adjoint: int = 0
+
+    def add(self, forward: int = 0, adjoint: int = 0) -> None:
+        """Count more of them."""
+        with _COUNTING:  # several rows are computed at once, on threads
+            self.forward += forward
+            self.adjoint += adjoint
+
 
 class Forward:
     """A forward operator without noise: anything with a method A, or a function of images.
+
+    Attributes:
+        calls: how often it was called, with the few calls by which a solver finds out how many rows
+            to compute at once.
 
     Args:
         physics: deepinv `Physics`, whose noise model is not used, or a function.
@@ -21,6 +49,7 @@ class Forward:
         self.physics = physics
         self.images = images
         self.differentiable = differentiable
+        self.calls = Calls()
         self._apply = getattr(physics, "A", physics)
         self.name = getattr(physics, "__name__", type(physics).__name__)
         if not callable(self._apply):
@@ -28,16 +57,33 @@ class Forward:
 
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Noiseless data of images x (B, C, H, W) in [0, 1], of all images or of `rows`."""
+        return self._counted(self._data(x, rows), _number(x, rows))
+
+    def several(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Noiseless data (k, m, ...) of m images x (k, m, C, H, W) for each of `rows` (k,)."""
+        if self.images is None:
+            made = self._data(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        else:
+            made = torch.stack([self._data(one, rows) for one in x.unbind(1)], 1)
+        return self._counted(made, _number(x, rows) * x.shape[1])
+
+    def _data(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         if self.images is None or rows is None:
             return self._apply(x)
         every = x.new_zeros(self.images, *x.shape[1:]).index_copy(0, rows, x)
         return self._apply(every)[rows]
 
-    def several(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Noiseless data (k, m, ...) of m images x (k, m, C, H, W) for each of `rows` (k,)."""
-        if self.images is None:
-            return self(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return torch.stack([self(one, rows) for one in x.unbind(1)], 1)
+    def _counted(self, data: Tensor, number: int) -> Tensor:
+        self.calls.add(forward=number)
+        if isinstance(data, Tensor) and data.requires_grad:
+            data.register_hook(lambda _: self.calls.add(adjoint=number))
+        return data
+
+
+def _number(x: Tensor, rows: Tensor | None) -> int:
+    """How many of the rows are there for their own sake: the last one may fill up a call."""
+    filled = rows is not None and len(rows) > 1 and rows.device.type == "cpu"
+    return int((rows != rows[-1]).sum()) + 1 if filled else len(x)
 
 
 def forward_for(physics: object, y: Tensor, like: Tensor, noise: Noise | None) -> Forward:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,7 @@ from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.convergence import STILL, fall
+from flowprior.inversion.forward import Calls
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.starts import range_warnings
@@ -89,6 +90,8 @@ class Estimate:
         residual: rms of A(x) − y in units of the noise, (B,): about 1 where the data are fitted to
             the noise. None if the noise is not known.
         posterior: to sample from, if the solver estimates one.
+        calls: how often operator and adjoint were called for these images, all of them together,
+            without the check of the residual; after a resumption, since then.
         warnings: what to check before trusting the images.
     """
 
@@ -99,6 +102,7 @@ class Estimate:
     residual: Tensor | None = None
     posterior: Posterior | None = None
     warnings: tuple[str, ...] = ()
+    calls: Calls = field(default_factory=Calls)
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
@@ -168,11 +172,12 @@ def solve(
     with batch_invariant(), _closed(observers):
         run = solver.begin(problem)
         advance(run, iterations, [history, *observers], checkpoint)
+        calls = replace(problem.forward.calls)  # without those for residual and warnings
         residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
     warnings = (*range_warnings(problem.start), *warnings, *_unfinished(run, curves, residual))
-    return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
+    return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings, calls)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Variational inference: a distribution of latents is fitted to the posterior of each image."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -92,11 +92,17 @@ class Variational(Solver):
         """Find the most probable latents, and begin about them."""
         self.family.check(problem.prior.latent.size)
         problem.misfit(self.misfit, type(self).__name__)
+        if problem.latents is None:
+            problem = replace(problem, latents=self.start(problem))
         centre = descended(problem, self.misfit, 1, self.descent_iterations)
         return VariationalRun(self, problem, self.family.begin(centre.detach(), self.start_scale))
 
+    def terms(self, problem: Problem) -> "VariationalTerms":
+        """The objective of a batch."""
+        return VariationalTerms(self, problem)
 
-class _Terms:
+
+class VariationalTerms:
     """The objective for given t, as a function of the parameters."""
 
     def __init__(self, solver: Variational, problem: Problem) -> None:
@@ -119,13 +125,17 @@ class _Terms:
     def __call__(self, parameters: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
         """Mean images and terms of parameters (k, P) of the images `rows`."""
         z = self.solver.family(parameters, self.t[rows])
-        x, misfit = self.likelihood(z, rows)
         # The density depends on the parameters through z alone: what is left out has mean 0.
         entropy = -self.solver.family.log_prob(parameters.detach(), z)
-        terms = {"misfit": misfit, "log_prior": log_normal(z), "entropy": entropy}
+        x, terms = self.of_latents(z, entropy, rows)
         values = {name: term.mean(1) for name, term in terms.items()}
         loss = values["misfit"] - values["log_prior"] - self.solver.beta * values["entropy"]
         return x.mean(1), {"loss": loss, **values}
+
+    def of_latents(self, z: Tensor, entropy: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
+        """Images of latents z (k, m, n), and the terms (k, m), given −log of their density."""
+        x, misfit = self.likelihood(z, rows)
+        return x, {"misfit": misfit, "log_prior": log_normal(z), "entropy": entropy}
 
 
 class VariationalRun:
@@ -139,7 +149,7 @@ class VariationalRun:
 
     def __init__(self, solver: Variational, problem: Problem, parameters: Tensor) -> None:
         self.solver, self.problem, self.iteration = solver, problem, 0
-        self.terms = _Terms(solver, problem)
+        self.terms = solver.terms(problem)
         self.adam = AdamRun(self.terms, nn.Parameter(parameters), solver.learning_rate)
         self.optimizer = self.adam.optimizer
         self.x, self.parameters = self.adam.x, self.adam.v.detach().clone()
