@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -90,8 +90,8 @@ class Estimate:
         residual: rms of A(x) − y in units of the noise, (B,): about 1 where the data are fitted to
             the noise. None if the noise is not known.
         posterior: to sample from, if the solver estimates one.
-        calls: how often operator and adjoint were called for these images, all of them together,
-            without the check of the residual; after a resumption, since then.
+        calls: how often operator and adjoint were applied to each image, without the check of the
+            residual.
         warnings: what to check before trusting the images.
     """
 
@@ -102,7 +102,7 @@ class Estimate:
     residual: Tensor | None = None
     posterior: Posterior | None = None
     warnings: tuple[str, ...] = ()
-    calls: Calls = field(default_factory=Calls)
+    calls: Calls | None = None
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
@@ -171,8 +171,8 @@ def solve(
         checkpoint.belongs_to(solver, problem)
     with batch_invariant(), _closed(observers):
         run = solver.begin(problem)
-        advance(run, iterations, [history, *observers], checkpoint)
-        calls = replace(problem.forward.calls)  # without those for residual and warnings
+        advance(run, iterations, [history, problem.forward.calls, *observers], checkpoint)
+        calls = problem.forward.calls.copy()  # before the residual is checked
         residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
