@@ -141,6 +141,7 @@ class Rosenbrock(PairDataModule):
         num_test: number of test pairs.
         noise: standard deviation of n.
         batch_size: number of pairs per step, over all processes.
+        num_workers: number of loading processes per training process.
         seed: of everything random.
     """
 
@@ -154,9 +155,10 @@ class Rosenbrock(PairDataModule):
         num_test: int = 1000,
         noise: float = 0.4,
         batch_size: int = 64,
+        num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(1, batch_size, None, (0.0, 1.0), seed=seed)
+        super().__init__(1, batch_size, None, (0.0, 1.0), num_workers, seed)
         check_positive("data.noise", noise)
         self.noise = noise
         self.num_images = {"train": num_train, "val": num_val, "test": num_test}
