@@ -271,6 +271,7 @@ def _check(cli: TrainCLI) -> None:
             f"{cli.datamodule.data_range}: they must be equal"
         )
     _check_phases(cli)
+    _check_conditions(cli)
     try:
         cli.datamodule.check(cli.trainer.world_size)
         for module, _ in cli.phases:
@@ -278,6 +279,27 @@ def _check(cli: TrainCLI) -> None:
             module.configure_optimizers()
     except (ValueError, TypeError) as error:
         raise UsageError(one_line(error)) from error
+
+
+def _check_conditions(cli: TrainCLI) -> None:
+    """Flow, data and losses must agree on whether there are data of the images, and which."""
+    expected = cli.model.flow.condition_shape
+    given = getattr(cli.datamodule, "condition_shape", None)
+    if expected != given:
+        names = {None: "none"}
+        raise UsageError(
+            f"model.flow takes conditions of shape {names.get(expected, expected)} but data gives "
+            f"{names.get(given, given)}: set model.flow.condition_shape to match, or take pairs "
+            "such as those of datamodules.SimulatedPairs"
+        )
+    for module, _ in cli.phases:
+        if module.loss.pairs != (given is not None):
+            takes = "takes pairs" if module.loss.pairs else "takes images without conditions"
+            raise UsageError(
+                f"loss {type(module.loss).__name__} {takes}, but data gives "
+                f"{'images' if given is None else 'pairs'}: for pairs use "
+                "flowprior.losses.ConditionalLikelihood or JointLikelihood"
+            )
 
 
 def _check_phases(cli: TrainCLI) -> None:

@@ -110,7 +110,8 @@ class WeightExport(Callback):
     Args:
         folder: where to write.
         card: what to say of the weights in `config.json`; phase, step, scores and hours of training
-            are added, and for a bijective flow the worst round trips on unusual images.
+            are added, and for a bijective flow that takes no data the worst round trips on unusual
+            images.
     """
 
     def __init__(self, folder: Path, card: dict[str, Any]) -> None:
@@ -169,7 +170,8 @@ class WeightExport(Callback):
             "training_hours": round(self._training_seconds() / 3600, 3),
         }
         flow = module.flow
-        trips = {} if flow.injective else {"worst_round_trip": unusual_round_trips(flow)}
+        tried = not (flow.injective or flow.conditional)
+        trips = {"worst_round_trip": unusual_round_trips(flow)} if tried else {}
         flowprior.save(flow, self.folder, {**self.card, **progress, **scores, **trips})
 
 

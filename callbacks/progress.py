@@ -14,6 +14,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
 from lightning_modules.flow_module import FlowModule
 
@@ -74,7 +75,8 @@ class TrainingProgress(ProgressBar):
     ) -> None:
         """Log the step's time and rate, and advance the bar."""
         seconds = time.perf_counter() - self._step_started
-        self._images = len(batch) * trainer.world_size
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        self._images = len(images) * trainer.world_size
         pl_module.log("train/step_seconds", seconds)
         pl_module.log("train/images_per_second", self._images / seconds)
         if self._bar is None:

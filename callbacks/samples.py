@@ -9,6 +9,7 @@ from torchvision.utils import make_grid
 
 from datamodules import ImageDataModule
 from flowprior.figures import image_rows, qq_plot
+from flowprior.flows import Flow
 from flowprior.metrics import largest_patch_correlation, relative_error, typicality
 from lightning_modules.flow_module import FlowModule
 
@@ -23,7 +24,8 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
 class SampleGrid(Callback):
     """After each validation, a grid of samples at each of `temperatures`, from the same latents.
 
-    With weight averaging the averaged weights are sampled; this callback must come before it.
+    Those of a conditional flow are given the data of the first validation images. With weight
+    averaging the averaged weights are sampled; this callback must come before it.
 
     Args:
         images: number of images in a grid.
@@ -40,14 +42,22 @@ class SampleGrid(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Draw and log the grids on the first process."""
         writer = writer_of(trainer)
-        if writer is None or trainer.sanity_checking:
+        flow = pl_module.flow
+        if writer is None or trainer.sanity_checking or flow.image_shape[0] not in (1, 3):
             return
+        given = {"condition": self._conditions(trainer, flow)} if flow.conditional else {}
         for temperature in self.temperatures:
             generator = torch.Generator().manual_seed(0)
-            x = pl_module.flow.sample(self.images, temperature, generator=generator)
-            unit = pl_module.flow.to_unit_range(x).clamp(0, 1).nan_to_num()
+            x = flow.sample(self.images, temperature, generator=generator, **given)
+            unit = flow.to_unit_range(x).clamp(0, 1).nan_to_num()
             grid = make_grid(_enlarged(unit), padding=4, pad_value=1.0)
             writer.add_image(f"samples/temperature_{temperature:g}", grid, _step(trainer))
+
+    def _conditions(self, trainer: pl.Trainer, flow: Flow) -> torch.Tensor:
+        """Data of the first validation images, again from the first if there are too few."""
+        dataset = trainer.datamodule.dataset("val")
+        keys = [(0, index % len(dataset)) for index in range(self.images)]
+        return dataset.__getitems__(keys)[1].to(flow.like)
 
 
 class OfValidationImages(Callback):
@@ -61,30 +71,34 @@ class OfValidationImages(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
         """Forget the images of an earlier fit."""
-        self._x: torch.Tensor | None = None
+        self._batch: tuple[torch.Tensor, ...] = ()
 
-    def first_images(self, trainer: pl.Trainer, pl_module: FlowModule) -> torch.Tensor | None:
-        """(B, C, H, W), B at most `images`; None where there is no data module to ask."""
-        if self._x is None and isinstance(trainer.datamodule, ImageDataModule):
+    def first_images(self, trainer: pl.Trainer, pl_module: FlowModule) -> tuple[torch.Tensor, ...]:
+        """Images (B, C, H, W), B at most `images`, and data of them for a conditional flow.
+
+        Nothing where there is no data module to ask.
+        """
+        if not self._batch and isinstance(trainer.datamodule, ImageDataModule):
             dataset = trainer.datamodule.dataset("val")
             count = min(self.images, len(dataset))
-            self._x = dataset.__getitems__([(0, index) for index in range(count)])
-        return None if self._x is None else self._x.to(pl_module.flow.like)
+            batch = dataset.__getitems__([(0, index) for index in range(count)])
+            self._batch = (batch,) if isinstance(batch, torch.Tensor) else tuple(batch)
+        return tuple(part.to(pl_module.flow.like) for part in self._batch)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         """Draw what there is to see."""
         writer = writer_of(trainer)
         if writer is None or trainer.sanity_checking:
             return
-        x = self.first_images(trainer, pl_module)
-        if x is not None:
+        batch = self.first_images(trainer, pl_module)
+        if batch:
             with torch.no_grad():
-                self.draw(writer, pl_module, x, _step(trainer))
+                self.draw(writer, pl_module, _step(trainer), *batch)
 
     def draw(
-        self, writer: SummaryWriter, pl_module: FlowModule, x: torch.Tensor, step: int
+        self, writer: SummaryWriter, pl_module: FlowModule, step: int, *batch: torch.Tensor
     ) -> None:
-        """Log what `x` (B, C, H, W) shows."""
+        """Log what images (B, C, H, W), and data of them for a conditional flow, show."""
         raise NotImplementedError
 
 
@@ -101,10 +115,10 @@ class LatentTypicality(OfValidationImages):
     patch_size = 8
 
     def draw(
-        self, writer: SummaryWriter, pl_module: FlowModule, x: torch.Tensor, step: int
+        self, writer: SummaryWriter, pl_module: FlowModule, step: int, *batch: torch.Tensor
     ) -> None:
         """Log the diagnostics."""
-        z = pl_module.flow.latents(x).float().cpu()
+        z = pl_module.flow.latents(*batch).float().cpu()
         for name, values in typicality(z, self.patch_size).items():
             writer.add_scalar(f"latent/{name}", values.mean(), step)
         largest, expected = largest_patch_correlation(z, self.patch_size)
@@ -127,10 +141,10 @@ class Projections(OfValidationImages):
     shown = 8
 
     def draw(
-        self, writer: SummaryWriter, pl_module: FlowModule, x: torch.Tensor, step: int
+        self, writer: SummaryWriter, pl_module: FlowModule, step: int, *batch: torch.Tensor
     ) -> None:
         """Log error and figure, if the flow has projections."""
-        flow = pl_module.flow
+        flow, x = pl_module.flow, batch[0]
         if not hasattr(flow, "project"):
             return
         projected = flow.project(x)

@@ -6,7 +6,7 @@ The way of a pixel, and the module of each stop:
 2. decoded, cropped and resized to a square of bytes: ``decoding``; or read from a set of squares
    that ``prepare`` has made: ``shards``
 3. flipped, quantised and filled with noise: ``dequantize``
-4. in a global batch, in the order of the epoch: ``batches``
+4. in a global batch, in the order of the epoch: ``batches``; with data of it: ``pairs``
 
 ``base`` connects stops 3 and 4 for every data set, ``pictures`` stops 1 and 2 for all that consist
 of image files. MNIST and CIFAR-10 (``small_images``), ``layer_models`` and ``prior_draws`` enter at
@@ -20,6 +20,7 @@ from datamodules.faces import CelebA, CelebAHQ
 from datamodules.image_folder import ImageFolder
 from datamodules.layer_models import LayerModels
 from datamodules.observations import Observations
+from datamodules.pairs import PairDataModule, Rosenbrock, SimulatedPairs
 from datamodules.prior_draws import PriorDraws
 from datamodules.small_images import CIFAR10, MNIST
 
@@ -35,5 +36,8 @@ __all__ = [
     "ImageSource",
     "LayerModels",
     "Observations",
+    "PairDataModule",
     "PriorDraws",
+    "Rosenbrock",
+    "SimulatedPairs",
 ]

@@ -176,6 +176,28 @@ class SignalToNoise(Measure):
         return {name: by_rows(ratio, estimate.x, truth) for name, ratio in ratios.items()}
 
 
+class OperatorCalls(Measure):
+    """How often operator and adjoint were applied to an image: the cost where they are PDE solves.
+
+    Operators that a solver takes apart itself (networks of `Reconstructor`) are not seen.
+    """
+
+    metrics = (
+        Metric("forward_calls", "Forward solves", higher_is_better=False),
+        Metric("adjoint_calls", "Adjoint solves", higher_is_better=False),
+    )
+
+    def __call__(
+        self, estimate: Estimate, problem: Problem, truth: Tensor | None
+    ) -> Mapping[str, Tensor]:
+        """See `Measure`."""
+        calls = estimate.calls
+        return {
+            "forward_calls": calls.forward.double(),
+            "adjoint_calls": calls.adjoint.double(),
+        }
+
+
 def fit_notes(table: Table) -> list[str]:
     """Which methods had not converged, fit the data worse than the noise allows, or the noise."""
     means = _means(table, "residual")

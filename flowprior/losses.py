@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from flowprior.flows import Flow
+from flowprior.flows import Flow, standard_normal_log_prob
 from flowprior.metrics import coded_bits_per_dim, relative_error
 from flowprior.priors import require
 
@@ -18,11 +18,14 @@ class Loss(ABC):
         monitor: the value whose validation mean tells the best weights; lower is better.
         n_bits: bits per pixel of the data, None if it is not quantised; set before training.
         flat_noise: whether the data have less noise in flat areas; set before training.
+        pairs: whether it takes data of the images too, as a conditional flow does. It is then
+            called with a third argument, the condition (B, ...).
     """
 
     monitor: str
     n_bits: int | None = None
     flat_noise: bool = False
+    pairs: bool = False
 
     @abstractmethod
     def __call__(self, flow: Flow, images: Tensor) -> dict[str, Tensor]:
@@ -117,3 +120,56 @@ class LatentLikelihood(Loss):
         needs = ["contract", "low_log_prob", "low_parameters"]
         require(flow, needs, "LatentLikelihood", "take a Trumpet, or a flow with these methods")
         return flow.low_parameters()
+
+
+class ConditionalLikelihood(Loss):
+    """−log p(x | y) in nats, of images x given data y.
+
+    Of a flow with a lane of y (`ConditionalHint`) the lane of x alone is trained: that of y stays
+    as it is, for example as `JointLikelihood` has left it.
+    """
+
+    monitor = "conditional_nll"
+    pairs = True
+
+    def __call__(self, flow: Flow, images: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        """See `Loss`."""
+        return {"conditional_nll": -flow.log_prob(images, condition)}
+
+    def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
+        """What the density of x given y has of its own."""
+        own = getattr(flow, "conditional_parameters", flow.parameters)
+        return own()
+
+
+class JointLikelihood(Loss):
+    """−log p(y) − log p(x | y) in nats, of data y and images x, by a joint flow.
+
+    Both are densities, so that the lane of y is trained by a density of its own beside what it does
+    for x. The log-determinant of the whole, without the norm of z_y, would have no minimum.
+
+    Reference: Siahkoohi et al. (2021), section 2.
+    """
+
+    monitor = "joint_nll"
+    pairs = True
+
+    def __call__(self, flow: Flow, images: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        """See `Loss`."""
+        z_y, z_x, y_log_det, x_log_det = flow.encode_joint(condition, images)
+        conditional = -standard_normal_log_prob(z_x) - x_log_det
+        marginal = -standard_normal_log_prob(z_y) - y_log_det
+        return {
+            "joint_nll": conditional + marginal,
+            "conditional_nll": conditional,
+            "condition_nll": marginal,
+        }
+
+    def trains(self, flow: Flow) -> Iterable[nn.Parameter]:
+        """Everything.
+
+        Raises:
+            ValueError: the flow has no lane of y.
+        """
+        require(flow, ["encode_joint"], "JointLikelihood", "use ConditionalLikelihood")
+        return flow.parameters()

@@ -1,6 +1,7 @@
 """Training of a flow."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,10 +20,10 @@ from flowprior.schedules import WarmupCosine
 class FlowModule(pl.LightningModule):
     """Trains `flow` by minimising the mean of `loss` over the images of a batch.
 
-    Batches are images (B, C, H, W), already dequantised to the flow's data range, or what the loss
-    has `prepared` of them. Gradients are clipped by value, then by their global norm. Parameters
-    that the loss does not train are frozen in `setup`, before DDP wraps the module: ranks would
-    drift apart if that changed during a fit.
+    Batches are images (B, C, H, W), already dequantised to the flow's data range, or pairs of these
+    and data (B, ...) of them, or what the loss has `prepared`. Gradients are clipped by value, then
+    by their global norm. Parameters that the loss does not train are frozen in `setup`, before DDP
+    wraps the module: ranks would drift apart if that changed during a fit.
 
     Args:
         flow: the density model.
@@ -110,14 +111,14 @@ class FlowModule(pl.LightningModule):
         """Note the phase."""
         checkpoint["phase"] = self.phase
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean loss of the batch."""
         values = self._values(batch)
         for name, value in values.items():
             self.log(f"train/{name}", value.detach().mean(), sync_dist=True)
         return next(iter(values.values())).mean()
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> None:
         """Log the mean over all images, however many each process has."""
         values = self._values(batch)
         for name in values.keys() - self.validation.keys():
@@ -137,17 +138,19 @@ class FlowModule(pl.LightningModule):
         torch.nn.utils.clip_grad_value_(parameters, self.gradient_clip_value)
         torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
 
-    def _values(self, batch: Tensor) -> dict[str, Tensor]:
-        values = (self.loss.of_prepared if self.prepared else self.loss)(self.flow, batch)
+    def _values(self, batch: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+        parts = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+        count = len(parts[0])
+        values = (self.loss.of_prepared if self.prepared else self.loss)(self.flow, *parts)
         name = type(self.loss).__name__
         if self.loss.monitor not in values:
             raise ValueError(
                 f"{name}: monitor {self.loss.monitor!r} must be one of its values {list(values)}"
             )
         for key, value in values.items():
-            if value.shape != (len(batch),):
+            if value.shape != (count,):
                 raise ValueError(
-                    f"{name}: {key} must be one number for each image, shape ({len(batch)},), "
+                    f"{name}: {key} must be one number for each image, shape ({count},), "
                     f"got {tuple(value.shape)}"
                 )
         return values

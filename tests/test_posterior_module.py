@@ -6,9 +6,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from callbacks import InversionCurves
 from flowprior.inversion import MAP, Restarts, invert
-from flowprior.posterior import Coupling, Langevin, Variational
+from flowprior.posterior import Amortised, Coupling, Langevin, Preconditioned, Variational
 from lightning_modules import PosteriorModule
-from tests.inversion_problems import blur, images_of, small_decoder
+from tests.inversion_problems import Shifted, blur, identity, images_of, small_decoder
 from tests.test_inversion_module import fit
 
 SOLVERS = {
@@ -70,3 +70,14 @@ def test_wrong_use_is_one_clear_line(decoder, y):
         fit(module)
     with pytest.raises(RuntimeError, match="before the warm-up has ended"):
         module.posterior  # noqa: B018
+
+
+@pytest.mark.filterwarnings("ignore:.*still fell")
+@pytest.mark.parametrize("solver", [Amortised(), Preconditioned(Coupling(hidden=4), draws=4)])
+def test_module_takes_a_conditional_prior(solver):
+    prior = Shifted().requires_grad_(False)
+    data = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    options = {"solver": solver, "sigma": 0.1, "iterations": 5, "condition": data}
+    module = PosteriorModule(prior, identity, data, **options)
+    fit(module)
+    assert_same(module, invert(prior, identity, data, **options))

@@ -550,6 +550,7 @@ SMALL = {
     "coupling1x1": "--model.flow.hidden_channels 8",
     "trumpet": "--model.flow.low_hidden_channels 8 --model.flow.low_steps 1 "
     "--model.flow.widths [4,4]",
+    "rosenbrock": "--model.flow.hidden_channels 8",
 }
 
 

@@ -16,6 +16,10 @@ class Flow(Prior):
     Shapes: x is (B, C, H, W) in `data_range`; z is (B, \*`latent.shape`); every log-determinant is
     (B,), in nats, and belongs to the map in the direction of the call.
 
+    A conditional flow, of images x given data y, has `conditional` and `condition_shape` set, and
+    its methods take one more argument, `condition` (B, \*`condition_shape`). Log-determinants are
+    those of x ↔ z at a fixed y, and `log_prob` is the density of x given y.
+
     Subclasses are looked up by `registered_name` when weights are loaded, so their constructor
     arguments (kept in `arguments`) must be plain numbers, strings, booleans or lists of these.
 
@@ -27,6 +31,7 @@ class Flow(Prior):
     """
 
     registry: ClassVar[dict[str, type["Flow"]]] = {}
+    condition_shape: tuple[int, ...] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -64,18 +69,35 @@ class Flow(Prior):
         """Whether the latent is smaller than the image, so that images fill only a surface."""
         return self.latent.size < math.prod(self.image_shape)
 
-    def latents(self, x: Tensor) -> Tensor:
+    def latents(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         r"""Latents (B, \*latent.shape) of images x (B, C, H, W): `encode` without its log-det."""
-        return self.encode(x)[0]
+        return self.encode(x, *_given(condition))[0]
 
     def generate(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         r"""Images (B, C, H, W) of latents z (B, \*latent.shape): `decode` without its log-det."""
-        return self.decode(z)[0]
+        return self.decode(z, *_given(condition))[0]
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Log p(x) = log N(z; 0, I) + log|det dz/dx| in nats, (B,), by the change of variables."""
-        z, log_det = self.encode(x)
+        z, log_det = self.encode(x, *_given(condition))
         return standard_normal_log_prob(z) + log_det
+
+    def checked_condition(self, condition: Tensor | None, x: Tensor) -> Tensor:
+        """The condition in the precision of x.
+
+        Raises:
+            ValueError: it is missing, or not one row of `condition_shape` for each row of x.
+        """
+        name = type(self).__name__
+        if not isinstance(condition, Tensor):
+            raise ValueError(f"{name}: condition must be a tensor, got {type(condition).__name__}")
+        self.check_shape(condition, self.condition_shape, "condition")
+        if len(condition) != len(x):
+            raise ValueError(
+                f"{name}: condition must have {len(x)} rows, one for each image, got "
+                f"{len(condition)}"
+            )
+        return condition.to(x.dtype)
 
     def check_shape(self, tensor: Tensor, expected: tuple[int, ...], name: str) -> None:
         """Raise ValueError unless `tensor` is a floating-point batch of shape (B, *expected)."""
@@ -86,7 +108,12 @@ class Flow(Prior):
                 f"got {tuple(tensor.shape)}"
             )
         if not tensor.is_floating_point():
+            where = "" if name == "condition" else f" in {self.data_range}"
             raise ValueError(
-                f"{type(self).__name__}: {name} must be floating point in {self.data_range}, "
-                f"got {tensor.dtype}"
+                f"{type(self).__name__}: {name} must be floating point{where}, got {tensor.dtype}"
             )
+
+
+def _given(condition: Tensor | None) -> tuple[Tensor, ...]:
+    """What `encode` and `decode` take besides x; flows that are not conditional take nothing."""
+    return () if condition is None else (condition,)

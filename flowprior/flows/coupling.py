@@ -20,8 +20,9 @@ class Coupling:
     The output channels of `net` are u (additive, s = 0) or (r, u). The shift t is
     `shift_limit`·tanh(u / `shift_limit`), or u where there is no limit. The log-scale s of an
     affine coupling is `log_scale_limit`·tanh(r / `log_scale_limit`), or log sigmoid(r + 2) where
-    there is no limit. a is the first half of the channels, or the second where `swapped`. Under
-    autocast only `net` runs in low precision, not the state and the log-determinant.
+    there is no limit. a is the first half of the channels, or the second where `swapped`. Where
+    there is a `condition` (B, K, H, W) the net sees its channels after those of a. Under autocast
+    only `net` runs in low precision, not the state and the log-determinant.
     """
 
     net: nn.Module
@@ -30,11 +31,13 @@ class Coupling:
     shift_limit: float | None
     swapped: bool = False
     inverted: bool = False
+    condition: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Tensors that receive gradients."""
-        return tuple(self.net.parameters())
+        given = () if self.condition is None else (self.condition,)
+        return (*self.net.parameters(), *given)
 
     def flipped(self) -> "Coupling":
         """The inverse layer."""
@@ -43,7 +46,7 @@ class Coupling:
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Apply the layer to x (B, C, H, W), C even."""
         a, b = self.halves(x)
-        log_scale, shift = self._split(self.net(a).to(a.dtype))
+        log_scale, shift = self._split(self.net(self._seen(a)).to(a.dtype))
         return self._joined(a, self._move(b, log_scale, shift)), self._log_det(log_scale)
 
     def pull_back(
@@ -54,7 +57,7 @@ class Coupling:
         grad_a, grad_b = self.halves(grad)
         with torch.enable_grad():
             a = a.detach().requires_grad_()
-            out = self.net(a).to(a.dtype)
+            out = self.net(self._seen(a)).to(a.dtype)
         log_scale, shift = self._split(out.detach())
         b = self.flipped()._move(y_b, log_scale, shift)
         if log_scale is None:
@@ -81,6 +84,10 @@ class Coupling:
         """The half a that conditions, and the half b that moves."""
         first, second = x.chunk(2, 1)
         return (second, first) if self.swapped else (first, second)
+
+    def _seen(self, a: Tensor) -> Tensor:
+        """What the net is given."""
+        return a if self.condition is None else torch.cat([a, self.condition], 1)
 
     def _joined(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([b, a] if self.swapped else [a, b], 1)
@@ -118,3 +125,26 @@ class Coupling:
         if log_scale is None:
             return None
         return -sum_spatial(log_scale) if self.inverted else sum_spatial(log_scale)
+
+
+@dataclass(frozen=True)
+class PartCoupling(Coupling):
+    """A coupling that moves channels `middle` to `stop` by what channels `start` to `middle` are.
+
+    All other channels stay as they are and are not seen. `start` = `middle` = 0 and `stop` the
+    number of channels moves all of them by the condition alone.
+    """
+
+    start: int = 0
+    middle: int = 0
+    stop: int = 0
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """All channels that stay, and those that move."""
+        return torch.cat([x[:, : self.middle], x[:, self.stop :]], 1), x[:, self.middle : self.stop]
+
+    def _seen(self, a: Tensor) -> Tensor:
+        return super()._seen(a[:, self.start : self.middle])
+
+    def _joined(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a[:, : self.middle], b, a[:, self.middle :]], 1)

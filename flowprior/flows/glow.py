@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from flowprior.flows.conditional import at_levels, check_condition_shape, condition_channels
 from flowprior.flows.coupling import Coupling, CouplingKind
 from flowprior.flows.coupling_net import CouplingNet
 from flowprior.flows.invertible_convolution import InvertibleConvolutions
@@ -45,6 +46,9 @@ class Glow(MultiScaleFlow):
             depth for about a third more time. Under autocast the exact flow state is kept every
             `anchor_steps` steps, because networks in bfloat16 are not rebuilt exactly.
         data_range: (low, high) of the images.
+        condition_shape: makes a conditional flow of images given data y, of this shape: (K, H, W)
+            with the sides of the images, or (K,). Every coupling network sees y, which should have
+            entries of about 1, beside its own input. None for no condition.
 
     Raises:
         ValueError: if an argument is out of range, naming it.
@@ -74,6 +78,7 @@ class Glow(MultiScaleFlow):
         shift_limit: float | None = 8.0,
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-0.5, 0.5),
+        condition_shape: tuple[int, ...] | None = None,
     ) -> None:
         check_counts(
             in_channels=in_channels, levels=levels, steps=steps, hidden_channels=hidden_channels
@@ -82,6 +87,8 @@ class Glow(MultiScaleFlow):
         if coupling not in ("additive", "affine"):
             raise ValueError(f'coupling must be "additive" or "affine", got {coupling!r}')
         height, width = image_size_of(image_size, levels)
+        if condition_shape is not None:
+            condition_shape = check_condition_shape(condition_shape, (height, width))
         channels = [4 * in_channels * 2**level for level in range(levels)]
         super().__init__(
             (in_channels, height, width),
@@ -97,6 +104,8 @@ class Glow(MultiScaleFlow):
                 "shift_limit": shift_limit,
                 "memory_efficient": memory_efficient,
                 "data_range": list(data_range),
+                # Weights of flows without a condition have no such argument.
+                **({} if condition_shape is None else {"condition_shape": list(condition_shape)}),
             },
             [
                 GlowLevel(
@@ -106,18 +115,29 @@ class Glow(MultiScaleFlow):
                     coupling,
                     log_scale_limit,
                     shift_limit,
+                    condition_channels(condition_shape, level),
                 )
-                for c in channels
+                for level, c in enumerate(channels)
             ],
             [*(ConditionalPrior(c // 2) for c in channels[:-1]), ChannelPrior(channels[-1])],
             memory_efficient,
         )
+        self.condition_shape = condition_shape
+        self.conditional = condition_shape is not None
+
+    def given(self, condition: Tensor | None, x: Tensor) -> list[tuple[Tensor, ...]]:
+        """The condition at the resolution of each level, if there is one."""
+        if not self.conditional:
+            return super().given(condition, x)
+        y = self.checked_condition(condition, x)
+        return [(own,) for own in at_levels(y, self.image_shape[1:], len(self.levels))]
 
 
 class GlowLevel(nn.Module):
     """The flow steps of one level, on (B, channels, H, W) at a fixed resolution.
 
-    `make_net(in_channels, out_channels)` gives the network of a coupling.
+    `make_net(in_channels, out_channels)` gives the network of a coupling, which sees `given`
+    channels of a condition besides half of its own.
     """
 
     def __init__(
@@ -128,42 +148,43 @@ class GlowLevel(nn.Module):
         coupling: CouplingKind,
         log_scale_limit: float | None,
         shift_limit: float | None,
+        given: int = 0,
     ) -> None:
         super().__init__()
         half = channels // 2
         out_channels = half if coupling == "additive" else channels
         self.convolutions = InvertibleConvolutions(channels, steps)
-        self.nets = nn.ModuleList(make_net(half, out_channels) for _ in range(steps))
+        self.nets = nn.ModuleList(make_net(half + given, out_channels) for _ in range(steps))
         self.coupling = coupling
         self.limits = log_scale_limit, shift_limit
 
-    def encode(self, x: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, run: Runner, *condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return (y, log_det) with the layers applied by `run`."""
-        layers, log_det = self._layers(x, run)
+        layers, log_det = self._layers(x, run, *condition)
         y, coupling_log_det = run(layers, x)
         return y, coupling_log_det + log_det
 
-    def decode(self, y: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
+    def decode(self, y: Tensor, run: Runner, *condition: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse of `encode`, with the log-determinant of the inverse."""
-        layers, log_det = self._layers(y, run, inverted=True)
+        layers, log_det = self._layers(y, run, *condition, inverted=True)
         x, coupling_log_det = run([layer.flipped() for layer in reversed(layers)], y)
         return x, coupling_log_det - log_det
 
-    def initialize(self, x: Tensor) -> Tensor:
+    def initialize(self, x: Tensor, *condition: Tensor) -> Tensor:
         """Initialise the ActNorms one after another on x; returns the level's output."""
         for step in range(len(self.nets)):
             x, _ = self.convolutions.initialize(step, x).forward(x)
-            x, _ = self._coupling(step).forward(x)
+            x, _ = self._coupling(step, *condition).forward(x)
         return x
 
-    def _coupling(self, step: int) -> Coupling:
-        return Coupling(self.nets[step], self.coupling, *self.limits)
+    def _coupling(self, step: int, condition: Tensor | None = None) -> Coupling:
+        return Coupling(self.nets[step], self.coupling, *self.limits, condition=condition)
 
     def _layers(
-        self, x: Tensor, run: Runner, inverted: bool = False
+        self, x: Tensor, run: Runner, *condition: Tensor, inverted: bool = False
     ) -> tuple[list[ChainLayer], Tensor]:
         folded = self.convolutions.fold(inverted, recompute=run is not run_chain)
         layers: list[ChainLayer] = []
         for step, affine in enumerate(self.convolutions.layers(folded)):
-            layers += [affine, self._coupling(step)]
+            layers += [affine, self._coupling(step, *condition)]
         return layers, folded.log_det * (x.shape[2] * x.shape[3])

@@ -18,13 +18,16 @@ Runner = Callable[[Sequence[ChainLayer], Tensor], tuple[Tensor, Tensor]]
 class Level(Protocol):
     """The flow steps of one level, on (B, C, H, W) at a fixed resolution."""
 
-    def encode(self, x: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
-        """Return (y, log_det) with the layers applied by `run`."""
+    def encode(self, x: Tensor, run: Runner, *condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (y, log_det) with the layers applied by `run`, given a condition if there is one.
 
-    def decode(self, y: Tensor, run: Runner) -> tuple[Tensor, Tensor]:
+        A condition is (B, K, H, W), at the resolution of the level.
+        """
+
+    def decode(self, y: Tensor, run: Runner, *condition: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse of `encode`, with the log-determinant of the inverse."""
 
-    def initialize(self, x: Tensor) -> Tensor:
+    def initialize(self, x: Tensor, *condition: Tensor) -> Tensor:
         """Initialise the ActNorms one after another on x; returns the level's output."""
 
 
@@ -66,17 +69,18 @@ class MultiScaleFlow(Flow):
         self.priors = nn.ModuleList(gaussians)
         self.register_buffer("initialized", torch.tensor(False))
         self._initialized: bool | None = None  # the buffer, read once: no device sync per step
-        self.register_load_state_dict_post_hook(_forget_initialized)
+        self.register_load_state_dict_post_hook(forget_initialized)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images x (B, C, H, W) to (z (B, C, H, W), log|det dz/dx| (B,))."""
         self.check_shape(x, self.image_shape, "x")
+        given = self.given(condition, x)
         if self.training and not self._is_initialized():
-            self.initialize(x)
+            self.initialize(x, given)
         log_det = x.new_zeros(len(x))
         left: list[Tensor | None] = []
-        for level, gaussian in zip(self.levels, self.priors, strict=True):
-            x, level_log_det = level.encode(F.pixel_unshuffle(x, 2), self._runner(x))
+        for level, gaussian, own in zip(self.levels, self.priors, given, strict=True):
+            x, level_log_det = level.encode(F.pixel_unshuffle(x, 2), self._runner(x), *own)
             log_det = log_det + level_log_det
             if gaussian is None:
                 left.append(None)
@@ -87,29 +91,44 @@ class MultiScaleFlow(Flow):
             log_det = log_det + gaussian_log_det
         return _to_canvas(left), log_det
 
-    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map latents z (B, C, H, W) to (x (B, C, H, W), log|det dx/dz| (B,))."""
         self.check_shape(z, self.latent.shape, "z")
         log_det = z.new_zeros(len(z))
         x: Tensor | None = None
         left = _from_canvas(z, [gaussian is not None for gaussian in self.priors])
-        for level, gaussian, epsilon in zip(
-            reversed(self.levels), reversed(self.priors), reversed(left), strict=True
+        given = self.given(condition, z)
+        for level, gaussian, epsilon, own in zip(
+            reversed(self.levels),
+            reversed(self.priors),
+            reversed(left),
+            reversed(given),
+            strict=True,
         ):
             if gaussian is not None:
                 out, gaussian_log_det = gaussian.restore(epsilon, x)
                 x = out if x is None else torch.cat([out, x], 1)
                 log_det = log_det + gaussian_log_det
-            x, level_log_det = level.decode(x, self._runner(x))
+            x, level_log_det = level.decode(x, self._runner(x), *own)
             x = F.pixel_shuffle(x, 2)
             log_det = log_det + level_log_det
         return x, log_det
 
+    def given(self, condition: Tensor | None, x: Tensor) -> list[tuple[Tensor, ...]]:
+        """What the couplings of each level are given besides x: nothing.
+
+        Raises:
+            ValueError: there is a condition.
+        """
+        if condition is not None:
+            raise ValueError(f"{type(self).__name__} is not conditional: it takes no condition")
+        return [()] * len(self.levels)
+
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, given: Sequence[tuple[Tensor, ...]]) -> None:
         """Set every ActNorm from the batch x (B, C, H, W), over all processes at once."""
-        for level, gaussian in zip(self.levels, self.priors, strict=True):
-            x = level.initialize(F.pixel_unshuffle(x, 2))
+        for level, gaussian, own in zip(self.levels, self.priors, given, strict=True):
+            x = level.initialize(F.pixel_unshuffle(x, 2), *own)
             x = x if gaussian is None else x.chunk(2, 1)[1]
         self.initialized.fill_(True)
         self._initialized = True
@@ -176,5 +195,6 @@ def _from_canvas(canvas: Tensor, leaves: Sequence[bool]) -> list[Tensor | None]:
     return [*left, F.pixel_unshuffle(canvas, 2)]
 
 
-def _forget_initialized(module: MultiScaleFlow, _: object) -> None:
+def forget_initialized(module: nn.Module, _: object) -> None:
+    """Have a flow look at its buffer again, after weights were loaded."""
     module._initialized = None

@@ -23,6 +23,7 @@ class _Inline:
 
 
 _POOL: ContextVar[ThreadPoolExecutor | _Inline | None] = ContextVar("pool", default=None)
+_TRIAL: ContextVar[bool] = ContextVar("trial", default=False)
 
 
 @contextmanager
@@ -111,6 +112,19 @@ def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
     """
     if row[0].device.type != "cpu":
         return 1
+    token = _TRIAL.set(True)
+    try:
+        return _found_rows_per_call(function, row)
+    finally:
+        _TRIAL.reset(token)
+
+
+def is_trial() -> bool:
+    """Whether this is a call of `rows_per_call`, whose results nobody uses."""
+    return _TRIAL.get()
+
+
+def _found_rows_per_call(function: Callable[..., Any], row: tuple[Tensor, ...]) -> int:
     with _Operations() as counter:
         function(*row)
     if counter.total > WORTH_ONE_CALL:

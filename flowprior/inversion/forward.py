@@ -1,26 +1,83 @@
 """The forward operator, and whether data and noise model fit it."""
 
+from dataclasses import dataclass
+from threading import Lock
+
 import torch
 from torch import Tensor
 
+from flowprior.inversion.batch_invariant import is_trial
 from flowprior.physics.noise import Noise
+
+_COUNTING = Lock()
+
+
+@dataclass(eq=False)
+class Calls:
+    """How often an operator was applied to each image, (B,) int64 each: what a method costs.
+
+    Calls by which a solver finds out how many rows it may compute at once are not counted.
+
+    Args:
+        forward: applications of A.
+        adjoint: applications of the adjoint of its derivative, in gradients.
+    """
+
+    forward: Tensor
+    adjoint: Tensor
+
+    @classmethod
+    def none(cls, images: int, device: torch.device | str = "cpu") -> "Calls":
+        """None so far, of so many images."""
+        return cls(*(torch.zeros(images, dtype=torch.int64, device=device) for _ in range(2)))
+
+    def add(self, kind: str, rows: Tensor, times: int) -> None:
+        """Count more of them, "forward" or "adjoint"."""
+        counts = getattr(self, kind)
+        with _COUNTING:  # several rows are computed at once, on threads
+            counts.index_add_(0, rows, torch.full_like(rows, times))
+
+    def copy(self) -> "Calls":
+        """The counts as they are now."""
+        return Calls(self.forward.clone(), self.adjoint.clone())
+
+    def __call__(self, iteration: int, run: object) -> None:
+        """Do nothing: as an observer they are kept in checkpoints."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts."""
+        return {"forward": self.forward, "adjoint": self.adjoint}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from such counts."""
+        self.forward.copy_(state["forward"])
+        self.adjoint.copy_(state["adjoint"])
 
 
 class Forward:
     """A forward operator without noise: anything with a method A, or a function of images.
 
+    Attributes:
+        calls: how often it was applied to each image.
+
     Args:
         physics: deepinv `Physics`, whose noise model is not used, or a function.
         images: B if the operator has parameters, such as masks, of its own for each of B images.
         differentiable: whether data have a gradient with respect to the images.
+        calls: to count on; by default nothing is counted.
     """
 
     def __init__(
-        self, physics: object, images: int | None = None, differentiable: bool = True
+        self,
+        physics: object,
+        images: int | None = None,
+        differentiable: bool = True,
+        calls: Calls | None = None,
     ) -> None:
         self.physics = physics
         self.images = images
         self.differentiable = differentiable
+        self.calls = Calls.none(0) if calls is None else calls
         self._apply = getattr(physics, "A", physics)
         self.name = getattr(physics, "__name__", type(physics).__name__)
         if not callable(self._apply):
@@ -28,16 +85,38 @@ class Forward:
 
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Noiseless data of images x (B, C, H, W) in [0, 1], of all images or of `rows`."""
+        return self._counted(self._data(x, rows), rows, len(x))
+
+    def several(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Noiseless data (k, m, ...) of m images x (k, m, C, H, W) for each of `rows` (k,)."""
+        if self.images is None:
+            made = self._data(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        else:
+            made = torch.stack([self._data(one, rows) for one in x.unbind(1)], 1)
+        return self._counted(made, rows, len(x), x.shape[1])
+
+    def _data(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         if self.images is None or rows is None:
             return self._apply(x)
         every = x.new_zeros(self.images, *x.shape[1:]).index_copy(0, rows, x)
         return self._apply(every)[rows]
 
-    def several(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Noiseless data (k, m, ...) of m images x (k, m, C, H, W) for each of `rows` (k,)."""
-        if self.images is None:
-            return self(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return torch.stack([self(one, rows) for one in x.unbind(1)], 1)
+    def _counted(self, data: Tensor, rows: Tensor | None, count: int, times: int = 1) -> Tensor:
+        known = len(self.calls.forward)
+        if not known or is_trial() or (rows is None and count != known):
+            return data
+        rows = torch.arange(known, device=self.calls.forward.device) if rows is None else rows
+        if len(rows) > 1 and rows.device.type == "cpu":  # the last one may fill up the call
+            rows = rows[: int((rows != rows[-1]).sum()) + 1]
+        images = self._images_of(rows)
+        self.calls.add("forward", images, times)
+        if data.requires_grad:
+            data.register_hook(lambda _: self.calls.add("adjoint", images, times))
+        return data
+
+    def _images_of(self, rows: Tensor) -> Tensor:
+        """The images that rows belong to."""
+        return rows
 
 
 def forward_for(physics: object, y: Tensor, like: Tensor, noise: Noise | None) -> Forward:
@@ -66,7 +145,7 @@ def forward_for(physics: object, y: Tensor, like: Tensor, noise: Noise | None) -
         raise ValueError(f"y is complex, but {forward.name} makes real data")
     if noise is not None:
         _check_residual(noise, predicted.detach().expand_as(y), y)
-    return Forward(physics, images, predicted.requires_grad)
+    return Forward(physics, images, predicted.requires_grad, Calls.none(len(y), y.device))
 
 
 def _missing_axis(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:

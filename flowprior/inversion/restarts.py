@@ -80,19 +80,22 @@ class _RepeatedForward(Forward):
     """An operator on `count` images for each image of the batch."""
 
     def __init__(self, forward: Forward, count: int) -> None:
-        super().__init__(forward.physics, forward.images)
+        super().__init__(forward.physics, forward.images, calls=forward.calls)
         self.inner, self.count = forward, count
 
-    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    def _data(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Noiseless data of images x of all runs, or of `rows` of them."""
         if self.images is None:
-            return self.inner(x)
+            return self.inner._data(x)
         rows = torch.arange(len(x), device=x.device) if rows is None else rows
         # The operator takes each image once, so the runs go to it start by start.
         groups = [(rows % self.count == k).nonzero()[:, 0] for k in range(self.count)]
         groups = [group for group in groups if len(group)]
-        data = torch.cat([self.inner(x[group], rows[group] // self.count) for group in groups])
-        return data[torch.cat(groups).argsort()]
+        parts = [self.inner._data(x[group], rows[group] // self.count) for group in groups]
+        return torch.cat(parts)[torch.cat(groups).argsort()]
+
+    def _images_of(self, rows: Tensor) -> Tensor:
+        return self.inner._images_of(rows // self.count)
 
 
 class RestartRun:

@@ -14,6 +14,7 @@ from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.coverage import FAR, UNLIKELY, surprise
+from flowprior.inversion.forward import Calls
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.starts import range_warnings
@@ -100,6 +101,8 @@ class Estimate:
         residual: rms of A(x) − y in units of the noise, (B,): about 1 where the data are fitted to
             the noise. None if the noise is not known.
         posterior: to sample from, if the solver estimates one.
+        calls: how often operator and adjoint were applied to each image, without the check of the
+            residual.
         warnings: what to check before trusting the images.
         surprise: how far the data are beyond those of images that the prior makes, in standard
             deviations, (B,); see `flowprior.inversion.surprise`. None where it says nothing: of
@@ -114,6 +117,7 @@ class Estimate:
     posterior: Posterior | None = None
     warnings: tuple[str, ...] = ()
     surprise: Tensor | None = None
+    calls: Calls | None = None
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
@@ -185,15 +189,17 @@ def solve(
         checkpoint.belongs_to(solver, problem)
     with batch_invariant(), _closed(observers):
         run = solver.begin(problem)
-        advance(run, iterations, [history, *observers], checkpoint)
+        advance(run, iterations, [history, problem.forward.calls, *observers], checkpoint)
+        calls = problem.forward.calls.copy()  # before the residual is checked
         residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
     still = _still_falling(run, curves, residual)
     found = _surprise(run, problem, residual)
     warnings = [*range_warnings(problem.start), *warnings, *_unfinished(still, curves)]
-    warnings += _not_covered(found, run.finite & ~still)
-    return Estimate(run.x, run.z, run.finite, curves, residual, posterior, tuple(warnings), found)
+    warnings = (*warnings, *_not_covered(found, run.finite & ~still))
+    values = run.x, run.z, run.finite, curves, residual, posterior, warnings
+    return Estimate(*values, surprise=found, calls=calls)
 
 
 @contextmanager

@@ -3,20 +3,24 @@
 `summarise` says what it tells of each pixel and frequency, `calibrate` whether it can be trusted.
 """
 
+from flowprior.posterior.amortised import Amortised
 from flowprior.posterior.calibration import Calibration, calibrate, joined
 from flowprior.posterior.calibration_figures import coverage_figure, rank_figure
 from flowprior.posterior.families import Coupling, Family, FullGaussian, LowRank
 from flowprior.posterior.langevin import Langevin
+from flowprior.posterior.preconditioned import Preconditioned
 from flowprior.posterior.summaries import Summary, summarise
 from flowprior.posterior.variational import Variational
 
 __all__ = [
+    "Amortised",
     "Calibration",
     "Coupling",
     "Family",
     "FullGaussian",
     "Langevin",
     "LowRank",
+    "Preconditioned",
     "Summary",
     "Variational",
     "calibrate",

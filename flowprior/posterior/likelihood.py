@@ -24,19 +24,36 @@ class Likelihood:
 
     def __call__(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Images (k, m, C, H, W) and misfits (k, m) of latents z (k, m, n) of `rows`."""
-        count = z.shape[1]
         x = images(self.problem, z, rows)
+        return x, self.misfits(x, rows)
+
+    def misfits(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Misfits (k, m) of images (k, m, C, H, W) of `rows`."""
+        count = x.shape[1]
         predicted = self.problem.forward.several(x, rows).flatten(0, 1)
         y = self.problem.y[rows].repeat_interleave(count, 0)
-        return x, self.noise.misfit(predicted, y).unflatten(0, (-1, count))
+        return self.noise.misfit(predicted, y).unflatten(0, (-1, count))
 
 
 def images(problem: Problem, z: Tensor, rows: Tensor) -> Tensor:
     """Images (k, m, C, H, W) in [0, 1] of latents z (k, m, n) of the images `rows`."""
-    prior, condition = problem.prior, problem.condition
-    extra = () if condition is None else (condition[rows].repeat_interleave(z.shape[1], 0),)
-    x = prior.generate(prior.latent.shaped(z.flatten(0, 1)), *extra)
-    return prior.to_unit_range(x).unflatten(0, z.shape[:2])
+    x = problem.prior.generate(*_given(problem, z, rows))
+    return problem.prior.to_unit_range(x).unflatten(0, z.shape[:2])
+
+
+def decoded(problem: Problem, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The same images, and log|det ∂x/∂z| (k, m) float64, x in the prior's range."""
+    x, log_det = problem.prior.decode(*_given(problem, z, rows))
+    unit = problem.prior.to_unit_range(x)
+    return unit.unflatten(0, z.shape[:2]), log_det.double().unflatten(0, z.shape[:2])
+
+
+def _given(problem: Problem, z: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """Latents as the prior takes them, and the condition if there is one."""
+    shaped, condition = problem.prior.latent.shaped(z.flatten(0, 1)), problem.condition
+    if condition is None:
+        return (shaped,)
+    return shaped, condition[rows].repeat_interleave(z.shape[1], 0)
 
 
 def log_normal(z: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Variational inference: a distribution of latents is fitted to the posterior of each image."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -103,14 +103,20 @@ class Variational(Solver):
         if self.whiten and size > LARGEST:
             raise ValueError(f"whiten=True takes latents of at most {LARGEST} numbers, got {size}")
         noise = problem.misfit(self.misfit, type(self).__name__)
+        if problem.latents is None:
+            problem = replace(problem, latents=self.start(problem))
         centre = descended(problem, self.misfit, 1, self.descent_iterations).detach()
         if not self.whiten:
             return VariationalRun(self, problem, self.family.begin(centre, self.start_scale))
         parameters = self.family.begin(torch.zeros_like(centre), 1.0)
         return VariationalRun(self, problem, parameters, whitened(problem, noise, centre))
 
+    def terms(self, problem: Problem, coordinates: Coordinates | None) -> "VariationalTerms":
+        """The objective of a batch."""
+        return VariationalTerms(self, problem, coordinates)
 
-class _Terms:
+
+class VariationalTerms:
     """The objective for given t, as a function of the parameters."""
 
     def __init__(
@@ -134,15 +140,19 @@ class _Terms:
         w = z = self.solver.family(parameters, self.t[rows])
         if self.coordinates is not None:
             z = self.coordinates.latents(w, rows)
-        x, misfit = self.likelihood(z, rows)
         # The density depends on the parameters through z alone: what is left out has mean 0.
         entropy = -self.solver.family.log_prob(parameters.detach(), w)
         if self.coordinates is not None:
             entropy = entropy + self.coordinates.log_det(rows)
-        terms = {"misfit": misfit, "log_prior": log_normal(z), "entropy": entropy}
+        x, terms = self.of_latents(z, entropy, rows)
         values = {name: term.mean(1) for name, term in terms.items()}
         loss = values["misfit"] - values["log_prior"] - self.solver.beta * values["entropy"]
         return x.mean(1), {"loss": loss, **values}
+
+    def of_latents(self, z: Tensor, entropy: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
+        """Images of latents z (k, m, n), and the terms (k, m), given −log of their density."""
+        x, misfit = self.likelihood(z, rows)
+        return x, {"misfit": misfit, "log_prior": log_normal(z), "entropy": entropy}
 
 
 class VariationalRun:
@@ -163,7 +173,7 @@ class VariationalRun:
     ) -> None:
         self.solver, self.problem, self.iteration = solver, problem, 0
         self.coordinates = coordinates
-        self.terms = _Terms(solver, problem, coordinates)
+        self.terms = solver.terms(problem, coordinates)
         self.adam = AdamRun(self.terms, nn.Parameter(parameters), solver.learning_rate)
         self.optimizer = self.adam.optimizer
         self.x, self.parameters = self.adam.x, self.adam.v.detach().clone()

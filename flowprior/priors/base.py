@@ -12,6 +12,7 @@ CAPABILITIES = {
     "generate": "a generator (generate)",
     "decode": "a log-determinant (decode)",
     "encode": "an encoder (encode)",
+    "encode_joint": "a flow of the data too (encode_joint)",
     "project": "a projection onto its range (project)",
     "project_with_log_prob": "a projection with a layer-wise density (project_with_log_prob)",
 }
