@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from datamodules.prepared import PreparedImages
-from flowprior.losses import Loss
+from flowprior.losses import prepares
 from flowprior.progress import SweepProgress
 from lightning_modules.flow_module import FlowModule
 
@@ -26,14 +26,18 @@ class Preparation(Callback):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
-        """Put what is to be prepared in the place of the images."""
+        """Put what is to be prepared in the place of the images.
+
+        Raises:
+            ValueError: the loss does not say what its calls give of what it prepares.
+        """
         data, loss = trainer.datamodule, pl_module.loss
-        prepares = type(loss).prepare is not Loss.prepare
+        prepared = prepares(loss)
         pl_module.prepared = False
         if not isinstance(data, ImageDataModule):
             return
         data.prepared = {}
-        if not prepares or trainer.fast_dev_run:
+        if not prepared or trainer.fast_dev_run:
             return
         if data.dataset("train").changes:
             _say(

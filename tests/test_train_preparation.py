@@ -2,14 +2,16 @@
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from callbacks import Preparation
 from datamodules import LayerModels
 from datamodules.prepared import PreparedImages
-from flowprior.losses import LatentLikelihood, Loss
+from flowprior.losses import LatentLikelihood, Loss, prepares
 from tests.entry_points import SLOWLY, finish, scalars, start, train_here
 from tests.test_train import assert_same, wait_for_step
 
@@ -183,7 +185,52 @@ class Half(Loss):
         return images
 
 
+class Penalised(LatentLikelihood):
+    """Changes what calls give, but not what is computed of the codes."""
+
+    def __call__(self, flow, images):
+        values = super().__call__(flow, images)
+        return {"latent_nll": values["latent_nll"] + 1000}
+
+
+class Both(Penalised):
+    """Changes both."""
+
+    def of_prepared(self, flow, prepared):
+        return {"latent_nll": super().of_prepared(flow, prepared)["latent_nll"] + 1000}
+
+
+class Unprepared(Penalised):
+    """Is called, because nothing is prepared."""
+
+    prepare = Loss.prepare
+
+
+def test_changed_calls_are_not_ignored(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "tiny.yaml").write_text(COUNTED.replace("Counted", "Penalised"))
+    train_here(folder, status=2)
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "changes `__call__` but inherits of_prepared" in line]
+    assert "Penalised" in line
+    assert "`prepare = Loss.prepare`" in line
+    assert not (folder / "runs").exists()
+    trainer = SimpleNamespace(datamodule=None, fast_dev_run=False)
+    module = SimpleNamespace(loss=Penalised(), prepared=False)
+    with pytest.raises(ValueError, match="Penalised changes `__call__`"):
+        Preparation().setup(trainer, module, "fit")
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [(LatentLikelihood, True), (Both, True), (Counted, True), (Unprepared, False), (Anew, False)],
+)
+def test_losses_that_prepare(loss: type[Loss], expected: bool) -> None:
+    assert prepares(loss()) is expected
+
+
 def test_half_a_preparation_is_named() -> None:
+    with pytest.raises(ValueError, match="Half has prepare, and so needs of_prepared"):
+        prepares(Half())
     with pytest.raises(NotImplementedError, match="Half has prepare, and so needs of_prepared"):
         Half().of_prepared(None, torch.zeros(1))
 
