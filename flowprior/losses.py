@@ -39,7 +39,8 @@ class Loss(ABC):
         """What of images (B, C, H, W) this training does not change: (B, ...); None by default.
 
         Row by row, by parameters that it does not train. If the images are the same in each epoch,
-        it is computed once for each of them, kept in memory, and given to `of_prepared`.
+        it is computed once for each of them, kept in memory, and given to `of_prepared`, unless it
+        is None for the first batch.
         """
         return None
 
