@@ -15,6 +15,7 @@ from evaluation.base import Cell, Result, labels_text
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
 from evaluation.measures import Measure, measured
+from evaluation.solver_notes import kept_warnings, solver_notes
 from evaluation.table import SECONDS, Metric, Table
 from evaluation.weights import found_weights
 from flowprior.checks import check_integer
@@ -148,6 +149,8 @@ class CalibrationEvaluation(InversionEvaluation):
             warnings = "; ".join(estimate.warnings)
             raise ValueError(f"{cell}: there is no posterior to rank truths in. {warnings}")
         rows = measured(self.measures, estimate, problem, truth)
+        if warned := kept_warnings(estimate.own_warnings, len(images)):
+            arrays.save(cell.key, images[0], warned)
         seconds = {SECONDS.name: (time.perf_counter() - start) / len(images)}
         return [{**row, **seconds} for row in rows]
 
@@ -171,5 +174,6 @@ class CalibrationEvaluation(InversionEvaluation):
         """Nothing."""
 
     def notes(self, table: Table) -> Sequence[str]:
-        """What p is."""
-        return ["p: of a χ² test that ranks are uniform, times the number of ranks tested."]
+        """What solvers warn of, and what p is."""
+        p = "p: of a χ² test that ranks are uniform, times the number of ranks tested."
+        return [*solver_notes(table), p]

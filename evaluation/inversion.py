@@ -19,6 +19,7 @@ from evaluation.experiment import Experiment, Method, StartName, check_names
 from evaluation.inversion_arrays import kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, fit_notes, measured
+from evaluation.solver_notes import kept_warnings, solver_notes
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
 from evaluation.table import SECONDS, Metric, Table
 from evaluation.tuning import Choice, variants, with_choice
@@ -188,13 +189,14 @@ class InversionEvaluation(Evaluation):
             recording = Recording(truth, self.shown, last=iterations)
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
+        warned = kept_warnings(estimate.own_warnings, len(images))
         for row, image in enumerate(images):
             shown = row < self.shown and image < self.shown
             kept = kept_of_row(row, recording, estimate, problem, truth, shown)
             if shown and iterations and cell.settings["start"] in ("smoothed_truth", "file"):
                 kept["start"] = problem.start[row]
             kept |= {"x": estimate.x[row]} if isinstance(self.source, MeasuredData) else {}
-            arrays.save(cell.key, image, kept)
+            arrays.save(cell.key, image, kept if row else kept | warned)
         checkpoint.remove()
         seconds = {SECONDS.name: recording.seconds / len(images)}
         return [{**row, **seconds} for row in rows]
@@ -218,11 +220,11 @@ class InversionEvaluation(Evaluation):
             write_recovered(results, output / "recovered")
 
     def notes(self, table: Table) -> Sequence[str]:
-        """What was tuned, where residuals are suspicious, and what the measures have to say."""
+        """What was tuned, what solvers and residuals warn of, and what the measures have to say."""
         tunable = [name for name, method in self.methods.items() if method.tune]
         untuned = [] if self.choices or not tunable else [f"Not tuned: {', '.join(tunable)}."]
         of_measures = [n for m in self.measures for n in m.notes(self.source.has_truth)]
-        fits = fit_notes(table) if self.pictured else []
+        fits = [*solver_notes(table), *fit_notes(table)] if self.pictured else []
         return [*map(str, self.choices), *untuned, *fits, *of_measures]
 
     def with_choices(self, choices: Sequence[Choice]) -> Self:

@@ -1,5 +1,7 @@
 """Tables that say whether posteriors are right."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -58,6 +60,10 @@ def test_table_and_figure(folder):
     assert (folder / "whole" / "figures" / "ranks.png").stat().st_size
     assert run(folder, "parts", batch_size=3) == 0
     assert records(folder / "parts") == records(folder / "whole")
+    whole, parts = (json.loads((folder / n / "table.json").read_text()) for n in ("whole", "parts"))
+    (note,) = [note for note in whole["notes"] if note.startswith("method chains (")]
+    assert "R-hat" in note
+    assert parts["notes"] == whole["notes"]
 
 
 def test_mistakes_are_one_line(folder, capsys):

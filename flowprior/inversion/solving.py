@@ -90,6 +90,7 @@ class Estimate:
             the noise. None if the noise is not known.
         posterior: to sample from, if the solver estimates one.
         warnings: what to check before trusting the images.
+        own_warnings: those of them that the run itself gave, by its method `warnings`.
     """
 
     x: Tensor
@@ -99,6 +100,7 @@ class Estimate:
     residual: Tensor | None = None
     posterior: Posterior | None = None
     warnings: tuple[str, ...] = ()
+    own_warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
@@ -168,11 +170,12 @@ def solve(
     with batch_invariant(), _closed(observers):
         run = solver.begin(problem)
         advance(run, iterations, [history, *observers], checkpoint)
+        own = tuple(run.warnings()) if hasattr(run, "warnings") else ()
         residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
-    curves = history.stacked()
-    warnings = (*range_warnings(problem.start), *warnings, *_unfinished(run, curves, residual))
-    return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings)
+    curves, start = history.stacked(), range_warnings(problem.start)
+    warnings = (*start, *own, *warnings, *_unfinished(run, curves, residual))
+    return Estimate(run.x, run.z, run.finite, curves, residual, posterior, warnings, own)
 
 
 @contextmanager
@@ -241,7 +244,7 @@ def advance(
 
 def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
     """The residual in units of the noise, and warnings."""
-    warnings = list(run.warnings()) if hasattr(run, "warnings") else []
+    warnings = []
     if not run.finite.all():
         warnings.append(f"{named_rows(~run.finite)} became NaN or infinite and stopped there")
     if problem.noise is None:
@@ -318,5 +321,6 @@ def _unfinished(run: Run, curves: Mapping[str, Tensor], residual: Tensor | None)
 def named_rows(mask: Tensor) -> str:
     """The rows of a mask (B,) in words."""
     numbers = mask.nonzero()[:, 0].tolist()
-    listed = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    more = len(numbers) - 8
+    listed = ", ".join(map(str, numbers[:8])) + (f" and {more} more" if more > 0 else "")
     return f"rows {listed}" if len(numbers) > 1 else f"row {listed}"
