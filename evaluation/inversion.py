@@ -158,11 +158,12 @@ class InversionEvaluation(Evaluation):
             with _named(f"methods.{name}"):
                 self.methods[name].solver.check(self.priors.load(prior))
         solvers = [(prior, self.methods[name].solver) for prior, name in rows]
-        for prior, needs, user in dict.fromkeys(
-            (p, tuple(s.needs), type(s).__name__ if s.differentiates else None) for p, s in solvers
+        for prior, needs, user, through in dict.fromkeys(
+            (p, tuple(s.needs), type(s).__name__ if s.differentiates else None, s.through)
+            for p, s in solvers
         ):
-            loaded = self.priors.load(prior)
-            check_prior(loaded, needs, who=f"priors.{prior}", gradient_for=user)
+            options = {"who": f"priors.{prior}", "gradient_for": user, "through": through}
+            check_prior(self.priors.load(prior), needs, **options)
         for number, experiment in enumerate(self.experiments):
             for prior in experiment.priors:
                 with _named(f"experiments[{number}]"):

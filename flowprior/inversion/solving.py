@@ -54,10 +54,12 @@ class Solver(ABC):
             property that depends on the options.
         differentiates: whether it uses gradients: of the operator, of the misfit, and of the prior
             if it needs one.
+        through: whether it uses gradients of images that the prior projects onto its range.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     differentiates: ClassVar[bool] = True
+    through: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, problem: Problem) -> Run:
@@ -200,7 +202,8 @@ def check_together(solver: Solver, problem: Problem) -> None:
     """Raise ValueError unless prior, operator and noise have what the solver needs."""
     solver.check(problem.prior)
     gradient_for = type(solver).__name__ if solver.differentiates else None
-    check_prior(problem.prior, solver.needs, problem.condition, gradient_for=gradient_for)
+    options = {"gradient_for": gradient_for, "through": solver.through}
+    check_prior(problem.prior, solver.needs, problem.condition, **options)
     check_data(solver, problem)
 
 
