@@ -90,8 +90,10 @@ class Variational(Solver):
 
     def begin(self, problem: Problem) -> "VariationalRun":
         """Find the most probable latents, and begin about them."""
-        self.family.check(problem.prior.latent.size)
+        size = problem.prior.latent.size
+        self.family.check(size)
         problem.misfit(self.misfit, type(self).__name__)
+        self.family.try_out(self.family.begin(problem.like.new_zeros(1, size), 1.0), size)
         centre = descended(problem, self.misfit, 1, self.descent_iterations)
         return VariationalRun(self, problem, self.family.begin(centre.detach(), self.start_scale))
 
