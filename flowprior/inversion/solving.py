@@ -28,6 +28,11 @@ class Run(Protocol):
         values: loss, misfit, ...: (B,) float64 each.
         active: rows that still change, (B,).
         finite: rows that have stayed finite, (B,); the others keep their last finite values.
+
+    It may also have what the solver can tell or a Trainer needs, by these names alone:
+
+    - `ended`, the iteration at which rows found no descent any more, (B,), -1 elsewhere;
+    - `optimizer`, the one of its parameters, for `InversionModule`.
     """
 
     x: Tensor
