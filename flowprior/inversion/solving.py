@@ -29,10 +29,8 @@ class Run(Protocol):
         active: rows that still change, (B,).
         finite: rows that have stayed finite, (B,); the others keep their last finite values.
 
-    It may also have what the solver can tell or a Trainer needs, by these names alone:
-
-    - `ended`, the iteration at which rows found no descent any more, (B,), -1 elsewhere;
-    - `optimizer`, the one of its parameters, for `InversionModule`.
+    A run by an optimiser may have two more attributes: `ended`, the iteration at which rows found
+    no descent any more, (B,), -1 elsewhere; and `optimizer`, which `InversionModule` needs.
     """
 
     x: Tensor
