@@ -30,7 +30,8 @@ class Run(Protocol):
         finite: rows that have stayed finite, (B,); the others keep their last finite values.
 
     A run by an optimiser may have two more attributes: `ended`, the iteration at which rows found
-    no descent any more, (B,), -1 elsewhere; and `optimizer`, which `InversionModule` needs.
+    no descent any more, (B,), -1 elsewhere; and `optimizer`, which `InversionModule` gives to its
+    Trainer.
     """
 
     x: Tensor
