@@ -57,6 +57,7 @@ from flowprior.command_line import (
 )
 from flowprior.identity import code_digest, identity
 from flowprior.io import atomic_write, named_error, remove_temporaries, sole_writer
+from flowprior.losses import prepares
 from flowprior.settings import changes, differences
 from lightning_modules import FlowModule, Phase
 
@@ -275,6 +276,7 @@ def _check(cli: TrainCLI) -> None:
     try:
         cli.datamodule.check(cli.trainer.world_size)
         for module, _ in cli.phases:
+            prepares(module.loss)
             module.trained_parameters()
             module.configure_optimizers()
     except (ValueError, TypeError) as error:

@@ -1,5 +1,6 @@
 """What a loss prepares of the images, before the first step of its phase."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import pytorch_lightning as pl
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from datamodules.prepared import PreparedImages
-from flowprior.losses import Loss
+from flowprior.losses import prepares
 from flowprior.progress import SweepProgress
 from lightning_modules.flow_module import FlowModule
 
@@ -26,24 +27,28 @@ class Preparation(Callback):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
-        """Put what is to be prepared in the place of the images."""
+        """Put what is to be prepared in the place of the images.
+
+        Raises:
+            ValueError: the loss does not say what its calls give of what it prepares.
+        """
         data, loss = trainer.datamodule, pl_module.loss
-        prepares = type(loss).prepare is not Loss.prepare
+        prepared, name = prepares(loss), type(loss).__name__
         pl_module.prepared = False
         if not isinstance(data, ImageDataModule):
             return
         data.prepared = {}
-        if stage != "fit" or not prepares or trainer.fast_dev_run:
+        if stage != "fit" or not prepared or trainer.fast_dev_run:
             return
         if data.dataset("train").changes:
             _say(
-                f"{pl_module.phase}: {type(loss).__name__} prepares the images in each epoch, "
+                f"{pl_module.phase}: {name} prepares the images in each epoch, "
                 "because data.n_bits (null for none) or data.horizontal_flips change them"
             )
             return
         pl_module.prepared = True
         data.prepared = {
-            split: PreparedImages(data.dataset(split), data.batch_size)
+            split: PreparedImages(data.dataset(split), data.batch_size, f"{name}.prepare")
             for split in ("train", "val")
         }
 
@@ -52,7 +57,13 @@ class Preparation(Callback):
         self.on_train_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
-        """Prepare all training and validation images, the latter in evaluation mode."""
+        """Prepare all training and validation images, the latter in evaluation mode.
+
+        Nothing is prepared if the loss makes None of the first batch of either.
+
+        Raises:
+            ValueError: the loss does not make rows of one shape, one for each image.
+        """
         if not pl_module.prepared:
             return
         if any(part.rows is None for part in trainer.datamodule.prepared.values()):
@@ -75,7 +86,11 @@ class Preparation(Callback):
         with _progress(sum(map(len, parts.values())), pl_module.phase) as progress:
             for split, part in parts.items():
                 pl_module.flow.train(split == "train")
-                part.fill(function, total, process, progress.advance if progress else _nothing)
+                advance = progress.advance if progress else _nothing
+                pl_module.prepared = part.fill(function, total, process, advance)
+                if not pl_module.prepared:
+                    _forget(parts)
+                    break
         pl_module.flow.train()
 
     def teardown(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
@@ -83,6 +98,11 @@ class Preparation(Callback):
         pl_module.prepared = False
         if isinstance(trainer.datamodule, ImageDataModule):
             trainer.datamodule.prepared = {}
+
+
+def _forget(parts: Mapping[str, PreparedImages]) -> None:
+    for part in parts.values():
+        part.rows = None
 
 
 @rank_zero_only

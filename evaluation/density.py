@@ -16,7 +16,7 @@ from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Published, Result, labels_text
 from evaluation.density_figures import figures_of
 from evaluation.experiment import check_names
-from evaluation.features import Features
+from evaluation.features import Features, check_features
 from evaluation.table import Metric, Table
 from evaluation.trained import Trained, TrainedCell, found_rows, has_weights
 from evaluation.weights import checked_device, found_weights, weights_fingerprint
@@ -54,7 +54,7 @@ class DensityEvaluation(Evaluation):
         device: "auto" takes a GPU if there is one.
 
     Raises:
-        ValueError: an option is out of its range.
+        ValueError: an option is out of its range, or features share a name.
         WeightsError: there are no weights.
     """
 
@@ -109,6 +109,8 @@ class DensityEvaluation(Evaluation):
             raise ValueError(f"others: folders of weights must have different names, got {names}")
         self.published = published or []
         rows = [*self.rows.values(), *self.absent]
+        places = {f"others[{k}].": other.features for k, other in enumerate(others)}
+        check_features({"": first.features, **places}, self.metrics)
         self.features = {one.name: one for trained in rows for one in trained.features}
         columns = [metric for one in self.features.values() for metric in one.metrics]
         self.metrics = (*self.metrics, *columns)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from evaluation.base import Result
-from evaluation.table import Metric
+from evaluation.table import SECONDS, Metric
 from flowprior.command_line import ROOT
+from flowprior.identity import identity
 from flowprior.metrics import frechet_distance, load_classifier
 
 LEAST = 2
@@ -48,9 +49,21 @@ class Features(ABC):
         )
 
     def of(self, sets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Arrays to keep: features of sets of images in [0, 1], by name of the set."""
-        found = {f"{self.name}_{name}": self(images) for name, images in sets.items()}
-        return {name: features for name, features in found.items() if features is not None}
+        """Arrays to keep: features of sets of images in [0, 1], by name of the set.
+
+        Raises:
+            ValueError: they are not (B, F).
+        """
+        found = {name: self(images) for name, images in sets.items()}
+        found = {name: features for name, features in found.items() if features is not None}
+        for name, features in found.items():
+            shape, count = tuple(getattr(features, "shape", ())), len(sets[name])
+            if len(shape) != 2 or shape[0] != count:
+                raise ValueError(
+                    f"features: {type(self).__name__} must give (B, F) of images (B, C, H, W), "
+                    f"here ({count}, F), got {shape or type(features).__name__}"
+                )
+        return {f"{self.name}_{name}": features for name, features in found.items()}
 
     def distances(self, results: Sequence[Result]) -> dict[str, float]:
         """By metric, from what `of` kept for "test", "sample" and "training"."""
@@ -66,6 +79,29 @@ class Features(ABC):
             name: frechet_distance(rows, test) if rows.isfinite().all() else math.nan
             for name, rows in found.items()
         }
+
+
+def check_features(rows: Mapping[str, Sequence[Features]], metrics: Sequence[Metric]) -> None:
+    """Raise ValueError if features of rows, by place in the config, lack a name or share one.
+
+    Equal features of several rows are one column; `metrics` are further columns.
+    """
+    owners = {metric.name: ("every table", None) for metric in (*metrics, SECONDS)}
+    for place, features in rows.items():
+        of_row: set[str] = set()
+        for one in features:
+            owner = type(one).__name__
+            if not (getattr(one, "name", "") and getattr(one, "title", "")):
+                raise ValueError(f"{place}features: {owner} needs a `name` and a `title`")
+            known = identity(one)
+            for name in dict.fromkeys(metric.name for metric in one.metrics):
+                other, same = owners.setdefault(name, (owner, known))
+                if name in of_row or same != known:
+                    raise ValueError(
+                        f"{place}features: {owner} has a metric named {name!r}, as {other} has: "
+                        "different features need names of their own"
+                    )
+                of_row.add(name)
 
 
 class DigitFeatures(Features):

@@ -141,10 +141,11 @@ def to_json(table: Table, notes: Sequence[str] = ()) -> str:
     """``{"rows": [{"labels": {...}, "metrics": {name: {"mean", "ci95", ...}}}], "notes": [...]}``.
 
     Each metric has the numbers of `Stat`, but for those of its single images; infinite ones are
-    the strings "inf" and "-inf".
+    the strings "inf" and "-inf". A row of whose images solvers warned has `warnings` too.
     """
     rows = [
         {"labels": dict(row.labels), "metrics": {n: _numbers(s) for n, s in row.stats.items()}}
+        | ({"warnings": list(row.warnings)} if row.warnings else {})
         for row in table.rows
     ]
     return json.dumps({"rows": rows, "notes": list(notes)}, indent=1, allow_nan=False)

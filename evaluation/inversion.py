@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from evaluation.experiment import Experiment, Method, StartName, check_names
 from evaluation.inversion_arrays import kept_of_row, write_recovered
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, fit_notes, measured
+from evaluation.solver_notes import kept_warnings, solver_notes
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
 from evaluation.table import SECONDS, Metric, Table
 from evaluation.tuning import Choice, variants, with_choice
@@ -166,11 +168,12 @@ class InversionEvaluation(Evaluation):
             with _named(f"methods.{name}"):
                 self.methods[name].solver.check(self.priors.load(prior))
         solvers = [(prior, self.methods[name].solver) for prior, name in rows]
-        for prior, needs, user in dict.fromkeys(
-            (p, tuple(s.needs), type(s).__name__ if s.differentiates else None) for p, s in solvers
+        for prior, needs, user, through in dict.fromkeys(
+            (p, tuple(s.needs), type(s).__name__ if s.differentiates else None, s.through)
+            for p, s in solvers
         ):
-            loaded = self.priors.load(prior)
-            check_prior(loaded, needs, who=f"priors.{prior}", gradient_for=user)
+            options = {"who": f"priors.{prior}", "gradient_for": user, "through": through}
+            check_prior(self.priors.load(prior), needs, **options)
         for number, experiment in enumerate(self.experiments):
             for prior in experiment.priors:
                 with _named(f"experiments[{number}]"):
@@ -197,8 +200,11 @@ class InversionEvaluation(Evaluation):
             recording = Recording(truth if self.compares else None, self.shown, last=iterations)
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
+        warned = kept_warnings(estimate.own_warnings, len(images))
         if self.compares:
-            self._keep(cell, images, problem, estimate, recording, arrays)
+            self._keep(cell, images, problem, estimate, recording, arrays, warned)
+        elif warned:
+            arrays.save(cell.key, images[0], warned)
         checkpoint.remove()
         seconds = {SECONDS.name: recording.seconds / len(images)}
         return [{**row, **seconds} for row in rows]
@@ -211,8 +217,9 @@ class InversionEvaluation(Evaluation):
         estimate: Estimate,
         recording: Recording,
         arrays: ArrayStore,
+        warned: Mapping[str, np.ndarray],
     ) -> None:
-        """Save the curves of these images, and pictures of those to be shown."""
+        """Save the curves of these images, pictures of those to be shown, and warnings."""
         given = cell.settings["start"] in ("smoothed_truth", "file")
         for row, image in enumerate(images):
             shown = row < self.shown and image < self.shown
@@ -220,7 +227,7 @@ class InversionEvaluation(Evaluation):
             if shown and cell.settings["iterations"] and given:
                 kept["start"] = problem.start[row]
             kept |= {"x": estimate.x[row]} if isinstance(self.source, MeasuredData) else {}
-            arrays.save(cell.key, image, kept)
+            arrays.save(cell.key, image, kept if row else {**kept, **warned})
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Further columns of the measures, which take all images of a row."""
@@ -241,12 +248,13 @@ class InversionEvaluation(Evaluation):
             write_recovered(results, output / "recovered")
 
     def notes(self, table: Table) -> Sequence[str]:
-        """What was tuned, where residuals are suspicious, and what the measures have to say."""
+        """What was tuned, what solvers and residuals warn of, and what the measures have to say."""
         tunable = [name for name, method in self.methods.items() if method.tune]
         untuned = [] if self.choices or not tunable else [f"Not tuned: {', '.join(tunable)}."]
         of_measures = [n for m in self.measures for n in m.notes(self.source.has_truth)]
         fits = fit_notes(table) if self.pictured else []
-        return [*map(str, self.choices), *untuned, *fits, *of_measures]
+        warned = solver_notes(table) if self.pictured or not self.compares else []
+        return [*map(str, self.choices), *untuned, *warned, *fits, *of_measures]
 
     def with_choices(self, choices: Sequence[Choice]) -> Self:
         """A copy with the options that were found to be best."""

@@ -12,6 +12,7 @@ from typing import Literal
 from scipy.special import stdtrit
 
 from evaluation.base import Labels, Result, labels_key
+from evaluation.solver_notes import told
 
 PaperValue = Callable[[Labels, str], float | None]
 
@@ -131,10 +132,17 @@ def _half_width(std: float | None, n: int) -> float | None:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of results: what was evaluated, and a `Stat` for each quantity measured there."""
+    """One line of results.
+
+    Args:
+        labels: what was evaluated.
+        stats: a `Stat` for each quantity measured there.
+        warnings: what solvers said of its images.
+    """
 
     labels: Labels
     stats: Mapping[str, Stat]
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -211,4 +219,4 @@ def _row(results: list[Result], metrics: Sequence[Metric], paper: PaperValue) ->
         values = [(r.image, r.metrics[metric.name]) for r in results if metric.name in r.metrics]
         if values or metric.missing:
             stats[metric.name] = summarise(values, paper(labels, metric.name))
-    return Row(labels, stats)
+    return Row(labels, stats, told(results))

@@ -42,13 +42,37 @@ class Loss(ABC):
         """What of images (B, C, H, W) this training does not change: (B, ...); None by default.
 
         Row by row, by parameters that it does not train. If the images are the same in each epoch,
-        it is computed once for each of them, kept in memory, and given to `of_prepared`.
+        it is computed once for each of them, kept in memory, and given to `of_prepared`, unless it
+        is None for the first batch.
         """
         return None
 
     def of_prepared(self, flow: Flow, prepared: Tensor) -> dict[str, Tensor]:
-        """What calling the loss gives for images, from what `prepare` gave for them."""
+        """What calling the loss gives for images, from what `prepare` gave for them.
+
+        A derived loss that changes `__call__` changes this too, or has `prepare = Loss.prepare`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has prepare, and so needs of_prepared")
+
+
+def prepares(loss: Loss) -> bool:
+    """Whether a loss has `prepare`, so that training may use `of_prepared` in place of calls.
+
+    Raises:
+        ValueError: `of_prepared` is missing, or older than `__call__`, which would be ignored.
+    """
+    kind = type(loss)
+    if kind.prepare is Loss.prepare:
+        return False
+    place, owner = next((k, c) for k, c in enumerate(kind.__mro__) if "of_prepared" in vars(c))
+    if owner is Loss:
+        raise ValueError(f"{kind.__name__} has prepare, and so needs of_prepared")
+    if any("__call__" in vars(derived) for derived in kind.__mro__[:place]):
+        raise ValueError(
+            f"{kind.__name__} changes `__call__` but inherits of_prepared, which training calls "
+            "instead: change that, or set `prepare = Loss.prepare`"
+        )
+    return True
 
 
 class MaximumLikelihood(Loss):

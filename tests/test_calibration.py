@@ -50,6 +50,21 @@ def test_wrong_posteriors_are_found_wrong(wrong, high):
     assert (middle < 0.47) if high else (middle > 0.55)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:10], lambda x: x[0], lambda x: x.repeat_interleave(2, 0)]
+)
+def test_another_number_of_draws_is_named(change):
+    posterior, truth = problem(20)
+    sample = posterior.sample
+
+    class Changed:
+        def sample(self, count, *, seed):
+            return change(sample(count, seed=seed))
+
+    with pytest.raises(ValueError, match="posterior must give 19 draws of images, got"):
+        calibrate(Changed(), truth, 19)
+
+
 def test_ranks_are_those_of_the_draws():
     posterior, truth = problem(20)
     found = calibrate(posterior, truth, 19, seed=4, statistics={"first": lambda x: x[..., 0, 0, 0]})

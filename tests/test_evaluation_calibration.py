@@ -1,6 +1,7 @@
 """Tables that say whether posteriors are right."""
 
 import inspect
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,10 @@ def test_table_and_figure(folder):
     assert (folder / "whole" / "figures" / "ranks.png").stat().st_size
     assert run(folder, "parts", batch_size=3) == 0
     assert records(folder / "parts") == records(folder / "whole")
+    whole, parts = (json.loads((folder / n / "table.json").read_text()) for n in ("whole", "parts"))
+    (note,) = [note for note in whole["notes"] if note.startswith("method chains (")]
+    assert "the chains" in note
+    assert parts["notes"] == whole["notes"]
 
 
 def test_mistakes_are_one_line(folder, capsys):

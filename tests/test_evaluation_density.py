@@ -1,6 +1,7 @@
 """Evaluation of flows: injective ones, distances of samples, rows without weights."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import evaluate
 import flowprior
 from datamodules import LayerModels
 from evaluation.base import Result
-from evaluation.features import DigitFeatures, Features, Inception
+from evaluation.features import DigitFeatures, Features, Inception, check_features
 from flowprior.flows import Glow, Trumpet, standard_normal_log_prob
 from flowprior.flows.gram import half_log_det_gram, neumann_half_log_det_gram
 from flowprior.metrics import DigitClassifier, frechet_distance, load_classifier, relative_error
@@ -92,6 +93,86 @@ def folder(tmp_path: Path) -> Path:
     flowprior.save(flow, tmp_path / "glow")
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(CONFIG))
     return tmp_path
+
+
+class Scaled(Corners):
+    """The same, scaled."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def __call__(self, images):
+        return self.scale * super().__call__(images)
+
+
+class Radius(Corners):
+    """Has the name of a column of every table."""
+
+    name = "radius"
+
+
+class Unnamed(Features):
+    """Has no name."""
+
+    def __call__(self, images):
+        return images.flatten(1)
+
+
+def own_features(*features: tuple[str, dict]) -> list[dict]:
+    path = "tests.test_evaluation_density"
+    return [{"class_path": f"{path}.{kind}", "init_args": options} for kind, options in features]
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "said"),
+    [
+        (
+            [("Scaled", {"scale": 1.0}), ("Scaled", {"scale": 2.0})],
+            [],
+            "features: Scaled has a metric named 'corner_distance', as Scaled has",
+        ),
+        (
+            [("Corners", {})],
+            [("Scaled", {})],
+            r"others[0].features: Scaled has a metric named 'corner_distance', as Corners has",
+        ),
+        ([("Radius", {})], [], "features: Radius has a metric named 'radius', as every table has"),
+        ([("Unnamed", {})], [], "features: Unnamed needs a `name` and a `title`"),
+    ],
+)
+def test_features_need_names_of_their_own(
+    folder: Path, capsys: pytest.CaptureFixture, first: list, other: list, said: str
+) -> None:
+    config = yaml.safe_load((folder / "table.yaml").read_text())
+    settings = config["evaluation"]["init_args"]
+    settings |= {"features": own_features(*first), "published": []}
+    settings["others"][0]["features"] = own_features(*other)
+    (folder / "table.yaml").write_text(yaml.safe_dump(config))
+    assert run_here(folder, "--config", "table.yaml") == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_equal_features_of_two_rows_are_one_column() -> None:
+    check_features({"": [Scaled(2.0)], "others[0].": [Scaled(2.0)]}, [])
+    with pytest.raises(ValueError, match=r"others\[0\].features: Scaled"):
+        check_features({"": [Scaled(2.0)], "others[0].": [Scaled(3.0)]}, [])
+
+
+@pytest.mark.parametrize(
+    ("features", "got"),
+    [
+        (lambda x: x, "(3, 1, 8, 8)"),
+        (lambda x: x.flatten(1).mean(1), "(3,)"),
+        (lambda x: x.flatten(1)[:1], "(1, 64)"),
+        (lambda x: "none", "str"),
+    ],
+)
+def test_features_of_a_wrong_shape_are_named(monkeypatch, features, got: str) -> None:
+    monkeypatch.setattr(Corners, "__call__", lambda self, images: features(images))
+    message = f"features: Corners must give (B, F) of images (B, C, H, W), here (3, F), got {got}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Corners().of({"test": torch.zeros(3, 1, 8, 8)})
 
 
 def test_injective_flow_beside_a_bijective_one(folder: Path) -> None:

@@ -303,6 +303,15 @@ def test_wrong_options_are_named(options, name):
         IFlow(**options)
 
 
+@BOTH
+def test_latents_to_start_from_are_not_ignored(through):
+    prior = LinearRange()
+    physics, y, _ = linear_problem(prior)
+    options = {"sigma": SIGMA, "solver": IFlow(through=through), "latents": normal(3, 5)}
+    with pytest.raises(ValueError, match=r"^IFlow starts from images: give them as start"):
+        invert(prior, physics, y, **options)
+
+
 def test_noise_must_be_known(flow):
     with pytest.raises(ValueError, match=r"^IFlow needs the noise level"):
         invert(flow, blur, torch.zeros(1, *flow.image_shape), solver=IFlow())

@@ -10,7 +10,7 @@ from torch import nn
 from datamodules import LayerModels
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
-from flowprior.inversion import MAP, ImageRun, Restarts, Solver, TotalVariation, invert
+from flowprior.inversion import MAP, IFlow, ImageRun, Restarts, Solver, TotalVariation, invert
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.physics import Gaussian, Noise
 from flowprior.priors import Module, Prior
@@ -213,6 +213,80 @@ def test_prior_that_draws_random_numbers(solver):
     line = refusal(Noisy(), solver=solver)
     assert "gives different images of one latent" in line
     assert "part of the latent" in line
+
+
+class Projecting(LinearGaussian):
+    """Every image is in its range; a change of what its projection returns."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def project(self, x):
+        return self.change(x, -0.5 * x.flatten(1).square().sum(1))[0]
+
+    def project_with_log_prob(self, x):
+        return self.change(x, -0.5 * x.flatten(1).square().sum(1))
+
+
+PROJECTIONS = {
+    "random": (lambda x, p: (x + 1e-3 * torch.randn_like(x), p), "different images of one image"),
+    "image": (lambda x, p: (x.flatten(1), p), "gives images (1, 16) of one image"),
+    "none": (lambda x, p: (None, p), "gives images NoneType of one image"),
+    "error": (lambda x, p: (x @ x[:, :, :2], p), "does not take an image (1, 1, 4, 4)"),
+}
+LOG_PROBS = {
+    "column": (lambda x, p: (x, p[:, None]), "log_prob must be (B,), here (1,), got (1, 1)"),
+    "scalar": (lambda x, p: (x, p.sum()), "log_prob must be (B,), here (1,), got ()"),
+    "no tuple": (lambda x, p: x, "must return (x, log_prob), got (1, 1, 4, 4)"),
+    "silent": (
+        lambda x, p: (x, p.detach()),
+        "has no gradient of its log_prob, which IFlow needs: use beta=0",
+    ),
+}
+
+
+@pytest.mark.parametrize("solver", [IFlow(), IFlow(through=False)])
+@pytest.mark.parametrize("change", PROJECTIONS)
+def test_projection_of_another_shape_or_with_random_numbers(change, solver):
+    function, words = PROJECTIONS[change]
+    line = refusal(Projecting(function), solver=solver)
+    assert line.startswith("prior: Projecting.project ")
+    assert words in line
+
+
+@pytest.mark.parametrize("solver", [IFlow(beta=1.0), IFlow(beta=1.0, through=False)])
+@pytest.mark.parametrize("change", {**PROJECTIONS, **LOG_PROBS})
+def test_projection_with_another_density(change, solver):
+    function, words = {**PROJECTIONS, **LOG_PROBS}[change]
+    line = refusal(Projecting(function), solver=solver)
+    assert line.startswith("prior: Projecting.project_with_log_prob")
+    assert words in line
+
+
+def test_projection_without_gradient_is_for_steps_that_do_not_go_through_it():
+    def silent(x, log_prob):
+        return x.detach(), log_prob
+
+    end = "has no gradient, which IFlow needs: use IFlow(through=False), or make"
+    for beta in (0.0, 1.0):
+        method = "project_with_log_prob" if beta else "project"
+        line = refusal(Projecting(silent), solver=IFlow(beta=beta))
+        assert line == f"prior: Projecting.{method} {end} {method} differentiable"
+        solver = IFlow(beta=beta, through=False)
+        options = {"noise": Gaussian(1.0), "solver": solver, "iterations": 1}
+        assert invert(Projecting(silent), identity, Y, **options).x.shape == Y.shape
+
+
+def test_tables_try_projections_too():
+    prior = Projecting(lambda x, log_prob: (x.detach(), log_prob))
+    prior.image_shape = (1, 16, 16)
+    table = evaluation(prior.float(), Gaussian(0.1))
+    table.methods["map"] = Method(IFlow(through=False))
+    table.check()
+    table.methods["map"] = Method(IFlow())
+    with pytest.raises(ValueError, match=r"priors.mine: Projecting.project has no gradient"):
+        table.check()
 
 
 def test_misfit_of_all_images_together():

@@ -1,6 +1,8 @@
 """Solvers with a posterior: known posteriors, batches, kills, options, diagnostics."""
 
 import math
+import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from scipy import stats
 
 from flowprior.inversion import Checkpoint, Posterior, invert
 from flowprior.latent import Latent
-from flowprior.posterior import Coupling, FullGaussian, Langevin, LowRank, Variational
+from flowprior.posterior import Coupling, Family, FullGaussian, Langevin, LowRank, Variational
 from flowprior.posterior.diagnostics import effective_draws, r_hat
 from flowprior.priors import Prior
 from tests.inversion_problems import (
@@ -374,6 +376,63 @@ def test_densities_of_families(family):
             expected = at_t - torch.linalg.slogdet(jacobian).logabsdet
             found = family.log_prob(one, z[row : row + 1, draw : draw + 1])
             torch.testing.assert_close(found[0, 0], expected)
+
+
+@dataclass(frozen=True)
+class Rotated(Family):
+    """s = Q t with Q = exp(W − Wᵀ); and what may be wrong with it."""
+
+    wrong: str = ""
+
+    def shapes(self, size):
+        return {"w": (size, size)}
+
+    def shape(self, t, parameters):
+        s = t @ self.rotation(parameters).mT
+        wrong = {"size": s[..., :-1], "doubled": 2 * s}
+        log_det = t.new_zeros(len(t)) if self.wrong == "rows" else t.new_zeros(len(t), 1)
+        return wrong.get(self.wrong, s), log_det
+
+    def unshape(self, s, parameters):
+        rotation = self.rotation(parameters)
+        log_det = s.new_full((len(s), 1), 0.5 if self.wrong == "log_det" else 0)
+        return s @ (rotation.mT if self.wrong == "turned" else rotation), log_det
+
+    def rotation(self, parameters):
+        return torch.linalg.matrix_exp(parameters["w"] - parameters["w"].mT)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("turned", "Rotated.unshape is not the inverse of shape: t comes back"),
+        ("doubled", "Rotated.unshape is not the inverse of shape: t comes back"),
+        ("log_det", "Rotated.unshape must give log|det ds/dt| as shape does, it is 0.5 off"),
+        (
+            "size",
+            "Rotated.shape must give shapes (2, 3, 16) and (2, 3) or (2, 1), got (2, 3, 15) and",
+        ),
+        ("rows", "got (2, 3, 16) and (2,)"),
+    ],
+)
+def test_wrong_families_are_named(known, wrong, words):
+    with pytest.raises(ValueError, match=f"^family: .*{re.escape(words)}"):
+        known.solve(Variational(Rotated(wrong)), 1)
+
+
+def test_a_family_of_ones_own(known):
+    assert known.solve(Variational(Rotated(), draws=2), 2).finite.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("family", "size"),
+    [*((family, 6) for family in FAMILIES), (FullGaussian(), 1500), (LowRank(16), 12288)],
+)
+def test_right_families_pass(family, size, dtype):
+    family.try_out(family.begin(torch.zeros(1, size, dtype=dtype), 1.0), size)
+    family = Coupling(depth=5)
+    family.try_out(family.begin(torch.zeros(1, size, dtype=dtype), 1.0), size)
 
 
 def slow_r_hat(draws):

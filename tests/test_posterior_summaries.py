@@ -1,5 +1,7 @@
 """Summaries of posteriors."""
 
+import re
+
 import pytest
 import torch
 
@@ -54,6 +56,35 @@ def test_memory_does_not_grow_with_the_number_of_draws(posterior):
 
     summarise(Watched(), 500, chunk=8)
     assert most == 8
+
+
+class Changed:
+    """A posterior whose draws are changed."""
+
+    def __init__(self, posterior, change):
+        self.posterior, self.change = posterior, change
+
+    def sample(self, count, *, seed):
+        return self.change(self.posterior.sample(count, seed=seed))
+
+
+def spoiled(draws):
+    draws[-1, 1, 0, 2, 2] = torch.inf
+    return draws
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda draws: draws[: len(draws) // 2], "must give 16 draws of images, got (8, 2, 1, 4"),
+        (lambda draws: draws.transpose(0, 1), "must give 16 draws of images, got (2, 16, 1, 4"),
+        (lambda draws: draws[:, 0], "must give 16 draws of images, got (16, 1, 4"),
+        (spoiled, "draws of row 1 are not finite"),
+    ],
+)
+def test_draws_that_are_no_draws_are_named(posterior, change, words):
+    with pytest.raises(ValueError, match=f"^posterior.*{re.escape(words)}"):
+        summarise(Changed(posterior, change), 40, chunk=16)
 
 
 @pytest.mark.parametrize("wrong", [{"count": 1}, {"seed": -1}, {"chunk": 0}])

@@ -1,7 +1,9 @@
 """A loss that prepares its images once: the same training, also stopped, killed and shared."""
 
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -12,7 +14,7 @@ from callbacks import Preparation
 from datamodules import LayerModels
 from datamodules.prepared import PreparedImages
 from flowprior.flows import Trumpet
-from flowprior.losses import LatentLikelihood, Loss
+from flowprior.losses import LatentLikelihood, Loss, prepares
 from lightning_modules import FlowModule
 from tests.entry_points import SLOWLY, finish, scalars, start, train_here
 from tests.test_train import assert_same, wait_for_step
@@ -215,9 +217,109 @@ class Half(Loss):
         return images
 
 
+class Penalised(LatentLikelihood):
+    """Changes what calls give, but not what is computed of the codes."""
+
+    def __call__(self, flow, images):
+        values = super().__call__(flow, images)
+        return {"latent_nll": values["latent_nll"] + 1000}
+
+
+class Both(Penalised):
+    """Changes both."""
+
+    def of_prepared(self, flow, prepared):
+        return {"latent_nll": super().of_prepared(flow, prepared)["latent_nll"] + 1000}
+
+
+class Unprepared(Penalised):
+    """Is called, because nothing is prepared."""
+
+    prepare = Loss.prepare
+
+
+def test_changed_calls_are_not_ignored(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "tiny.yaml").write_text(COUNTED.replace("Counted", "Penalised"))
+    train_here(folder, status=2)
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "changes `__call__` but inherits of_prepared" in line]
+    assert "Penalised" in line
+    assert "`prepare = Loss.prepare`" in line
+    assert not (folder / "runs").exists()
+    trainer = SimpleNamespace(datamodule=None, fast_dev_run=False)
+    module = SimpleNamespace(loss=Penalised(), prepared=False)
+    with pytest.raises(ValueError, match="Penalised changes `__call__`"):
+        Preparation().setup(trainer, module, "fit")
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [(LatentLikelihood, True), (Both, True), (Counted, True), (Unprepared, False), (Anew, False)],
+)
+def test_losses_that_prepare(loss: type[Loss], expected: bool) -> None:
+    assert prepares(loss()) is expected
+
+
 def test_half_a_preparation_is_named() -> None:
+    with pytest.raises(ValueError, match="Half has prepare, and so needs of_prepared"):
+        prepares(Half())
     with pytest.raises(NotImplementedError, match="Half has prepare, and so needs of_prepared"):
         Half().of_prepared(None, torch.zeros(1))
+
+
+class Undecided(Counted):
+    """Has prepare, but makes nothing."""
+
+    def prepare(self, flow, images):
+        super().prepare(flow, images)
+        return None
+
+    def __call__(self, flow, images):
+        return self.of_prepared(flow, LatentLikelihood.prepare(self, flow, images))
+
+    def of_prepared(self, flow, prepared):
+        return super().of_prepared(flow, prepared)
+
+
+def test_a_loss_that_prepares_none_is_called(folder: Path, whole: Path) -> None:
+    (folder / "tiny.yaml").write_text(COUNTED.replace("Counted", "Undecided"))
+    PREPARED.clear()
+    train_here(folder)
+    assert PREPARED == [8]
+    run = folder / "runs" / "tiny"
+    assert scalars(run, CURVE) == pytest.approx(scalars(whole, CURVE), rel=1e-5)
+
+
+def test_none_for_validation_alone_prepares_nothing() -> None:
+    data = LayerModels(8, num_train=6, num_val=4, num_test=1, batch_size=4, n_bits=None)
+    parts = {name: PreparedImages(data.dataset(name), 4) for name in ("train", "val")}
+    data.prepared = parts
+    flow = torch.nn.Identity()
+    loss = SimpleNamespace(prepare=lambda flow, x: x[:, 0, 0] if flow.training else None)
+    module = SimpleNamespace(prepared=True, flow=flow, loss=loss, device="cpu", phase="ml")
+    plugin = SimpleNamespace(forward_context=nullcontext, convert_input=lambda x: x)
+    strategy = SimpleNamespace(reduce=lambda rows, reduce_op: rows)
+    given = {"precision_plugin": plugin, "strategy": strategy, "datamodule": data}
+    Preparation().on_train_start(SimpleNamespace(**given, global_rank=0, world_size=1), module)
+    assert not module.prepared
+    assert all(part[0, 1].equal(part.images[0, 1]) for part in parts.values())
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda x: x.flatten(1).mean(1)[:1], r"for each of 4 images, got \(1,\)"),
+        (lambda x: x.mean(), r"for each of 4 images, got \(\)"),
+        (lambda x: (x, x), "for each of 4 images, got tuple"),
+        (lambda x: x if len(x) == 4 else None, "for each of 2 images, got NoneType"),
+        (lambda x: x.flatten(1)[:, : len(x)], r"one shape, \(2, 4\), got \(2, 2\)"),
+    ],
+)
+def test_wrong_rows_are_named(made, said: str) -> None:
+    data = LayerModels(8, num_train=6, num_val=1, num_test=1, n_bits=None)
+    part = PreparedImages(data.dataset("train"), 4, "Mine.prepare")
+    with pytest.raises(ValueError, match=f"^Mine.prepare must give .*{said}$"):
+        part.fill(made, lambda rows: rows, (0, 1), lambda count: None)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -86,6 +86,8 @@ class IFlow(Solver):
 
     def begin(self, problem: Problem) -> "AdamRun | ProjectedRun":
         """Start from the given images, or from the linear estimate."""
+        if problem.latents is not None:
+            raise ValueError("IFlow starts from images: give them as start, in place of latents")
         problem = replace(problem, noise=problem.misfit(self.misfit, "IFlow"))
         x = linear_start(problem) if problem.start is None else problem.start.to(problem.like)
         terms = RangeTerms(self.beta, problem)

@@ -10,6 +10,15 @@ from flowprior.inversion.problem import Problem
 from flowprior.physics.noise import Noise
 from flowprior.priors import Prior
 
+_RETURNED = {
+    "generate": None,
+    "decode": "log_det",
+    "project": None,
+    "project_with_log_prob": "log_prob",
+}
+"""What methods return beside images."""
+_RANDOM = "a prior must not draw random numbers itself"
+_REMEDY = "; make its noise a part of the latent, or fix it"
 _FAILURES = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError)
 
 
@@ -19,26 +28,32 @@ def check_prior(
     condition: Tensor | None = None,
     who: str = "prior",
     gradient_for: str | None = None,
+    through: bool = False,
 ) -> None:
-    """Raise ValueError, which starts with `who`, unless the prior makes an image of one latent.
+    """Raise ValueError, which starts with `who`, unless the prior makes an image of one row.
 
-    Tries `generate` and `decode`, if they are among `needs`. Equal latents must give equal images,
-    and if `gradient_for` names a solver, they must have a gradient.
+    Tries those of `generate`, `decode`, `project` and `project_with_log_prob` that are among
+    `needs`. Equal latents, or equal images to project, must give equal images. If `gradient_for`
+    names a solver, these must have a gradient, projections only with `through`, and so must the
+    log density of projections.
     """
-    for method in ("generate", "decode"):
+    for method, second in _RETURNED.items():
         if method not in needs:
             continue
         name = f"{who}: {type(prior).__name__}.{method}"
         with torch.set_grad_enabled(gradient_for is not None):
-            x = _image(prior, method, condition, name)
-            again = _image(prior, method, condition, name)
-        if gradient_for is not None and not x.requires_grad:
-            raise ValueError(f"{name} has no gradient, which {gradient_for} needs")
+            x, number = _image(prior, method, condition, name)
+            again, _ = _image(prior, method, condition, name)
+        projects = method.startswith("project")
+        remedy = f": use IFlow(through=False), or make {method} differentiable" if projects else ""
+        if gradient_for is not None and not x.requires_grad and (through or not projects):
+            raise ValueError(f"{name} has no gradient, which {gradient_for} needs{remedy}")
+        if gradient_for is not None and second == "log_prob" and not number.requires_grad:
+            silent = "no gradient of its log_prob"
+            raise ValueError(f"{name} has {silent}, which {gradient_for} needs: use beta=0")
         if not _equal(x.detach(), again.detach(), prior.like.dtype):
-            raise ValueError(
-                f"{name} gives different images of one latent: a prior must not draw random "
-                "numbers itself; make its noise a part of the latent, or fix it"
-            )
+            what, remedy = ("image", "") if projects else ("latent", _REMEDY)
+            raise ValueError(f"{name} gives different images of one {what}: {_RANDOM}{remedy}")
 
 
 def check_misfits(solver: object, problem: Problem) -> None:
@@ -69,33 +84,41 @@ def check_misfits(solver: object, problem: Problem) -> None:
             raise ValueError(f"{name} has no gradient, which {type(solver).__name__} needs")
 
 
-def _image(prior: Prior, method: str, condition: Tensor | None, name: str) -> Tensor:
-    """The image of one latent, (1, C, H, W), once shapes are as they should be."""
-    found = _tried(prior, method, condition, name)
-    if method == "decode":
+def _image(
+    prior: Prior, method: str, condition: Tensor | None, name: str
+) -> tuple[Tensor, Tensor | None]:
+    """The image (1, C, H, W) of one row, and what is returned beside it, once they are right."""
+    found, second, number = _tried(prior, method, condition, name), _RETURNED[method], None
+    if second:
         if not isinstance(found, tuple) or len(found) != 2:
-            raise ValueError(f"{name} must return (x, log_det), got {_kind(found)}")
-        found, log_det = found
-        if _shape(log_det) != (1,):
-            raise ValueError(f"{name}: log_det must be (B,), here (1,), got {_kind(log_det)}")
+            raise ValueError(f"{name} must return (x, {second}), got {_kind(found)}")
+        found, number = found
+        if _shape(number) != (1,):
+            raise ValueError(f"{name}: {second} must be (B,), here (1,), got {_kind(number)}")
     if _shape(found) != (1, *prior.image_shape):
+        of = "image" if method.startswith("project") else "latent"
         raise ValueError(
-            f"{name} gives images {_kind(found)} of one latent, its image_shape is "
+            f"{name} gives images {_kind(found)} of one {of}, its image_shape is "
             f"{prior.image_shape}"
         )
-    return found
+    return found, number
 
 
 def _tried(prior: Prior, method: str, condition: Tensor | None, name: str) -> Any:
-    latent = prior.latent
-    z = latent.shaped(latent.draw(1, seed=0, like=prior.like))
-    z.requires_grad_(torch.is_grad_enabled())
-    given = (z,) if condition is None else (z, condition[:1])
+    if method.startswith("project"):
+        generator, what = torch.Generator().manual_seed(0), "an image"
+        row = prior.from_unit_range(torch.rand(1, *prior.image_shape, generator=generator))
+        row = row.to(prior.like)
+    else:
+        latent, what = prior.latent, "a latent"
+        row = latent.shaped(latent.draw(1, seed=0, like=prior.like))
+    row.requires_grad_(torch.is_grad_enabled())
+    given = (row,) if condition is None else (row, condition[:1])
     try:
         return getattr(prior, method)(*given)
     except _FAILURES as error:
         shapes = " and a condition ".join(str(tuple(tensor.shape)) for tensor in given)
-        raise ValueError(f"{name} does not take a latent {shapes}: {_reason(error)}") from error
+        raise ValueError(f"{name} does not take {what} {shapes}: {_reason(error)}") from error
 
 
 def _equal(x: Tensor, again: Tensor, dtype: torch.dtype) -> bool:

@@ -37,6 +37,10 @@ class Run(Protocol):
         values: loss, misfit, ...: (B,) float64 each.
         active: rows that still change, (B,).
         finite: rows that have stayed finite, (B,); the others keep their last finite values.
+
+    A run by an optimiser may have two more attributes: `ended`, the iteration at which rows found
+    no descent any more, (B,), -1 elsewhere; and `optimizer`, which `InversionModule` gives to its
+    Trainer.
     """
 
     x: Tensor
@@ -65,11 +69,13 @@ class Solver(ABC):
             if it needs one.
         posterior_after: number of iterations after which there is a posterior to draw from; None
             if there never is one. It may be a property that depends on the options.
+        through: whether it uses gradients of images that the prior projects onto its range.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     differentiates: ClassVar[bool] = True
     posterior_after: ClassVar[int | None] = None
+    through: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, problem: Problem) -> Run:
@@ -107,6 +113,7 @@ class Estimate:
         surprise: how far the data are beyond those of images that the prior makes, in standard
             deviations, (B,); see `flowprior.inversion.surprise`. None where it says nothing: of
             other solvers than `MAP` by Bayes' rule, or other noise than a normal one.
+        own_warnings: those of them that the run itself gave, by its method `warnings`.
     """
 
     x: Tensor
@@ -118,6 +125,7 @@ class Estimate:
     warnings: tuple[str, ...] = ()
     surprise: Tensor | None = None
     calls: Calls | None = None
+    own_warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
@@ -191,15 +199,16 @@ def solve(
         run = solver.begin(problem)
         advance(run, iterations, [history, problem.forward.calls, *observers], checkpoint)
         calls = problem.forward.calls.copy()  # before the residual is checked
+        own = tuple(run.warnings()) if hasattr(run, "warnings") else ()
         residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
     still = _still_falling(run, curves, residual)
     found = _surprise(run, problem, residual)
-    warnings = [*range_warnings(problem.start), *warnings, *_unfinished(still, curves)]
+    warnings = (*range_warnings(problem.start), *own, *warnings, *_unfinished(still, curves))
     warnings = (*warnings, *_not_covered(found, run.finite & ~still))
     values = run.x, run.z, run.finite, curves, residual, posterior, warnings
-    return Estimate(*values, surprise=found, calls=calls)
+    return Estimate(*values, surprise=found, calls=calls, own_warnings=own)
 
 
 @contextmanager
@@ -224,7 +233,8 @@ def check_together(solver: Solver, problem: Problem) -> None:
     """Raise ValueError unless prior, operator and noise have what the solver needs."""
     solver.check(problem.prior)
     gradient_for = type(solver).__name__ if solver.differentiates else None
-    check_prior(problem.prior, solver.needs, problem.condition, gradient_for=gradient_for)
+    options = {"gradient_for": gradient_for, "through": solver.through}
+    check_prior(problem.prior, solver.needs, problem.condition, **options)
     check_data(solver, problem)
 
 
@@ -268,7 +278,7 @@ def advance(
 
 def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
     """The residual in units of the noise, and warnings."""
-    warnings = list(run.warnings()) if hasattr(run, "warnings") else []
+    warnings = []
     if not run.finite.all():
         warnings.append(f"{named_rows(~run.finite)} became NaN or infinite and stopped there")
     if problem.noise is None:
@@ -367,5 +377,6 @@ def _not_covered(found: Tensor | None, settled: Tensor) -> Iterator[str]:
 def named_rows(mask: Tensor) -> str:
     """The rows of a mask (B,) in words."""
     numbers = mask.nonzero()[:, 0].tolist()
-    listed = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    more = len(numbers) - 8
+    listed = ", ".join(map(str, numbers[:8])) + (f" and {more} more" if more > 0 else "")
     return f"rows {listed}" if len(numbers) > 1 else f"row {listed}"

@@ -1,13 +1,17 @@
 """What the data leave open: solvers whose estimate is a distribution of images to draw from.
 
+`LatentPosterior`, `Likelihood` and `normal_draws` are for posteriors of your own.
+
 `summarise` says what it tells of each pixel and frequency, `calibrate` whether it can be trusted.
 """
 
 from flowprior.posterior.amortised import Amortised
+from flowprior.posterior.base import LatentPosterior
 from flowprior.posterior.calibration import Calibration, calibrate, joined
 from flowprior.posterior.calibration_figures import coverage_figure, rank_figure
 from flowprior.posterior.families import Coupling, Family, FullGaussian, LowRank
 from flowprior.posterior.langevin import Langevin
+from flowprior.posterior.likelihood import Likelihood, normal_draws
 from flowprior.posterior.preconditioned import Preconditioned
 from flowprior.posterior.summaries import Summary, summarise
 from flowprior.posterior.variational import Variational
@@ -19,6 +23,8 @@ __all__ = [
     "Family",
     "FullGaussian",
     "Langevin",
+    "LatentPosterior",
+    "Likelihood",
     "LowRank",
     "Preconditioned",
     "Summary",
@@ -26,6 +32,7 @@ __all__ = [
     "calibrate",
     "coverage_figure",
     "joined",
+    "normal_draws",
     "rank_figure",
     "summarise",
 ]

@@ -101,6 +101,8 @@ def calibrate(
     check_draws(draws)
     check_integer("seed", seed, least=0)
     x = posterior.sample(draws, seed=seed).double()
+    if x.ndim != 5 or len(x) != draws:
+        raise ValueError(f"posterior must give {draws} draws of images, got {tuple(x.shape)}")
     if x.shape[1:] != truth.shape:
         expected, shape = tuple(x.shape[1:]), tuple(truth.shape)
         raise ValueError(f"truth must be images of shape {expected}, got {shape}")

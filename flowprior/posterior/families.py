@@ -14,6 +14,8 @@ from flowprior.posterior.likelihood import log_normal
 Shapes = dict[str, tuple[int, ...]]
 _BOUND = 2.0
 """Of the log-scales of a coupling."""
+_NEAR = 0.01
+"""Deviation of parameters that are tried from those of the beginning."""
 
 
 class Family(ABC):
@@ -64,6 +66,38 @@ class Family(ABC):
         centre, scale, rest = self._split(parameters, z.shape[-1])
         t, log_det = self.unshape((z - centre) * (-scale).exp(), rest)
         return log_normal(t) - (log_det + scale.sum(-1)).double()
+
+    def try_out(self, parameters: Tensor, size: int) -> None:
+        """Go there and back near parameters (B, P) of latents of `size` numbers.
+
+        Raises:
+            ValueError: `unshape` is not the inverse of `shape`, or shapes or log-dets are wrong.
+        """
+        step = _NEAR * _normal(1, parameters.shape[1]).to(parameters)
+        near = torch.cat([parameters[:1] + step, parameters[:1] - step])
+        rest, t = self._split(near, size)[2], _normal(2, 3, size, seed=1).to(near)
+        with torch.no_grad():
+            s, log_det = self._tried("shape", t, rest)
+            back, again = self._tried("unshape", s, rest)
+        slack = torch.finfo(t.dtype).eps ** 0.5
+        who = f"family: {type(self).__name__}.unshape"
+        if not torch.allclose(back, t, rtol=slack, atol=slack):
+            off = (back - t).abs().max()
+            raise ValueError(f"{who} is not the inverse of shape: t comes back {off:.2g} away")
+        if not torch.allclose(again, log_det, rtol=slack, atol=slack):
+            off = (again - log_det).abs().max()
+            raise ValueError(f"{who} must give log|det ds/dt| as shape does, it is {off:.2g} off")
+
+    def _tried(self, name: str, t: Tensor, rest: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        found = getattr(self, name)(t, rest)
+        shapes = [tuple(getattr(part, "shape", ())) for part in found]
+        log_dets = tuple(t.shape[:2]), (len(t), 1)
+        if len(shapes) != 2 or shapes[0] != t.shape or shapes[1] not in log_dets:
+            raise ValueError(
+                f"family: {type(self).__name__}.{name} must give shapes {tuple(t.shape)} and "
+                f"{log_dets[0]} or {log_dets[1]}, got {' and '.join(map(str, shapes))}"
+            )
+        return found
 
     def _split(self, parameters: Tensor, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Centre and logarithms of the scales, (k, 1, n), and the parameters of s by name."""

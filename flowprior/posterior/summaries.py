@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowprior.checks import check_integer
 from flowprior.figures import image_panels
-from flowprior.inversion.solving import Posterior
+from flowprior.inversion.solving import Posterior, named_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def summarise(posterior: Posterior, count: int = 256, *, seed: int = 0, chunk: i
         chunk: number of draws at once.
 
     Raises:
-        ValueError: an argument is wrong; it is named.
+        ValueError: an argument is wrong, or draws are not as many as asked for or not finite.
     """
     check_integer("count", count, least=2)
     check_integer("seed", seed, least=0)
@@ -76,10 +76,21 @@ def summarise(posterior: Posterior, count: int = 256, *, seed: int = 0, chunk: i
 
 
 def chunks(posterior: Posterior, count: int, seed: int, chunk: int) -> Iterator[Tensor]:
-    """Draws (k, B, C, H, W) in chunks of at most `chunk`, `count` in all."""
+    """Draws (k, B, C, H, W) in chunks of at most `chunk`, `count` in all.
+
+    Raises:
+        ValueError: the posterior gives another number of draws, or some are not finite.
+    """
     for number, start in enumerate(range(0, count, chunk)):
         own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        yield posterior.sample(min(chunk, count - start), seed=own)
+        asked = min(chunk, count - start)
+        draws = posterior.sample(asked, seed=own)
+        if draws.ndim != 5 or len(draws) != asked:
+            raise ValueError(f"posterior must give {asked} draws of images, got {(*draws.shape,)}")
+        if not draws.isfinite().all():
+            wrong = (~draws.isfinite()).transpose(0, 1).flatten(1).any(1)
+            raise ValueError(f"posterior: draws of {named_rows(wrong)} are not finite")
+        yield draws
 
 
 def _transformed(draws: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ class Variational(Solver):
         self.family.check(size)
         if self.whiten and size > LARGEST:
             raise ValueError(f"whiten=True takes latents of at most {LARGEST} numbers, got {size}")
+        self.family.try_out(self.family.begin(problem.like.new_zeros(1, size), 1.0), size)
         noise = problem.misfit(self.misfit, type(self).__name__)
         if problem.latents is None:
             problem = replace(problem, latents=self.start(problem))
