@@ -57,7 +57,7 @@ class TorchvisionModule(ImageDataModule):
             with lock:
                 return self._read(train)
         except (RuntimeError, OSError) as error:
-            advice = "--data.download true fetches them (docs/data.md)"
+            advice = "`download: true` of the data fetches them (docs/data.md)"
             reason = " ".join(str(error).split()) if self.download else advice
             raise DataError(
                 f"data.root={self.root}: the files of {name} are missing or not the original ones: "

@@ -153,12 +153,15 @@ def image_rows(
     return figure
 
 
-def image_panels(images: Mapping[str, Any]) -> Figure:
-    """Named images in one row, each with colours, and a bar, of its own range.
+def image_panels(
+    images: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]] | None = None
+) -> Figure:
+    """Named images in one row, each with a bar of its colours.
 
     Args:
         images: name to an image (C, H, W); three channels are colours, and of two, or more than
             three, the channels are drawn side by side. NaN and inf are magenta.
+        ranges: by name, where the colours of an image begin and end; its own range by default.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -168,7 +171,7 @@ def image_panels(images: Mapping[str, Any]) -> Figure:
     axes = figure.subplots(1, len(images), squeeze=False)[0]
     for axis, (name, image) in zip(axes, images.items(), strict=True):
         pixels = _pixels(to_numpy(image)[None])
-        low, high = _value_range(pixels)
+        low, high = (ranges or {}).get(name) or _value_range(pixels)
         shown = pixels[0, ..., 0] if pixels.shape[-1] == 1 else _rgb(pixels[0], low, high)
         drawn = axis.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
         axis.set(xticks=[], yticks=[], frame_on=False)

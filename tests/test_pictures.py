@@ -555,7 +555,7 @@ def test_damaged_mnist_is_one_line_and_fetched_again(mnist, monkeypatch, content
     path = mnist / "MNIST/raw/t10k-images-idx3-ubyte"
     original = path.read_bytes()
     path.write_bytes(original[:-5] if content is None else content)
-    with pytest.raises(DataError, match=r"data.root=[^\n]*--data.download true[^\n]*$"):
+    with pytest.raises(DataError, match=r"data.root=[^\n]*`download: true` of[^\n]*$"):
         MNIST(str(mnist)).images("test")
 
     def download(self):
@@ -576,7 +576,7 @@ def test_cifar_is_in_colour(cifar):
 
 @pytest.mark.parametrize("module", [MNIST, CIFAR10])
 def test_absent_torchvision_files_are_one_line(tmp_path, module):
-    with pytest.raises(DataError, match=r"data.root=.*--data.download true.*docs/data.md"):
+    with pytest.raises(DataError, match=r"data.root=.*`download: true` of.*docs/data.md"):
         module(str(tmp_path)).images("train")
 
 

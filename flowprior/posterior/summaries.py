@@ -37,13 +37,23 @@ class Summary:
     fourier_deviation: Tensor
 
     def figure(self, image: int = 0, truth: Tensor | None = None) -> Figure:
-        """All four of one image of the batch, and the truth (B, C, H, W) if it is given."""
-        named = {} if truth is None else {"truth": truth}
-        named |= {f.name.replace("_", " "): getattr(self, f.name) for f in fields(self)}
-        panels = {name: images[image] for name, images in named.items()}
-        if len(self.mean[0]) == 3:  # deviations are no colours
-            panels |= {name: panels[name].mean(0, keepdim=True) for name in list(panels)[-3:]}
-        return image_panels(panels)
+        """All four of one image of the batch, and the truth (B, C, H, W) if it is given.
+
+        Images have colours from 0 to 1, deviations, and the error of the mean beside them, from 0
+        to the largest of them.
+        """
+        images = {} if truth is None else {"truth": truth}
+        images |= {"mean": self.mean}
+        errors = {} if truth is None else {"|mean − truth|": (self.mean - truth).abs()}
+        others = [field.name for field in fields(self) if field.name != "mean"]
+        errors |= {name.replace("_", " "): getattr(self, name) for name in others}
+        # Deviations are no colours.
+        errors = {name: one[image].mean(0, keepdim=True) for name, one in errors.items()}
+        *pixels, fourier = ((name, one.max().item()) for name, one in errors.items())
+        most = max(largest for _, largest in pixels)
+        ranges = {name: (0.0, 1.0) for name in images}
+        ranges |= {name: (0.0, most) for name, _ in pixels} | {fourier[0]: (0.0, fourier[1])}
+        return image_panels({n: one[image] for n, one in images.items()} | errors, ranges)
 
 
 def summarise(posterior: Posterior, count: int = 256, *, seed: int = 0, chunk: int = 32) -> Summary:
