@@ -118,6 +118,9 @@ def test_figures():
         found = summarise(posterior, 4)
         figure = found.figure(1, truth=posterior.means)
         titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-        names = ["mean", "deviation", "absolute deviation", "fourier deviation"]
-        assert titles == ["truth", *names]
+        deviations = ["deviation", "absolute deviation", "fourier deviation"]
+        assert titles == ["truth", "mean", "|mean − truth|", *deviations]
+        scales = [axis.images[0].get_clim() for axis in figure.axes[:6]]
+        assert scales[:2] == [(0, 1), (0, 1)]
+        assert scales[2] == scales[3] == scales[4]
         assert png_bytes(figure)
