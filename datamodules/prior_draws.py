@@ -1,5 +1,7 @@
 """Images that a trained prior draws: truths of which everything is known."""
 
+import copy
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,7 +14,7 @@ import flowprior
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ImageSource, random_stream
 from datamodules.errors import require
-from flowprior.identity import file_digest
+from flowprior.identity import file_digest, identity
 from flowprior.inversion import batch_invariant
 from flowprior.priors import Prior
 
@@ -23,8 +25,8 @@ class PriorDrawImages(ImageSource):
     overshoots = True
     """Draws that were clipped would be none of the prior."""
 
-    def __init__(self, weights: Path, count: int, split: str, seed: int) -> None:
-        self.weights, self.count, self.seed = weights, count, seed
+    def __init__(self, prior: Path | Prior, count: int, split: str, seed: int) -> None:
+        self.prior, self.count, self.seed = prior, count, seed
         self.name = f"prior_draws/{split}"
 
     def __len__(self) -> int:
@@ -32,7 +34,7 @@ class PriorDrawImages(ImageSource):
 
     def pixels(self, indices: Sequence[int]) -> np.ndarray:
         """(B, C, H, W), float32, in [0, 1] up to overshoot."""
-        prior = _loaded(self.weights)
+        prior = _loaded(self.prior)
         with torch.no_grad(), batch_invariant():
             rows = [prior.to_unit_range(prior.generate(self._latent(i, prior))) for i in indices]
         return torch.cat(rows).float().numpy()
@@ -42,16 +44,19 @@ class PriorDrawImages(ImageSource):
         return torch.from_numpy(rng.standard_normal((1, *prior.latent.shape))).to(prior.like)
 
     def digest(self) -> str:
-        """What every draw depends on: the weights, the split and the seed."""
-        weights = file_digest(self.weights / "model.safetensors")
-        return f"{self.name} {weights} {self.seed}"
+        """What every draw depends on: the prior, the split and the seed."""
+        if isinstance(self.prior, Prior):
+            known = json.dumps(identity(self.prior), sort_keys=True)
+        else:
+            known = file_digest(self.prior / "model.safetensors")
+        return f"{self.name} {known} {self.seed}"
 
 
 class PriorDraws(ImageDataModule):
     """Draws of a prior, whose posteriors can be checked: see `evaluation.calibration.RankMeasure`.
 
     Args:
-        weights: folder of exported weights.
+        prior: folder of exported weights, or a prior that is not conditional.
         num_images: number of images in each split.
         seed: of the draws.
         batch_size: number of images per step, over all processes.
@@ -61,14 +66,19 @@ class PriorDraws(ImageDataModule):
     """
 
     def __init__(
-        self, weights: Path, num_images: int = 1000, seed: int = 0, batch_size: int = 64
+        self, prior: Path | Prior, num_images: int = 1000, seed: int = 0, batch_size: int = 64
     ) -> None:
-        prior = _loaded(Path(weights))
-        self.channels, size, width = prior.image_shape
-        require(size == width, "weights", weights, "a prior of square images")
+        # Whoever has the prior may move it to another device.
+        own = isinstance(prior, Prior)
+        self.prior = copy.deepcopy(prior).cpu().eval() if own else Path(prior)
+        loaded = _loaded(self.prior)
+        self.channels, size, width = loaded.image_shape
+        named = type(prior).__name__ if own else prior
+        require(size == width, "prior", named, "a prior of square images")
+        require(not loaded.conditional, "prior", named, "one that is not conditional")
         require(num_images >= 1, "num_images", num_images, "at least 1")
-        super().__init__(size, batch_size, None, prior.data_range, seed=seed)
-        self.weights, self.num_images = Path(weights), num_images
+        super().__init__(size, batch_size, None, loaded.data_range, seed=seed)
+        self.num_images = num_images
 
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
         """See ``ImageDataModule``; without the number of images, on which no draw depends."""
@@ -78,9 +88,13 @@ class PriorDraws(ImageDataModule):
     def images(self, split: str) -> PriorDrawImages:
         """Draws of "train", "val" or "test"."""
         check_split(split)
-        return PriorDrawImages(self.weights, self.num_images, split, self.seed)
+        return PriorDrawImages(self.prior, self.num_images, split, self.seed)
+
+
+def _loaded(prior: Path | Prior) -> Prior:
+    return prior if isinstance(prior, Prior) else _from(prior)
 
 
 @cache
-def _loaded(weights: Path) -> Prior:
+def _from(weights: Path) -> Prior:
     return flowprior.load(weights, "cpu")

@@ -13,12 +13,13 @@ from evaluation.base import Result, labels_text
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
 from evaluation.measures import Measure
+from evaluation.sources import path_or_prior
 from evaluation.table import Metric, Table
-from evaluation.weights import found_weights
 from flowprior.checks import check_integer
 from flowprior.inversion import Estimate, Problem
 from flowprior.posterior import Calibration, calibrate, rank_figure
 from flowprior.posterior.calibration import LEVELS, WHOLE, check_draws
+from flowprior.priors import Prior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +100,7 @@ class CalibrationEvaluation(InversionEvaluation):
     Images are not compared with the truth, which may be outside [0, 1], as draws of a flow are.
 
     Args:
-        weights: folder of the prior's exported weights: of the truths, and of the posteriors.
+        prior: folder of exported weights, or a prior: of the truths, and of the posteriors.
         methods: solvers with a posterior, by name.
         experiments: operators and noise.
         images: number of truths, at least 10.
@@ -115,7 +116,7 @@ class CalibrationEvaluation(InversionEvaluation):
 
     def __init__(
         self,
-        weights: Path,
+        prior: Path | Prior,
         methods: dict[str, Method],
         experiments: list[Experiment],
         images: int = 100,
@@ -127,13 +128,13 @@ class CalibrationEvaluation(InversionEvaluation):
         device: str = "auto",
     ) -> None:
         check_integer("images", images, least=10)
-        weights = found_weights(weights)
+        prior = path_or_prior(prior, "prior")
         self.ranks = RankMeasure(draws, seed)
         super().__init__(
-            {"prior": weights},
+            {"prior": prior},
             methods,
             experiments,
-            PriorDraws(weights, images, seed),
+            PriorDraws(prior, images, seed),
             images=images,
             seeds=(seed,),
             iterations=iterations,

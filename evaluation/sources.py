@@ -195,7 +195,7 @@ class PriorSource:
         if not priors:
             raise ValueError("priors: at least one must be given by name")
         self.given = {
-            name: _path_or_prior(given, f"priors.{name}") for name, given in priors.items()
+            name: path_or_prior(given, f"priors.{name}") for name, given in priors.items()
         }
         self.device = checked_device(device)
         self._loaded: dict[str, Prior] = {}
@@ -233,7 +233,8 @@ class PriorSource:
         return {**vars(self), "_loaded": {}}
 
 
-def _path_or_prior(given: object, name: str) -> Path | Prior:
+def path_or_prior(given: object, name: str) -> Path | Prior:
+    """A prior, or the folder of weights of that path or name; ValueError if it is neither."""
     if isinstance(given, Prior):
         return given
     if isinstance(given, str | Path):

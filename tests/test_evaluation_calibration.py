@@ -30,7 +30,7 @@ LANGEVIN = {
     "init_args": {"chains": 2, "warm_up": 2, "leapfrog": 1, "descent_iterations": 2},
 }
 SETTINGS = {
-    "weights": "weights",
+    "prior": "weights",
     "images": 10,
     "draws": 19,
     "iterations": 5,
@@ -57,6 +57,16 @@ def run(folder, name, *options, **changes):
     return run_here(folder, "--config", f"{name}.yaml", "--output", name, *options)
 
 
+def test_a_prior_that_is_no_folder_of_weights(folder):
+    loaded = {"class_path": "flowprior.load", "init_args": {"folder": "weights"}}
+    middle = {"image_size": 6, "prior": loaded}
+    prior = {"class_path": "flowprior.priors.Cropped", "init_args": middle}
+    fitted = {"fitted": SETTINGS["methods"]["fitted"]}
+    assert run(folder, "own", prior=prior, methods=fitted) == 0
+    assert len(records(folder / "own")) == 10
+    assert run(folder, "own", prior={**prior, "init_args": {**middle, "border": 0.5}}) == 2
+
+
 def test_table_and_figure(folder):
     assert run(folder, "whole") == 0
     assert [row["labels"]["method"] for row in rows_of(folder / "whole")] == ["fitted", "chains"]
@@ -79,7 +89,7 @@ def test_mistakes_are_one_line(folder, capsys):
     for changes, words in (
         ({"images": 9}, "images must be an integer of at least 10"),
         ({"draws": 9}, "draws must be one less than a multiple of 20"),
-        ({"weights": "nowhere"}, "weights"),
+        ({"prior": "nowhere"}, "prior"),
         ({"methods": {"map": {"solver": solver("MAP")}}}, "methods.map: MAP has no posterior"),
         (
             {"methods": {"long": {"solver": {"class_path": LANGEVIN["class_path"]}}}},
