@@ -22,7 +22,7 @@ from flowprior.metrics import (
     worst_round_trip,
 )
 from tests.conftest import make_perturbed_glow
-from tests.cuda import DEVICE, agree, moved, normal, on_gpu, uniform
+from tests.gpu import DEVICE, agree, moved, normal, on_gpu, uniform
 from tests.test_trumpet import trumpet
 
 pytestmark = on_gpu

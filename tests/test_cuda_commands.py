@@ -9,7 +9,7 @@ import torch
 
 import flowprior
 from tests.conftest import make_perturbed_glow
-from tests.cuda import DEVICE, agree, moved, on_gpu
+from tests.gpu import DEVICE, agree, moved, on_gpu
 
 pytestmark = on_gpu
 

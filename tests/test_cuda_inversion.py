@@ -32,7 +32,7 @@ from flowprior.inversion import (
 )
 from flowprior.physics import SNR, Contaminated, Gaussian, Laplace, Poisson, Relative
 from flowprior.physics.noise import standard_normal
-from tests.cuda import DEVICE, agree, moved, on_gpu, uniform
+from tests.gpu import DEVICE, agree, moved, on_gpu, uniform
 from tests.inversion_problems import (
     Interrupted,
     blur,

@@ -110,7 +110,7 @@ def test_mistake_is_one_clear_line(
     config = [] if "--config" in arguments else ["--config", "density.yaml"]
     assert run_here(folder, *config, *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert len(line) < 500
+    assert len(line) < 700
     assert all(word in line for word in words)
     assert not (folder / "runs").exists()
 

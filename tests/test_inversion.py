@@ -370,7 +370,8 @@ def test_row_that_is_stuck_is_not_told_to_go_on(optimizer, wrap):
     start = torch.stack([torch.zeros(16), torch.full((16,), 0.1)]).double()
     y = torch.full((2, 1, 4, 4), 0.9).double()
     options = {"sigma": 0.1, "solver": wrap(MAP(optimizer=optimizer)), "latents": start}
-    stuck = [w for w in invert(prior, identity, y, **options).warnings if w.startswith("row 0")]
+    found = [w for w in invert(prior, identity, y, **options).warnings if w.startswith("row 0")]
+    stuck = [warning for warning in found if ": the surprise is" not in warning]
     assert len(stuck) == 1
     assert ("stopped by iteration 0" in stuck[0]) == (optimizer == "lbfgs")
     assert ("more iterations" in stuck[0]) == (optimizer == "adam")
