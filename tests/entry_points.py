@@ -108,6 +108,8 @@ def scalars(run: Path, name: str) -> dict[int, float]:
 
 def with_weights(config: Path, weights: Path) -> list[str]:
     """Options that put these weights in the place of those which a config names by their folder."""
-    given = yaml.safe_load(config.read_text())["evaluation"]["init_args"].get("priors", {})
+    arguments = yaml.safe_load(config.read_text())["evaluation"]["init_args"]
+    given = arguments.get("priors", {})
     priors = [f"priors.{name}" for name, one in given.items() if isinstance(one, str)]
-    return [f"--evaluation.{name}={weights}" for name in priors or ["weights"]]
+    alone = "prior" if "prior" in arguments else "weights"
+    return [f"--evaluation.{name}={weights}" for name in priors or [alone]]
