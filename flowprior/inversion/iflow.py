@@ -41,8 +41,8 @@ class IFlow(Solver):
       derivative of P is needed for β = 0. A step that would not lower the loss is taken back and
       halved. Where P is not orthogonal to the range, it ends before the minimum.
 
-    It starts from given images, or from A†y, or rather from the linear estimate that does not
-    amplify noise (`linear_start`); from grey itself if A is not linear. Every image that it shows
+    It starts from given images, or from A†y, regularised so that noise is not amplified
+    (`linear_start`); from grey itself if A is not linear. Every image that it shows
     is a projection. With β = 0 all images of the range are as good: it is for data with little
     noise, and `MAP` for others.
 
