@@ -83,9 +83,9 @@ class AmortisedRun:
     def step(self) -> None:
         """Do nothing."""
 
-    def posterior(self) -> "PriorDraws":
+    def posterior(self) -> "ConditionalDraws":
         """What to draw from."""
-        return PriorDraws(self.problem)
+        return ConditionalDraws(self.problem)
 
     def warnings(self) -> Iterator[str]:
         """None of its own."""
@@ -100,7 +100,7 @@ class AmortisedRun:
         self.x, self.finite = state["x"], state["finite"]
 
 
-class PriorDraws(LatentPosterior):
+class ConditionalDraws(LatentPosterior):
     """z ~ N(0, I): all is in the conditional prior."""
 
     def draw(self, count: int, problem: Problem) -> Tensor:
