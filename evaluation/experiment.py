@@ -5,10 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from evaluation.base import Label
 from flowprior.identity import identity
-from flowprior.inversion import Solver
+from flowprior.inversion import Problem, Solver, make_problem
 from flowprior.physics import Noise, find_operator, make_operator
+from flowprior.priors import Prior
 
 StartName = Literal["random", "constant", "data", "smoothed_truth", "file"]
 ImageShape = tuple[int, int, int]
@@ -92,6 +96,20 @@ class Experiment:
         if refine is not None and type(refine.default) is int and refine.default == 1:
             options.setdefault("refine", REFINEMENT)
         return make_operator(self.operator, image_shape, **{**options, **self.data_options})
+
+    def problem(self, prior: Prior, y: Tensor, needs_prior: bool = True, **options: Any) -> Problem:
+        """Data as a problem, in the precision and on the device of the prior.
+
+        A solver that needs no prior gets none: its only row would have the name of no prior.
+        Options are those of `make_problem`.
+        """
+        like, shape = prior.like, prior.image_shape
+        dtype = like.dtype.to_complex() if y.is_complex() else like.dtype
+        physics = self.physics(shape).to(like.device)
+        physics = physics.double() if like.dtype == torch.float64 else physics
+        options |= {"noise": self.believed_noise, "image_shape": shape}
+        given = prior if needs_prior else None
+        return make_problem(given, physics, y.to(like.device, dtype), **options)
 
     def fingerprint(self) -> Any:
         """What results depend on, with the code of an operator of a user's own."""

@@ -1,15 +1,12 @@
 """How well images are recovered: operators × priors × methods, on a data set or measured data."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule
@@ -17,27 +14,23 @@ from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Labels, Published, Result
 from evaluation.baselines import Data
 from evaluation.experiment import Experiment, Method, StartName, check_names
-from evaluation.inversion_arrays import kept_of_row, write_recovered
+from evaluation.inversion_arrays import kept_of_batch, write_recovered
+from evaluation.inversion_checks import check_fit, check_rows
 from evaluation.inversion_figures import inversion_figures, write_boards
-from evaluation.measures import Measure, Similarity, check_distinct, fit_notes, measured
+from evaluation.measures import Measure, Similarity, check_distinct, derived, fit_notes, measured
 from evaluation.solver_notes import kept_warnings, solver_notes
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
 from evaluation.table import SECONDS, Metric, Table
-from evaluation.tuning import Choice, variants, with_choice
+from evaluation.tuning import Choice, with_choice
 from flowprior.checks import check_integer
 from flowprior.identity import digest, identity
 from flowprior.inversion import (
     Checkpoint,
-    Estimate,
     Problem,
     Recording,
-    Solver,
     batch_invariant,
-    make_problem,
     solve,
 )
-from flowprior.inversion.probe import check_prior
-from flowprior.inversion.solving import check_data
 from flowprior.priors import Prior
 
 if TYPE_CHECKING:
@@ -159,25 +152,7 @@ class InversionEvaluation(Evaluation):
 
     def check(self) -> None:
         """Fit together experiments, methods, priors and data, all before any is measured."""
-        self.priors.check(self.source)
-        for name, method in self.methods.items():
-            self.source.check_start(method.start or self.start)
-            variants(name, method)
-        rows = dict.fromkeys(row for one in self.experiments for row in self.rows(one))
-        for prior, name in rows:
-            with _named(f"methods.{name}"):
-                self.methods[name].solver.check(self.priors.load(prior))
-        solvers = [(prior, self.methods[name].solver) for prior, name in rows]
-        for prior, needs, user, through in dict.fromkeys(
-            (p, tuple(s.needs), type(s).__name__ if s.differentiates else None, s.through)
-            for p, s in solvers
-        ):
-            options = {"who": f"priors.{prior}", "gradient_for": user, "through": through}
-            check_prior(self.priors.load(prior), needs, **options)
-        for number, experiment in enumerate(self.experiments):
-            for prior in experiment.priors:
-                with _named(f"experiments[{number}]"):
-                    self._probe(experiment, prior)
+        check_fit(self)
 
     def cells(self) -> Sequence[InversionCell]:
         """Experiments × priors × methods × seeds, with the data first."""
@@ -200,38 +175,21 @@ class InversionEvaluation(Evaluation):
             recording = Recording(truth if self.compares else None, self.shown, last=iterations)
             estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
-        warned = kept_warnings(estimate.own_warnings, len(images))
+        kept: list[dict[str, Any]] = [{} for _ in images]
         if self.compares:
-            self._keep(cell, images, problem, estimate, recording, arrays, warned)
-        elif warned:
-            arrays.save(cell.key, images[0], warned)
+            every = isinstance(self.source, MeasuredData)
+            kept = kept_of_batch(cell, images, problem, estimate, recording, self.shown, every)
+        kept[0] |= kept_warnings(estimate.own_warnings, len(images))
+        for image, found in zip(images, kept, strict=True):
+            if found:
+                arrays.save(cell.key, image, found)
         checkpoint.remove()
         seconds = {SECONDS.name: recording.seconds / len(images)}
         return [{**row, **seconds} for row in rows]
 
-    def _keep(
-        self,
-        cell: Cell,
-        images: Sequence[int],
-        problem: Problem,
-        estimate: Estimate,
-        recording: Recording,
-        arrays: ArrayStore,
-        warned: Mapping[str, np.ndarray],
-    ) -> None:
-        """Save the curves of these images, pictures of those to be shown, and warnings."""
-        given = cell.settings["start"] in ("smoothed_truth", "file")
-        for row, image in enumerate(images):
-            shown = row < self.shown and image < self.shown
-            kept = kept_of_row(row, recording, estimate, problem, recording.truth, shown)
-            if shown and cell.settings["iterations"] and given:
-                kept["start"] = problem.start[row]
-            kept |= {"x": estimate.x[row]} if isinstance(self.source, MeasuredData) else {}
-            arrays.save(cell.key, image, kept if row else {**kept, **warned})
-
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Further columns of the measures, which take all images of a row."""
-        parts = [_derived(measure, results) for measure in self.measures]
+        parts = [derived(measure, results) for measure in self.measures]
         return [{n: v for part in row for n, v in part.items()} for row in zip(*parts, strict=True)]
 
     def figures(
@@ -347,24 +305,7 @@ class InversionEvaluation(Evaluation):
         start = self.source.start(name, images, y, shape, self.start_deviation)
         truth, start = (None if t is None else t.to(prior.like) for t in (truth, start))
         more = {"start": start, "seed": cell.seed, "indices": images}
-        return _made(prior, cell.experiment, y, bool(cell.method.solver.needs), **more), truth
-
-    def _probe(self, experiment: Experiment, prior: str) -> None:
-        """Make problems: a wrong operator or a missing noise level is found before measuring."""
-        prior = self.priors.load(prior)
-        y = self.source.probe(experiment, prior.image_shape)
-        with _named(self.source.probed):
-            problems = {needy: _made(prior, experiment, y, needy) for needy in (True, False)}
-        for name in experiment.methods:
-            method, solver = self.methods[name], self.methods[name].solver
-            problem = problems[bool(solver.needs)]
-            if (method.start or self.start) == "data" and y.shape[1:] != prior.image_shape:
-                raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
-            unknown = problem.noise is None and getattr(solver, "misfit", None) is None
-            with _named(f"methods.{name}"):
-                check_data(solver, problem)
-                if unknown or not solver.needs:
-                    _begin(solver, problem)
+        return cell.experiment.problem(prior, y, bool(cell.method.solver.needs), **more), truth
 
     def _with_all_names(self, experiment: Experiment) -> Experiment:
         """With the names of all methods and priors where it chooses none."""
@@ -384,76 +325,9 @@ class InversionEvaluation(Evaluation):
         check_distinct(self.measures)
         if self.tunable:
             _ = self.tuned_by
-        self._check_rows()
+        check_rows(self)
         known = {metric.name for metric in self.metrics}
         for published in self.published:
             check_names(published.metrics, sorted(known), "published: no metric")
         if "data" in self.methods:
             raise ValueError("methods.data: experiments have a row of this name already")
-
-    def _check_rows(self) -> None:
-        """Every experiment must have a prior, and every method a row."""
-        for number, experiment in enumerate(self.experiments):
-            if not experiment.priors:
-                raise ValueError(f"experiments[{number}].priors must have at least one name")
-        with_row = {name for one in self.experiments for _, name in self.rows(one)}
-        for name, method in self.methods.items():
-            check_names(method.priors or (), self.priors.given, f"methods.{name}: no prior")
-            if name not in with_row:
-                raise ValueError(
-                    f"methods.{name}: no experiment has this method and one of its priors: "
-                    "leave it out, or change methods or priors of the method or of an experiment"
-                )
-
-
-def _made(
-    prior: Prior, experiment: Experiment, y: Tensor, needs_prior: bool, **options: Any
-) -> Problem:
-    """Data of an experiment as a problem, in the precision and on the device of the prior.
-
-    A solver that needs no prior gets none: its only row would have the name of no prior.
-    """
-    like = prior.like
-    dtype = like.dtype.to_complex() if y.is_complex() else like.dtype
-    physics = experiment.physics(prior.image_shape).to(like.device)
-    physics = physics.double() if like.dtype == torch.float64 else physics
-    y, shape = y.to(like.device, dtype), prior.image_shape
-    options |= {"noise": experiment.believed_noise, "image_shape": shape}
-    return make_problem(prior if needs_prior else None, physics, y, **options)
-
-
-def _begin(solver: Solver, problem: Problem) -> None:
-    """Begin; a solver without `needs` may use the prior that it does not get."""
-    try:
-        solver.begin(problem)
-    except AttributeError as error:
-        if solver.needs:
-            raise
-        raise ValueError(
-            f"{type(solver).__name__} has no `needs`, so that problem.prior is None: {error}. "
-            'If it uses the prior, say needs = ("generate",)'
-        ) from error
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Say where in the config a mistake is, if it is known."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}" if what else str(error)) from error
-
-
-def _derived(measure: Measure, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
-    """The further columns of a measure.
-
-    Raises:
-        ValueError: they are not those of its `metrics`, or not of every image.
-    """
-    rows, name = measure.derived(results), type(measure).__name__
-    if len(rows) != len(results):
-        raise ValueError(f"{name}.derived gave {len(rows)} rows for {len(results)} images")
-    unknown = {column for row in rows for column in row} - {m.name for m in measure.metrics}
-    if unknown:
-        raise ValueError(f"{name}.derived gave {', '.join(sorted(unknown))}, not in its metrics")
-    return rows

@@ -7,29 +7,57 @@ import torch
 from torch import Tensor
 
 from evaluation.arrays import file_names, save_arrays
-from evaluation.base import Result, labels_text
+from evaluation.base import Cell, Result, labels_text
 from flowprior.inversion import Estimate, Problem, Recording
 
 
-def kept_of_row(
-    row: int,
-    recording: Recording,
-    estimate: Estimate,
+def kept_of_batch(
+    cell: Cell,
+    images: Sequence[int],
     problem: Problem,
-    truth: Tensor | None,
-    with_pictures: bool,
-) -> dict[str, Tensor]:
-    """Curves of one row of a batch and, if it is to be shown, its pictures and latents."""
+    estimate: Estimate,
+    recording: Recording,
+    shown: int,
+    every: bool,
+) -> list[dict[str, Tensor]]:
+    """Curves of the images of a batch, and pictures and latents of those to be shown.
+
+    Args:
+        cell: theirs.
+        images: their indices.
+        problem: what was solved.
+        estimate: what was found.
+        recording: the way there.
+        shown: number of images in figures, from the first.
+        every: keep what was recovered of every image.
+    """
+    settings = cell.settings
+    given = settings["iterations"] and settings["start"] in ("smoothed_truth", "file")
+    found = []
+    for row, image in enumerate(images):
+        kept = _curves(row, estimate, recording)
+        if row < shown and image < shown:
+            kept |= _pictures(row, problem, estimate, recording)
+            kept |= {"start": problem.start[row]} if given else {}
+        found.append(kept | ({"x": estimate.x[row]} if every else {}))
+    return found
+
+
+def _curves(row: int, estimate: Estimate, recording: Recording) -> dict[str, Tensor]:
     kept = {name: curve[:, row] for name, curve in recording.curves.items()}
     kept |= {name: values[:, row] for name, values in recording.diagnostics.items()}
     kept["milestones"] = torch.tensor(list(recording.snapshots))
     kept["finite"] = estimate.finite[row]
-    if with_pictures:
-        kept |= {"x": estimate.x[row], "y": problem.y[row]}
-        kept |= {} if truth is None else {"truth": truth[row]}
-        kept |= {} if estimate.z is None else {"z": estimate.z[row]}
-        kept |= {f"x_{k}": pictures[row] for k, pictures in recording.snapshots.items()}
     return kept
+
+
+def _pictures(
+    row: int, problem: Problem, estimate: Estimate, recording: Recording
+) -> dict[str, Tensor]:
+    kept = {"x": estimate.x[row], "y": problem.y[row]}
+    kept |= {} if recording.truth is None else {"truth": recording.truth[row]}
+    kept |= {} if estimate.z is None else {"z": estimate.z[row]}
+    return kept | {f"x_{k}": pictures[row] for k, pictures in recording.snapshots.items()}
 
 
 def is_finite(result: Result) -> bool:

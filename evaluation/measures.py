@@ -294,3 +294,18 @@ def _check_columns(measure: Measure, found: Mapping[str, Tensor], count: int) ->
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         if shape != (count,):
             raise ValueError(f"{who} {name} of shape {shape}, expected {(count,)}: one per image")
+
+
+def derived(measure: Measure, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
+    """The further columns of a measure.
+
+    Raises:
+        ValueError: they are not those of its `metrics`, or not of every image.
+    """
+    rows, name = measure.derived(results), type(measure).__name__
+    if len(rows) != len(results):
+        raise ValueError(f"{name}.derived gave {len(rows)} rows for {len(results)} images")
+    unknown = {column for row in rows for column in row} - {m.name for m in measure.metrics}
+    if unknown:
+        raise ValueError(f"{name}.derived gave {', '.join(sorted(unknown))}, not in its metrics")
+    return rows

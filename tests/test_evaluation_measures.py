@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from evaluation import inversion
-from evaluation.inversion import _derived
-from evaluation.measures import Measure, fit_notes
+from evaluation.measures import Measure, derived, fit_notes
 from evaluation.table import Metric, Row, Table, summarise
 from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
 from flowprior.inversion.convergence import fall
@@ -323,5 +322,5 @@ class Derives(Measure):
 )
 def test_further_columns_are_checked(rows, words):
     with pytest.raises(ValueError, match=f"Derives.derived {words}"):
-        _derived(Derives(rows), [None, None])
-    assert _derived(Derives([{"own": 1.0}, {}]), [None, None]) == [{"own": 1.0}, {}]
+        derived(Derives(rows), [None, None])
+    assert derived(Derives([{"own": 1.0}, {}]), [None, None]) == [{"own": 1.0}, {}]
