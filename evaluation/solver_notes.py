@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from evaluation.base import Result, labels_text
+from flowprior.inversion import Warned
 
 if TYPE_CHECKING:
     from evaluation.table import Table
 
-_ROWS = re.compile(r"rows? (\d+(?:, \d+)*)(?: and (\d+) more)?: ")
 _NUMBER = re.compile(r"\b(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf|nan)\b")
-_EXTREMES = {"up to ": max, "as few as ": min}
 _MOST = 8
 """Rows of the table that are named."""
 
@@ -23,29 +22,31 @@ _MOST = 8
 def kept_warnings(warnings: Iterable[str], count: int) -> dict[str, np.ndarray]:
     """Arrays to keep with the first image of a batch of `count`; none without warnings.
 
-    >>> kept_warnings(["rows 0, 2: too short"], 4)
-    {'warnings': array(['too short'], dtype='<U9'), 'warned': array([2])}
+    Those that are no more than a string are about all images.
+
+    >>> kept_warnings(["much too short"], 4)["warned"].item()
+    4
     """
-    found = [_of_rows(warning, count) for warning in warnings]
+    found = [_described(warning, count) for warning in warnings]
     if not found:
         return {}
-    texts, counts = zip(*found, strict=True)
-    return {"warnings": np.array(texts), "warned": np.array(counts)}
+    columns = zip(*found, strict=True)
+    return {name: np.array(column) for name, column in zip(_KEYS, columns, strict=True)}
 
 
 def told(results: Sequence[Result]) -> list[str]:
     """Warnings of all images of a row, with the number of those that each is about.
 
-    Warnings that differ in numbers alone are one, with the largest of numbers "up to" which and the
-    smallest of those "as few as" which, so that it does not depend on the batches.
+    The worst of each kind is told, so that it does not depend on the batches.
     """
-    texts: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
-    for text, count in (one for result in results for one in _kept(result.arrays)):
-        kind = _NUMBER.sub("#", text)
-        texts.setdefault(kind, []).append(text)
-        counts[kind] = counts.get(kind, 0) + count
-    return [f"({counts[kind]} of {len(results)}): {_worst(texts[kind])}" for kind in texts]
+    kinds: dict[str, list[_Kept]] = {}
+    for one in (one for result in results for one in _kept(result.arrays)):
+        kinds.setdefault(one.kind, []).append(one)
+    return [
+        f"({sum(one.count for one in group)} of {len(results)}): "
+        f"{max(group, key=lambda one: one.size).reason}"
+        for group in kinds.values()
+    ]
 
 
 def solver_notes(table: Table) -> list[str]:
@@ -59,27 +60,36 @@ def solver_notes(table: Table) -> list[str]:
     return [*notes, f"Warnings of {more} more rows are in table.json."] if more > 0 else notes
 
 
-def _of_rows(warning: str, count: int) -> tuple[str, int]:
-    """A warning without the rows of the batch that it names, and their number."""
-    rows = _ROWS.match(warning)
-    if rows is None:
-        return warning, count
-    return warning[rows.end() :], len(rows[1].split(",")) + int(rows[2] or 0)
+class _Kept(NamedTuple):
+    """What is kept of a warning of a batch."""
+
+    reason: str
+    count: int
+    kind: str
+    size: float
 
 
-def _kept(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, int]]:
-    if "warnings" in arrays:
-        yield from zip(arrays["warnings"].tolist(), arrays["warned"].tolist(), strict=True)
+_KEYS = ("warnings", "warned", "warning_kinds", "warning_sizes")
 
 
-def _worst(texts: Sequence[str]) -> str:
-    """One of texts that differ in numbers alone: the first, with the worst of all numbers."""
-    first = texts[0]
-    columns = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
-    parts, end = [], 0
-    for place, column in zip(_NUMBER.finditer(first), columns, strict=True):
-        before = first[end : place.start()]
-        choose = next((c for words, c in _EXTREMES.items() if before.endswith(words)), None)
-        parts += [before, choose(column, key=float) if choose else column[0]]
-        end = place.end()
-    return "".join([*parts, first[end:]])
+def _described(warning: str, count: int) -> _Kept:
+    if not isinstance(warning, Warned):
+        return _plain(warning, count)
+    about = count if warning.rows is None else len(warning.rows)
+    return _Kept(
+        warning.reason, about, warning.kind or _plain(warning.reason, 0).kind, warning.size
+    )
+
+
+def _plain(reason: str, count: int) -> _Kept:
+    """A sentence without a kind: those that differ in numbers alone are of one."""
+    return _Kept(reason, count, _NUMBER.sub("#", reason), 0.0)
+
+
+def _kept(arrays: Mapping[str, np.ndarray]) -> list[_Kept]:
+    if "warnings" not in arrays:
+        return []
+    columns = [arrays[name].tolist() for name in _KEYS if name in arrays]
+    rows = list(zip(*columns, strict=True))
+    # Records of earlier versions have no kinds.
+    return [_Kept(*row) if len(row) == len(_KEYS) else _plain(*row) for row in rows]

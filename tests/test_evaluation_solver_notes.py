@@ -1,20 +1,23 @@
 """What solvers warn of stands below the table."""
 
+import copy
 import json
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from evaluation.solver_notes import kept_warnings, solver_notes, told
 from evaluation.table import Row, Table
-from flowprior.inversion import ImageRun, Solver
-from flowprior.inversion.solving import named_rows
+from flowprior.inversion import ImageRun, Solver, Warned
 from tests.inversion_tables import BLUR, DATA, make_folder, noise, rows_of, run_here, write_config
 
-OWN = "tests.test_evaluation_solver_notes.Warned"
+OWN = "tests.test_evaluation_solver_notes.Warns"
 LANGEVIN = {
     "class_path": "flowprior.posterior.Langevin",
     "init_args": {"chains": 2, "leapfrog": 1, "descent_iterations": 0},
@@ -41,18 +44,19 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Warned(Solver):
+class Warns(Solver):
     """The data, with a warning of some images and one of all."""
 
     def begin(self, problem):
-        return WarnedRun(problem, problem.y)
+        return WarnsRun(problem, problem.y)
 
 
-class WarnedRun(ImageRun):
+class WarnsRun(ImageRun):
     def warnings(self):
         mean = self.x.flatten(1).mean(1)
         told = mean.new_tensor([int(index) != 2 for index in self.problem.indices]).bool()
-        yield f"{named_rows(told)}: a mean of up to {mean[told].max():.3g}, as few as 3 pixels"
+        size = mean[told].max()
+        yield Warned(f"a mean of up to {size:.3g}, as few as 3 pixels", "mean", told, size)
         yield "these are the data."
 
 
@@ -97,23 +101,49 @@ def test_records_without_warnings_stay_valid(folder: Path, capsys: pytest.Captur
     assert "Already finished" in capsys.readouterr().out
 
 
-class Kept:
-    def __init__(self, *warnings: str, count: int = 20) -> None:
-        self.arrays = kept_warnings(warnings, count)
+def kept(*warnings: str, count: int = 20) -> SimpleNamespace:
+    return SimpleNamespace(arrays=kept_warnings(warnings, count))
 
 
-def test_warnings_that_differ_in_numbers_are_one() -> None:
-    rows = "rows 0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
+def mask(*rows: int) -> torch.Tensor:
+    return torch.isin(torch.arange(20), torch.tensor(rows))
+
+
+def test_the_worst_of_each_kind_is_told() -> None:
     batches = [
-        Kept(f"{rows}: up to 9.5 %, as few as 12 draws of 7", "row 3: up to"),
-        Kept("row 0: up to 10.5 %, as few as 2e-3 draws of 8"),
-        Kept("rows 1, 2: up to inf %, as few as 30 draws of 9"),
-        Kept(),
+        kept(
+            Warned("up to 9.5 % of 7", "high", mask(*range(12)), 9.5),
+            Warned("as few as 9", "few", mask(3), -9),
+        ),
+        kept(Warned("up to inf % of 8", "high", mask(0), torch.tensor(torch.inf))),
+        kept(Warned("as few as 5", "few", mask(1, 2), -5), Warned("all of them", "all")),
+        kept(),
     ]
-    assert told(batches) == [
-        "(15 of 4): up to inf %, as few as 2e-3 draws of 7",
-        "(1 of 4): up to",
+    notes = [
+        "(13 of 4): up to inf % of 8",
+        "(3 of 4): as few as 5",
+        "(20 of 4): all of them",
     ]
+    assert told(batches) == notes
+    batches.reverse()
+    assert sorted(told(batches)) == sorted(notes)
+
+
+def test_strings_of_own_solvers_are_about_all_images() -> None:
+    batches = [kept("3 steps were 2.5 too long"), kept("4 steps were 1e-3 too long", "short")]
+    assert told(batches) == ["(40 of 2): 3 steps were 2.5 too long", "(20 of 2): short"]
+    older = {name: batches[0].arrays[name] for name in ("warnings", "warned")}
+    assert told([SimpleNamespace(arrays=older), *batches[1:]]) == told(batches)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))])
+def test_a_warning_is_a_sentence_with_its_rows(again) -> None:
+    warning = again(Warned("too short", "short", mask(*range(0, 20, 2)), 2))
+    assert warning == "rows 0, 2, 4, 6, 8, 10, 12, 14 and 2 more: too short"
+    assert (warning.reason, warning.kind, warning.size) == ("too short", "short", 2.0)
+    assert warning.rows == tuple(range(0, 20, 2))
+    assert again(Warned("became NaN", rows=mask(5), joint=" ")) == "row 5 became NaN"
+    assert again(Warned("all")).rows is None
 
 
 def test_many_rows_are_not_all_told() -> None:

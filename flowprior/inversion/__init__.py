@@ -26,6 +26,7 @@ from flowprior.inversion.restarts import Restarts
 from flowprior.inversion.solving import Estimate, Posterior, Run, Solver, solve
 from flowprior.inversion.starts import smoothed
 from flowprior.inversion.total_variation import TotalVariation
+from flowprior.inversion.warned import Warned
 from flowprior.inversion.wavelet import Wavelet
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Run",
     "Solver",
     "TotalVariation",
+    "Warned",
     "Wavelet",
     "batch_invariant",
     "by_rows",

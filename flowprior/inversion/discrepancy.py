@@ -11,7 +11,8 @@ from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.inversion.descent import LBFGSRun, Values
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import Problem
-from flowprior.inversion.solving import Solver, named_rows
+from flowprior.inversion.solving import Solver
+from flowprior.inversion.warned import Warned
 from flowprior.priors import Prior
 
 FACTOR = 3.0
@@ -176,10 +177,11 @@ class DiscrepancyRun:
         limit = (log_beta - self.first).abs() >= math.log(RANGE)
         if not limit.any():
             return []
-        return [
-            f"{named_rows(limit)}: beta stopped at its limit, a factor of {RANGE:g} from the "
-            "solver's: start from another beta"
-        ]
+        reason = (
+            f"beta stopped at its limit, a factor of {RANGE:g} from the solver's: start from "
+            "another beta"
+        )
+        return [Warned(reason, "beta_limit", limit)]
 
     def _use(self) -> None:
         self.run.terms.weight = self.log_beta.exp()

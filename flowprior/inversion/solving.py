@@ -18,6 +18,7 @@ from flowprior.inversion.forward import Calls
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.starts import range_warnings
+from flowprior.inversion.warned import Warned
 from flowprior.priors import Prior, require
 
 
@@ -28,8 +29,9 @@ class Run(Protocol):
 
     - `posterior()`, what `Estimate.posterior` is, or None;
     - `averages`, whether x are means of draws, which are nearer to the data than each of them;
-    - `warnings()`, sentences for `Estimate.warnings`; for `Restarts`, which calls it with the rows
-      (k,) of the best runs, `warnings(rows)`, where row 0 of a sentence is the first of these.
+    - `warnings()`, sentences for `Estimate.warnings`, `Warned` where they are not about all rows;
+      for `Restarts`, which calls it with the rows (k,) of the best runs, `warnings(rows)`, where
+      row 0 of a sentence is the first of these.
 
     Attributes:
         x: images (B, C, H, W) in [0, 1], up to overshoot.
@@ -109,7 +111,8 @@ class Estimate:
         posterior: to sample from, if the solver estimates one.
         calls: how often operator and adjoint were applied to each image, without the check of the
             residual.
-        warnings: what to check before trusting the images.
+        warnings: what to check before trusting the images; those of this package are `Warned`, with
+            the rows that each is about.
         surprise: how far the data are beyond those of images that the prior makes, in standard
             deviations, (B,); see `flowprior.inversion.surprise`. None where it says nothing: of
             other solvers than `MAP` by Bayes' rule, or other noise than a normal one.
@@ -280,7 +283,8 @@ def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, t
     """The residual in units of the noise, and warnings."""
     warnings = []
     if not run.finite.all():
-        warnings.append(f"{named_rows(~run.finite)} became NaN or infinite and stopped there")
+        reason = "became NaN or infinite and stopped there"
+        warnings.append(Warned(reason, "not_finite", ~run.finite, joint=" "))
     if problem.noise is None:
         return None, tuple(warnings)
     with torch.no_grad():
@@ -295,21 +299,24 @@ def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
     if hasattr(run, "ended") and run.z is not None:
         stuck = high & (run.ended >= 0)
     if stuck.any():
-        yield (
-            f"{named_rows(stuck)} stopped by iteration {run.ended[stuck].max()}, where no descent "
-            f"was found, with a residual up to {residual[stuck].max():.3g} times the noise: try "
-            'another start or optimizer="adam"; or the prior does not explain the data, or it '
-            "takes a smaller weight of the prior (beta, weight) or another noise level"
+        size = residual[stuck].max()
+        reason = (
+            f"stopped by iteration {run.ended[stuck].max()}, where no descent was found, with a "
+            f'residual up to {size:.3g} times the noise: try another start or optimizer="adam"; or '
+            "the prior does not explain the data, or it takes a smaller weight of the prior (beta, "
+            "weight) or another noise level"
         )
+        yield Warned(reason, "stuck", stuck, size, joint=" ")
     high = high & ~stuck
     if high.any():
+        size = residual[high].max()
         units = "; or data and operator are not in the units of images in [0, 1]"
-        yield (
-            f"{named_rows(high)}: the residual is up to {residual[high].max():.3g} times the "
-            "noise: the prior does not explain the data, or it takes more iterations, a smaller "
-            "weight of the prior (beta, weight), another penalty or another noise level"
-            + (units if residual[high].max() > 20 else "")
+        reason = (
+            f"the residual is up to {size:.3g} times the noise: the prior does not explain the "
+            "data, or it takes more iterations, a smaller weight of the prior (beta, weight), "
+            "another penalty or another noise level" + (units if size > 20 else "")
         )
+        yield Warned(reason, "residual_high", high, size)
 
 
 def _too_low(run: Run, problem: Problem, residual: Tensor) -> Iterator[str]:
@@ -321,20 +328,22 @@ def _too_low(run: Run, problem: Problem, residual: Tensor) -> Iterator[str]:
     grey = problem.residual(problem.like.new_full(shape, 0.5))
     any_image_fits = low & (grey < FITTED[0])
     if any_image_fits.any():
-        yield (
-            f"{named_rows(any_image_fits)}: a grey image has a residual of only "
-            f"{grey[any_image_fits].min():.2g} of the noise: the noise level is too large, or not "
-            "in the units of y"
+        size = grey[any_image_fits].min()
+        reason = (
+            f"a grey image has a residual of only {size:.2g} of the noise: the noise level is too "
+            "large, or not in the units of y"
         )
+        yield Warned(reason, "noise_too_large", any_image_fits, -size)
     low = low & ~any_image_fits
     if getattr(run, "averages", False):  # a mean of draws is nearer to the data than each of them
         return
     if low.any():
-        yield (
-            f"{named_rows(low)}: the residual is only {residual[low].min():.2g} of the noise: the "
-            "noise is fitted; take a larger weight of the prior (beta, weight) or another noise "
-            "level"
+        size = residual[low].min()
+        reason = (
+            f"the residual is only {size:.2g} of the noise: the noise is fitted; take a larger "
+            "weight of the prior (beta, weight) or another noise level"
         )
+        yield Warned(reason, "residual_low", low, -size)
 
 
 def _still_falling(run: Run, curves: Mapping[str, Tensor], residual: Tensor | None) -> Tensor:
@@ -349,10 +358,12 @@ def _still_falling(run: Run, curves: Mapping[str, Tensor], residual: Tensor | No
 
 def _unfinished(still: Tensor, curves: Mapping[str, Tensor]) -> Iterator[str]:
     if still.any():
-        yield (
-            f"{named_rows(still)}: the loss still fell by up to {fall(curves)[still].max():.3g} % "
-            "in the last tenth of the iterations: it takes more of them"
+        size = fall(curves)[still].max()
+        reason = (
+            f"the loss still fell by up to {size:.3g} % in the last tenth of the iterations: it "
+            "takes more of them"
         )
+        yield Warned(reason, "falling", still, size)
 
 
 def _surprise(run: Run, problem: Problem, residual: Tensor | None) -> Tensor | None:
@@ -367,16 +378,10 @@ def _not_covered(found: Tensor | None, settled: Tensor) -> Iterator[str]:
         return
     far = settled & (found > FAR)
     if far.any():
-        yield (
-            f"{named_rows(far)}: the surprise is up to {found[far].max():.3g}, which of a linear "
-            f"prior's own images one in 1000 has above {UNLIKELY:.2g}: the prior does not cover "
-            "what was measured, or operator or noise level are wrong"
+        size = found[far].max()
+        reason = (
+            f"the surprise is up to {size:.3g}, which of a linear prior's own images one in 1000 "
+            f"has above {UNLIKELY:.2g}: the prior does not cover what was measured, or operator or "
+            "noise level are wrong"
         )
-
-
-def named_rows(mask: Tensor) -> str:
-    """The rows of a mask (B,) in words."""
-    numbers = mask.nonzero()[:, 0].tolist()
-    more = len(numbers) - 8
-    listed = ", ".join(map(str, numbers[:8])) + (f" and {more} more" if more > 0 else "")
-    return f"rows {listed}" if len(numbers) > 1 else f"row {listed}"
+        yield Warned(reason, "surprise", far, size)

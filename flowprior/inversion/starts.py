@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from flowprior.inversion.warned import Warned
+
 
 def range_warnings(start: Tensor | None) -> list[str]:
     """A warning of images that seem to be centred at 0, as those of data modules often are.
@@ -14,10 +16,11 @@ def range_warnings(start: Tensor | None) -> list[str]:
     low, high = float(start.min()), float(start.max())
     if low >= -0.2 or low + high >= 0.3:
         return []
-    return [
+    reason = (
         f"start goes from {low:.2g} to {high:.2g}, but images are in [0, 1]: if they are in the "
         "range of a flow, flow.to_unit_range(start) moves them there"
-    ]
+    )
+    return [Warned(reason, "start_range")]
 
 
 def smoothed(x: Tensor, deviation: float = 5.0) -> Tensor:

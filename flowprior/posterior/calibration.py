@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flowprior.checks import check_integer
-from flowprior.inversion.solving import Posterior, named_rows
+from flowprior.inversion.solving import Posterior
+from flowprior.inversion.warned import named_rows
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of a posterior that credible intervals hold."""

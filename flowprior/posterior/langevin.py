@@ -11,7 +11,8 @@ from flowprior.checks import check_choice, check_integer, check_number
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.descent import Values, chosen
 from flowprior.inversion.problem import Problem, check_noise
-from flowprior.inversion.solving import Solver, named_rows
+from flowprior.inversion.solving import Solver
+from flowprior.inversion.warned import Warned
 from flowprior.physics.noise import Noise
 from flowprior.posterior.adaptation import StepSizes, square_root, window_ends
 from flowprior.posterior.base import LatentPosterior
@@ -250,37 +251,38 @@ class LangevinRun:
     def warnings(self) -> Iterator[str]:
         """What is wrong with the chains."""
         if self.iteration <= self.solver.warm_up or not self.kept:
-            yield (
+            reason = (
                 f"the warm-up takes {self.solver.warm_up} iterations: take more iterations, or a "
                 "smaller warm_up; there is no posterior"
             )
+            yield Warned(reason, "no_posterior")
             return
         if self.together:
-            yield (
+            reason = (
                 "all chains of an image began at the given start, so that R-hat cannot tell "
                 "whether they have found all of the posterior: leave out the start"
             )
+            yield Warned(reason, "one_start")
         worst, effective = self._diagnosed()
         unknown = self.finite & worst.isnan()
         if unknown.any():
-            yield (
-                f"{named_rows(unknown)}: {len(self.kept)} kept draws of each chain, too few or all "
-                "equal: whether the chains agree cannot be told"
+            reason = (
+                f"{len(self.kept)} kept draws of each chain, too few or all equal: whether the "
+                "chains agree cannot be told"
             )
+            yield Warned(reason, "mixing_unknown", unknown)
         apart = self.finite & (worst > MIXED)
         remedy = "more iterations, a longer warm_up, more leapfrog steps"
         remedy += "" if self.solver.metric == "dense" else ', or metric="dense"'
         if apart.any():
-            yield (
-                f"{named_rows(apart)}: the chains do not agree (R-hat up to "
-                f"{worst[apart].max():.3g}, above {MIXED}): it takes {remedy}"
-            )
+            size = worst[apart].max()
+            reason = f"the chains do not agree (R-hat up to {size:.3g}, above {MIXED}): it takes "
+            yield Warned(reason + remedy, "chains_apart", apart, size)
         few = self.finite & ~apart & ~unknown & (effective < FEW)
         if few.any():
-            yield (
-                f"{named_rows(few)}: as few as {effective[few].min():.0f} effective draws: it "
-                f"takes {remedy}"
-            )
+            size = effective[few].min()
+            reason = f"as few as {size:.0f} effective draws: it takes {remedy}"
+            yield Warned(reason, "few_draws", few, -size)
 
     def state_dict(self) -> dict[str, Any]:
         """Chains, kept draws and what was learned."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flowprior.checks import check_integer
 from flowprior.figures import image_panels
-from flowprior.inversion.solving import Posterior, named_rows
+from flowprior.inversion.solving import Posterior
+from flowprior.inversion.warned import named_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,8 @@ from flowprior.checks import check_choice, check_integer, check_number, check_po
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.descent import AdamRun, Values
 from flowprior.inversion.problem import Problem, check_noise
-from flowprior.inversion.solving import Solver, named_rows
+from flowprior.inversion.solving import Solver
+from flowprior.inversion.warned import Warned
 from flowprior.physics.noise import Noise
 from flowprior.posterior.base import LatentPosterior
 from flowprior.posterior.families import Coupling, Family
@@ -233,10 +234,12 @@ class VariationalRun:
         fallen = 100 * (self.slow - self.fast) / size
         still = self.finite & (fallen > STILL)
         if still.any():
-            yield (
-                f"{named_rows(still)}: the objective still fell by up to "
-                f"{fallen[still].max():.3g} % in a tenth of the iterations: it takes more of them"
+            size = fallen[still].max()
+            reason = (
+                f"the objective still fell by up to {size:.3g} % in a tenth of the iterations: it "
+                "takes more of them"
             )
+            yield Warned(reason, "falling", still, size)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of Adam, and the means so far."""

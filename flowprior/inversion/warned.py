@@ -1,0 +1,51 @@
+"""Warnings of an estimate, with the rows that each is about."""
+
+from torch import Tensor
+
+
+class Warned(str):
+    """A warning of `Estimate.warnings`: a sentence that also says what it is about.
+
+    Tables add up the images of all warnings of one kind, and tell the worst of these.
+
+    Args:
+        reason: what is wrong and what to try, without the rows.
+        kind: a name that warnings share which differ in rows and numbers alone.
+        rows: mask (B,) of the rows that it is about; None for all of the batch.
+        size: how bad it is; the warning of a kind with the largest is the worst.
+        joint: between the rows and the reason.
+
+    Attributes:
+        rows: their numbers, or None.
+
+    >>> print(Warned("too short", "short", torch.tensor([True, False, True])))
+    rows 0, 2: too short
+    """
+
+    reason: str
+    kind: str
+    rows: tuple[int, ...] | None
+    size: float
+
+    # Pickle and copies give the whole sentence, and set the attributes afterwards.
+    def __new__(
+        cls,
+        reason: str,
+        kind: str = "",
+        rows: Tensor | None = None,
+        size: float = 0.0,
+        joint: str = ": ",
+    ) -> "Warned":
+        """The sentence, which begins with the rows."""
+        made = super().__new__(cls, reason if rows is None else named_rows(rows) + joint + reason)
+        made.reason, made.kind, made.size = reason, kind, float(size)
+        made.rows = None if rows is None else tuple(rows.nonzero()[:, 0].tolist())
+        return made
+
+
+def named_rows(mask: Tensor) -> str:
+    """The rows of a mask (B,) in words."""
+    numbers = mask.nonzero()[:, 0].tolist()
+    more = len(numbers) - 8
+    listed = ", ".join(map(str, numbers[:8])) + (f" and {more} more" if more > 0 else "")
+    return f"rows {listed}" if len(numbers) > 1 else f"row {listed}"
