@@ -1,6 +1,7 @@
 """MNIST and CIFAR-10, in the files that torchvision downloads."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class TorchvisionModule(ImageDataModule):
         super().__init__(image_size, **options)
         self.root = root
         self.download = download
-        self._kept: dict[bool, np.ndarray] = {}
+        self._kept: dict[bool, tuple[np.ndarray, np.ndarray | None]] = {}
 
     @abstractmethod
     def _read(self, train: bool) -> np.ndarray:
@@ -47,15 +48,21 @@ class TorchvisionModule(ImageDataModule):
         train = split != "test"
         if train not in self._kept:
             self._kept[train] = self._checked(train)
-        pixels = self._kept[train]
-        return ArrayImages({"train": pixels[:-5000], "val": pixels[-5000:], "test": pixels}[split])
+        pixels, wanted = self._kept[train]
+        parts = {"train": slice(-5000), "val": slice(-5000, None), "test": slice(None)}
+        pixels = pixels[parts[split]]
+        return ArrayImages(pixels if wanted is None else pixels[wanted[parts[split]]])
 
-    def _checked(self, train: bool) -> np.ndarray:
+    def _wanted(self, train: bool) -> np.ndarray | None:
+        """Which training or test images are wanted (N,); None for all of them."""
+        return None
+
+    def _checked(self, train: bool) -> tuple[np.ndarray, np.ndarray | None]:
         name = type(self).__name__
         lock = FileLock(Path(self.root) / f".{name}.lock") if self.download else nullcontext()
         try:
             with lock:
-                return self._read(train)
+                return self._read(train), self._wanted(train)
         except (RuntimeError, OSError) as error:
             advice = "`download: true` of the data fetches them (docs/data.md)"
             reason = " ".join(str(error).split()) if self.download else advice
@@ -77,14 +84,25 @@ class MNIST(TorchvisionModule):
         download: fetch files that are missing or damaged; one process does, the others wait.
         image_size: 28 for the digits as they are, or a larger even number for black pixels around
             them, such as 32.
+        digits: which ones, such as ``[0, 1, 2]``, to train on some and test on others; None for
+            all ten.
         **options: of ``ImageDataModule``.
     """
 
     channels = 1
 
     def __init__(
-        self, root: str = "data", download: bool = False, *, image_size: int = 28, **options: Any
+        self,
+        root: str = "data",
+        download: bool = False,
+        *,
+        image_size: int = 28,
+        digits: Sequence[int] | None = None,
+        **options: Any,
     ) -> None:
+        known = digits is None or (len(digits) > 0 and set(digits) <= set(range(10)))
+        require(known, "digits", digits, "some of 0, 1, ..., 9")
+        self.digits = digits
         sizes = "28, or a larger even number for black pixels around the digits"
         require(image_size >= 28 and image_size % 2 == 0, "image_size", image_size, sizes)
         super().__init__(root, download, image_size, **options)
@@ -96,12 +114,22 @@ class MNIST(TorchvisionModule):
                 if not check_integrity(raw / name, md5):
                     (raw / name).unlink(missing_ok=True)  # torchvision keeps any file that is there
             datasets.MNIST(self.root, download=True)
-        name = f"{'train' if train else 't10k'}-images-idx3-ubyte"
-        if not check_integrity(raw / name, MNIST_SUMS[name]):
-            raise RuntimeError(f"{name} is missing or damaged")
-        pixels = np.fromfile(raw / name, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        pixels = self._bytes(train, "images-idx3", 16).reshape(-1, 1, 28, 28)
         border = (self.image_size - 28) // 2
         return np.pad(pixels, ((0, 0), (0, 0), (border, border), (border, border)))
+
+    def _wanted(self, train: bool) -> np.ndarray | None:
+        if self.digits is None:
+            return None
+        return np.isin(self._bytes(train, "labels-idx1", 8), list(self.digits))
+
+    def _bytes(self, train: bool, kind: str, header: int) -> np.ndarray:
+        """What a file has behind its header."""
+        name = f"{'train' if train else 't10k'}-{kind}-ubyte"
+        path = Path(self.root) / "MNIST" / "raw" / name
+        if not check_integrity(path, MNIST_SUMS[name]):
+            raise RuntimeError(f"{name} is missing or damaged")
+        return np.fromfile(path, np.uint8, offset=header)
 
 
 class CIFAR10(TorchvisionModule):

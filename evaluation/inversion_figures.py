@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,10 @@ import torch
 from evaluation.arrays import file_names
 from evaluation.base import Result, labels_text
 from evaluation.inversion_arrays import is_finite
-from flowprior.figures import curve_panels, image_grid, qq_plot
+from evaluation.table import SECONDS, summarise
+from flowprior.figures import image_grid, qq_plot
 from flowprior.inversion.boards import margins, progress_grid, write_margin
+from flowprior.panels import curve_panels, point_panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +43,7 @@ def inversion_figures(results: Sequence[Result], shown: int) -> Shown:
             figure = curve_panels(panels, "Iteration", title, log_y=name == "misfit")
             band = " ± one standard deviation" if name != "misfit" else ""
             found[f"{name}_by_iteration"] = (figure, f"{title}: mean{band} over the images.")
+    found |= _quality_by_seconds(experiments)
     for number, (label, rows) in enumerate(experiments.items(), 1):
         suffix = f"_{number}" if len(experiments) > 1 else ""
         kept = _pictured(rows, shown)
@@ -105,6 +109,35 @@ def _by_experiment(results: Sequence[Result]) -> dict[str, dict[str, list[Result
         name = ", ".join(filter(None, [*method, labels_text(own)]))
         found.setdefault(title, {}).setdefault(name, []).append(result)
     return found
+
+
+def _quality_by_seconds(experiments: Mapping[str, Rows]) -> Shown:
+    """PSNR of each method against its time, where there are methods to compare."""
+    panels = {label: _points(rows) for label, rows in experiments.items()}
+    panels = {label: points for label, points in panels.items() if len(points) > 1}
+    if not panels:
+        return {}
+    caption = "PSNR and time per image: means, with the 95 % interval of the PSNR over the images."
+    figure = point_panels(panels, "Seconds per image", MEASURES["psnr"])
+    return {"psnr_by_seconds": (figure, caption)}
+
+
+def _points(rows: Rows) -> dict[str, tuple[float | None, float, float]]:
+    """Seconds, PSNR and its interval by method; the data have no seconds."""
+    points = {}
+    for label, results in rows.items():
+        quality, seconds = (
+            summarise((result.image, result.metrics.get(name, math.nan)) for result in results)
+            for name in ("psnr", SECONDS.name)
+        )
+        if quality.mean is not None and seconds.mean:
+            is_method = results[0].cell.labels.get("method") != "data"
+            points[label] = (
+                seconds.mean if is_method else None,
+                quality.mean,
+                quality.ci95 or 0.0,
+            )
+    return points
 
 
 def _series(rows: Rows, name: str) -> dict[str, tuple[np.ndarray, ...]]:

@@ -17,9 +17,8 @@ DPI = 150
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _COLOUR_MAP = "gray"
 _QUANTILES = 300
-_PANELS_IN_A_ROW = 3
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -260,7 +259,7 @@ def qq_plot(samples: Mapping[str, Any]) -> Figure:
         _qq_band(axis, *counts)
     for i, (name, sample) in enumerate(values.items()):
         x, ranks = _normal_quantiles(len(sample))
-        colour, marker = COLORS[i % len(COLORS)], _MARKERS[i % len(_MARKERS)]
+        colour, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         axis.plot(x, sample[ranks - 1], marker, color=colour, label=name, ms=3.5, mew=0)
     axis.axline((0, 0), slope=1, color="black", lw=1, zorder=3)
     axis.set(xlabel="Quantile of N(0, 1)", ylabel="Quantile of the sample")
@@ -306,7 +305,7 @@ def histogram(samples: Mapping[str, Any], bins: int, x_label: str) -> Figure:
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
     for i, (name, sample) in enumerate(values.items()):
         density = np.histogram(sample, edges, density=True)[0]
-        colour, dashes = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
+        colour, dashes = COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]
         axis.stairs(density, edges, fill=True, color=colour, alpha=0.15)
         axis.stairs(density, edges, color=colour, ls=dashes, lw=1.6, label=name)
     axis.set(xlabel=x_label, ylabel="Density")
@@ -314,83 +313,17 @@ def histogram(samples: Mapping[str, Any], bins: int, x_label: str) -> Figure:
     return figure
 
 
-def curve_panels(
-    panels: Mapping[str, Mapping[str, Sequence[Any]]],
-    x_label: str,
-    y_label: str,
-    log_y: bool = False,
-) -> Figure:
-    """Panels of lines with a common scale and legend; a name has one colour in all of them.
-
-    Args:
-        panels: title of each panel to its series: name to (x, y) or (x, y, band), where the band
-            reaches from y - band to y + band.
-        x_label: what x is, with its unit.
-        y_label: what y is, with its unit.
-        log_y: logarithmic y axis.
-    """
-    from matplotlib.figure import Figure
-
-    columns = min(_PANELS_IN_A_ROW, len(panels))
-    rows = -(-len(panels) // columns)
-    names = list(dict.fromkeys(name for series in panels.values() for name in series))
-    width = max(3.6 * columns, 6.0)
-    per_line = max(1, int(width / (0.6 + 0.08 * max(map(len, names)))))
-    height = 2.9 * rows + 0.24 * -(-len(names) // per_line)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    drawn = {}
-    for axis, (title, series) in zip(axes, panels.items(), strict=False):
-        _style(axis)
-        axis.set_title(title, fontsize=11, loc="left")
-        drawn |= _draw_series(axis, series, names)
-        axis.set_yscale("log" if log_y else "linear")
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    _label_panels(axes[: len(panels)], columns, x_label, y_label)
-    place = {"loc": "outside lower left", "ncols": per_line, "frameon": False, "fontsize": 9}
-    figure.legend([drawn[name] for name in names], names, **place)
-    return figure
-
-
-def _label_panels(axes: Sequence[Axes], columns: int, x_label: str, y_label: str) -> None:
-    """Label the y axes of the first column, and the x axis of the last panel of each column."""
-    for axis in axes[::columns]:
-        axis.set_ylabel(y_label)
-    for axis in axes[-columns:]:
-        axis.set_xlabel(x_label)
-        axis.tick_params(labelbottom=True)
-
-
-def _draw_series(
-    axis: Axes, series: Mapping[str, Sequence[Any]], names: Sequence[str]
-) -> dict[str, Any]:
-    """Lines by name, with a band where one is given; colours by the place in `names`."""
-    lines = {}
-    for name, (x, y, *band) in series.items():
-        i = names.index(name)
-        x, y, *band = (to_numpy(values) for values in (x, y, *band))
-        colour, style = COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]
-        marker = _MARKERS[i % len(_MARKERS)] if len(x) <= 20 else ""
-        (lines[name],) = axis.plot(
-            x, y, marker=marker, color=colour, ls=style, lw=1.6, ms=5, label=name
-        )
-        if band:
-            alpha = 0.15 if len(series) <= 3 else 0.07
-            axis.fill_between(x, y - band[0], y + band[0], color=colour, alpha=alpha, lw=0)
-    return lines
-
-
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axis = figure.add_subplot()
-    _style(axis)
+    style_axis(axis)
     return figure, axis
 
 
-def _style(axis: Axes) -> None:
+def style_axis(axis: Axes) -> None:
+    """No frame above and at the right, a pale grid behind the data."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="0.9", lw=0.8)
     axis.set_axisbelow(True)

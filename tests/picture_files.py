@@ -114,7 +114,8 @@ def mnist(path: Path, train: int = 5040, test: int = 7) -> Path:
     for name, number in (("train", train), ("t10k", test)):
         pixels = np.arange(number * 784, dtype=np.uint32).astype(np.uint8).tobytes()
         images = np.array([2051, number, 28, 28], dtype=">i4").tobytes() + pixels
-        labels = np.array([2049, number], dtype=">i4").tobytes() + bytes(number)
+        labels = np.array([2049, number], dtype=">i4").tobytes()
+        labels += bytes(index % 10 for index in range(number))
         (raw / f"{name}-images-idx3-ubyte").write_bytes(images)
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(labels)
     return path

@@ -113,6 +113,11 @@ def test_own_value_that_is_nan_leaves_other_columns_alone(folder):
     assert figures[0] == figures[1]
 
 
+def test_quality_is_drawn_against_time(folder):
+    run(folder, "timed")
+    assert (folder / "timed" / "figures" / "psnr_by_seconds.png").stat().st_size
+
+
 def test_signal_to_noise_has_both_conventions(folder):
     rows = run(folder, "snr", measures=[{"class_path": "evaluation.measures.SignalToNoise"}])
     for row in rows:

@@ -535,12 +535,23 @@ def test_mnist_is_not_padded_by_default(mnist):
     assert MNIST(str(mnist)).image_shape == (1, 28, 28)
 
 
+def test_some_digits_of_mnist(mnist):
+    data, every = MNIST(str(mnist), digits=[1, 9]), MNIST(str(mnist))
+    assert counts(data) == (8, 1000, 1)  # the digits of the files are 0, 1, ..., 9, 0, ...
+    for split, kept in {"train": (1, 9, 11), "val": (1, 9, 11), "test": (1,)}.items():
+        for place, index in enumerate(kept):
+            assert data.images(split)[place].equal(every.images(split)[index])
+    assert data.fingerprint("test") != every.fingerprint("test")
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
         ({"image_size": 26}, "image_size=26"),
         ({"image_size": 31}, "image_size=31"),
         ({"n_bits": 9}, "n_bits=9"),
+        ({"digits": []}, r"digits=\[\]"),
+        ({"digits": [1, 10]}, r"digits=\[1, 10\]"),
     ],
 )
 def test_wrong_options_of_mnist(mnist, options, name):

@@ -6,6 +6,7 @@ import torch
 import flowprior
 from flowprior.inversion import Estimate, TotalVariation, invert
 from flowprior.metrics import psnr
+from flowprior.panels import point_panels
 
 
 def estimate(x, posterior=None):
@@ -94,3 +95,15 @@ def test_errors_about_results(truth):
         flowprior.plot({"a": truth, "b": truth[:3]})
     with pytest.raises(ValueError, match=r"^std is of a single result"):
         flowprior.plot({"a": truth, "b": truth}, std=truth)
+
+
+def test_points_stand_at_their_times_and_more_names_than_colours_differ():
+    points = {f"method {i}": (10.0**i, float(i), 0.5) for i in range(9)}
+    figure = point_panels({"one": {"data": (None, 3.0, 0.0), **points}}, "s", "dB")
+    (axis,) = figure.axes
+    level, *lines = axis.lines[:1] + [bars.lines[0] for bars in axis.containers]
+    assert list(level.get_ydata()) == [3.0, 3.0]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines] == [
+        (x, y) for x, y, _ in points.values()
+    ]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines)

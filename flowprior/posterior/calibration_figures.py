@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flowprior.figures import COLORS, curve_panels
+from flowprior.figures import COLORS
+from flowprior.panels import curve_panels
 from flowprior.posterior.calibration import LEVELS, Calibration, binned
 
 if TYPE_CHECKING:
