@@ -8,7 +8,12 @@ from torch import Tensor
 
 from evaluation.arrays import file_names, save_arrays
 from evaluation.base import Cell, Result, labels_text
-from flowprior.inversion import Estimate, Problem, Recording
+from flowprior.inversion import Estimate, Posterior, Problem, Recording
+from flowprior.posterior.summaries import Moments
+
+DRAWS = 32
+"""Of a posterior, for pictures of its standard deviation."""
+_DRAWS_AT_ONCE = 8
 
 
 def kept_of_batch(
@@ -22,6 +27,8 @@ def kept_of_batch(
 ) -> list[dict[str, Tensor]]:
     """Curves of the images of a batch, and pictures and latents of those to be shown.
 
+    Pictures have the standard deviation too where there is a posterior.
+
     Args:
         cell: theirs.
         images: their indices.
@@ -33,14 +40,26 @@ def kept_of_batch(
     """
     settings = cell.settings
     given = settings["iterations"] and settings["start"] in ("smoothed_truth", "file")
+    spread = None
+    if min(images) < shown and estimate.posterior is not None:
+        spread = _deviation(estimate.posterior)
     found = []
     for row, image in enumerate(images):
         kept = _curves(row, estimate, recording)
         if row < shown and image < shown:
             kept |= _pictures(row, problem, estimate, recording)
             kept |= {"start": problem.start[row]} if given else {}
+            kept |= {} if spread is None else {"deviation": spread[row]}
         found.append(kept | ({"x": estimate.x[row]} if every else {}))
     return found
+
+
+def _deviation(posterior: Posterior) -> Tensor:
+    """Standard deviation of each pixel (B, C, H, W)."""
+    moments = Moments()
+    for seed in range(DRAWS // _DRAWS_AT_ONCE):
+        moments.update(posterior.sample(_DRAWS_AT_ONCE, seed=seed))
+    return moments.deviation.float()
 
 
 def _curves(row: int, estimate: Estimate, recording: Recording) -> dict[str, Tensor]:

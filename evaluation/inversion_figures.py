@@ -12,7 +12,7 @@ import torch
 
 from evaluation.arrays import file_names
 from evaluation.base import Result, labels_text
-from evaluation.inversion_arrays import is_finite
+from evaluation.inversion_arrays import DRAWS, is_finite
 from evaluation.table import SECONDS, summarise
 from flowprior.figures import image_grid, qq_plot
 from flowprior.inversion.boards import margins, progress_grid, write_margin
@@ -168,7 +168,10 @@ def _pictured(rows: Rows, shown: int) -> dict[str, list[Result]]:
 
 
 def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
-    """One row for each image: truth, data, start, and what each method found, with its PSNR."""
+    """One row for each image: truth, data, start, and what each method found, with its PSNR.
+
+    Standard deviations of posteriors stand beside their means.
+    """
     first = next(iter(kept.values()))
     columns: dict[str, list[tuple[np.ndarray, str]]] = {}
     if "truth" in first[0].arrays:
@@ -179,16 +182,29 @@ def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
         if "start" in results[0].arrays:  # the same for all methods that start there
             heading = f"start:\n{results[0].cell.settings['start'].replace('_', ' ')}"
             columns[heading] = [(result.arrays["start"], "") for result in results]
+    spreads = []
     for name, results in kept.items():
         heading = name.replace(", ", "\n")
         columns[heading] = [(result.arrays["x"], _psnr(result)) for result in results]
+        if all("deviation" in result.arrays for result in results):
+            spreads.append(len(columns))
+            columns[f"{heading}\ndeviation"] = [_spread(result) for result in results]
     tiles = [tile for row in zip(*columns.values(), strict=True) for tile in row]
     images, scores = zip(*tiles, strict=True)
     headed = [f"{name}\n{score}" for name, score in zip(columns, scores, strict=False)]
     titles = [*headed, *scores[len(columns) :]]
-    figure = image_grid(np.stack(images), len(columns), titles, (0, 1), "value in [0, 1]")
-    has_scores = "; PSNR above each" if any(scores) else ""
-    return figure, f"The first images, not selected{has_scores}. {title}"
+    options = {"label": "value in [0, 1]", "spreads": spreads}
+    figure = image_grid(np.stack(images), len(columns), titles, (0, 1), **options)
+    has_scores = "; PSNR above each" if "psnr" in first[0].metrics else ""
+    of_spreads = f" Standard deviations are of {DRAWS} draws, their mean above each."
+    return figure, (
+        f"The first images, not selected{has_scores}.{of_spreads if spreads else ''} {title}"
+    )
+
+
+def _spread(result: Result) -> tuple[np.ndarray, str]:
+    deviation = result.arrays["deviation"]
+    return deviation, f"{deviation.mean():.2g}"
 
 
 def _data_are_images(result: Result) -> bool:

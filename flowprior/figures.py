@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 DPI = 150
 # Okabe and Ito's palette, told apart by colour-blind readers; lines and markers differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_COLOUR_MAP = "gray"
+_COLOUR_MAP, _SPREAD_MAP = "gray", "viridis"
 _QUANTILES = 300
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
@@ -41,8 +42,11 @@ def image_grid(
     titles: Sequence[str] = (),
     value_range: tuple[float, float] | None = None,
     label: str = "",
+    spreads: Sequence[int] = (),
 ) -> Figure:
     """Images in rows; those with one channel get a colour bar. NaN and inf are magenta.
+
+    Standard deviations among them, means over three channels, have colours and a bar of their own.
 
     Args:
         images: (N, C, H, W) or (N, H, W). Three channels are colours; of two, or more than three,
@@ -52,29 +56,39 @@ def image_grid(
         value_range: ends of the colours; by default [0, 1] for three channels, the range of the
             finite pixels for one.
         label: beside the colour bar, with its unit.
+        spreads: columns that are standard deviations.
 
     Raises:
         ValueError: the images have another shape, or there are none.
     """
-    from matplotlib import colormaps
-
     pixels = _pixels(images)
-    low, high = value_range or _value_range(pixels)
     columns = min(columns, len(pixels))
-    rows = -(-len(pixels) // columns)
-    one_channel = pixels.shape[-1] == 1
+    is_spread = [number % columns in spreads for number in range(len(pixels))]
+    own, most = _ranges(pixels, is_spread)
+    labels = {_COLOUR_MAP: label} if pixels.shape[-1] == 1 else {}
+    labels |= {_SPREAD_MAP: "standard deviation"} if spreads else {}
     title_lines = -(-min(len(titles), len(pixels)) // columns)
-    aspect = pixels.shape[1] / pixels.shape[2]
-    figure, axes, bar = _tiles(rows, columns, aspect, title_lines, one_channel)
-    colours = colormaps[_COLOUR_MAP].with_extremes(bad="magenta")
-    for axis, image in zip(axes, pixels, strict=False):
-        shown = image[..., 0] if one_channel else _rgb(image, low, high)
-        drawn = axis.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    shape = -(-len(pixels) // columns), columns
+    figure, axes, bars = _tiles(*shape, pixels.shape[1] / pixels.shape[2], title_lines, len(labels))
+    drawn = {}
+    for axis, image, spread in zip(axes, pixels, is_spread, strict=False):
+        shown = image.mean(-1, keepdims=True) if spread else image
+        name = _SPREAD_MAP if spread else _COLOUR_MAP
+        drawn[name] = _draw(axis, shown, *((0.0, most) if spread else value_range or own), name)
     for axis, title in zip(axes, titles, strict=False):
         axis.set_title(title, fontsize=9, pad=4)
-    if bar is not None:
-        _label_bar(figure.colorbar(drawn, cax=bar), label)
+    for bar, (name, text) in zip(bars, labels.items(), strict=True):
+        _label_bar(figure.colorbar(drawn[name], cax=bar), text)
     return figure
+
+
+def _ranges(pixels: np.ndarray, is_spread: Sequence[bool]) -> tuple[tuple[float, float], float]:
+    """Ends of the colours of images, and the largest of spreads."""
+    import numpy as np
+
+    spread = np.array(is_spread)
+    most = _value_range(pixels[spread].mean(-1, keepdims=True))[1] if spread.any() else 1.0
+    return _value_range(pixels[~spread]), most or 1.0
 
 
 def image_table(
@@ -89,7 +103,6 @@ def image_table(
         ranges: ends of the colours of a row, by name; [0, 1] for others.
         captions: texts of a row, by name; others have none.
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     pixels = {name: _pixels(images) for name, images in rows.items()}
@@ -99,14 +112,11 @@ def image_table(
     figure = Figure(figsize=shape, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.01, hspace=0.01)
     axes = figure.subplots(len(rows), count + 1, squeeze=False, width_ratios=[1] * count + [0.06])
-    colours = colormaps[_COLOUR_MAP].with_extremes(bad="magenta")
     for (*line, bar), (name, images) in zip(axes, pixels.items(), strict=True):
         low, high = ranges.get(name, (0.0, 1.0))
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         for axis, image, text in zip(line, images, captions.get(name, [""] * count), strict=True):
-            shown = image[..., 0] if image.shape[-1] == 1 else _rgb(image, low, high)
-            drawn = axis.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-            axis.set(xticks=[], yticks=[], frame_on=False)
+            drawn = _draw(axis, image, low, high)
             axis.set_title(text, fontsize=8, pad=2)
         if images.shape[-1] == 1:
             _label_bar(figure.colorbar(drawn, cax=bar), "")
@@ -162,22 +172,30 @@ def image_panels(
             three, the channels are drawn side by side. NaN and inf are magenta.
         ranges: by name, where the colours of an image begin and end; its own range by default.
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    colours = colormaps[_COLOUR_MAP].with_extremes(bad="magenta")
     figure = Figure(figsize=(2.6 * len(images), 2.4), layout="constrained")
     axes = figure.subplots(1, len(images), squeeze=False)[0]
     for axis, (name, image) in zip(axes, images.items(), strict=True):
         pixels = _pixels(to_numpy(image)[None])
         low, high = (ranges or {}).get(name) or _value_range(pixels)
-        shown = pixels[0, ..., 0] if pixels.shape[-1] == 1 else _rgb(pixels[0], low, high)
-        drawn = axis.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-        axis.set(xticks=[], yticks=[], frame_on=False)
+        drawn = _draw(axis, pixels[0], low, high)
         axis.set_title(name, fontsize=9, pad=4)
         if pixels.shape[-1] == 1:
             _label_bar(figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.03), "")
     return figure
+
+
+def _draw(
+    axis: Axes, pixels: np.ndarray, low: float, high: float, colour_map: str = _COLOUR_MAP
+) -> AxesImage:
+    """Show pixels (H, W, 1 or 3), with colours from low to high."""
+    from matplotlib import colormaps
+
+    colours = colormaps[colour_map].with_extremes(bad="magenta")
+    shown = pixels[..., 0] if pixels.shape[-1] == 1 else _rgb(pixels, low, high)
+    axis.set(xticks=[], yticks=[], frame_on=False)
+    return axis.imshow(shown, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
 
 
 def _colour_bar(figure: Figure, axis: Axes, colours: Any, label: str) -> None:
@@ -222,22 +240,22 @@ def _rgb(image: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _tiles(
-    rows: int, columns: int, aspect: float, title_lines: int, with_bar: bool
-) -> tuple[Figure, list[Axes], Axes | None]:
-    """Axes of equal size in rows, and a narrow one at their right for a colour bar."""
+    rows: int, columns: int, aspect: float, title_lines: int, bars: int
+) -> tuple[Figure, list[Axes], list[Axes]]:
+    """Axes of equal size in rows, and narrow ones at their right for colour bars."""
     from matplotlib.figure import Figure
 
     width = min(2.2, max(1.1, 11 / columns))
     height = width * aspect
-    size = (width + 0.06) * columns + 0.7 * with_bar, (height + 0.06) * rows + 0.22 * title_lines
+    size = (width + 0.06) * columns + 0.7 * bars, (height + 0.06) * rows + 0.22 * title_lines
     figure = Figure(figsize=size)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
-    ratios = [1.0] * columns + [0.07] * with_bar
-    grid = figure.add_gridspec(rows, columns + with_bar, width_ratios=ratios)
+    ratios = [1.0] * columns + [0.07] * bars
+    grid = figure.add_gridspec(rows, columns + bars, width_ratios=ratios)
     axes = [figure.add_subplot(grid[i, j]) for i in range(rows) for j in range(columns)]
     for axis in axes:
         axis.set(xticks=[], yticks=[], frame_on=False)
-    return figure, axes, figure.add_subplot(grid[:, columns]) if with_bar else None
+    return figure, axes, [figure.add_subplot(grid[:, columns + bar]) for bar in range(bars)]
 
 
 def qq_plot(samples: Mapping[str, Any]) -> Figure:

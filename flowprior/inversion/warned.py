@@ -18,6 +18,7 @@ class Warned(str):
     Attributes:
         rows: their numbers, or None.
 
+    >>> import torch
     >>> print(Warned("too short", "short", torch.tensor([True, False, True])))
     rows 0, 2: too short
     """

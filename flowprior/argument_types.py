@@ -1,0 +1,134 @@
+"""Types of arguments, checked against annotations: their errors name the argument."""
+
+import functools
+import os
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import torch
+from torch import Tensor
+
+_WORDS = {
+    bool: ("true or false", "true or false"),
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    Path: ("a path", "paths"),
+    Tensor: ("a tensor", "tensors"),
+    torch.dtype: ("a torch.dtype", "torch.dtypes"),
+    types.NoneType: ("None", "None"),
+}
+_SEQUENCES = (list, tuple, Sequence)
+
+
+def check_types(function: Callable, given: Mapping[str, Any], where: str = "") -> None:
+    """Raise a ValueError unless arguments are what the annotations of a function say.
+
+    It is called in the first line of a function, ``check_types(psnr, locals())``. Annotations that
+    cannot be told apart at run time, such as those of type checkers alone, are passed over. A whole
+    number is a number, a path a string, and anything that is indexed a list.
+
+    Args:
+        function: the function, or the `__init__` of a class.
+        given: arguments by name; other names are passed over.
+        where: before their names in messages.
+
+    >>> def half(x: float) -> float:
+    ...     check_types(half, locals())
+    ...     return x / 2
+    >>> half("3")
+    Traceback (most recent call last):
+    ValueError: x must be a number, got '3'
+    """
+    for name, kind in _annotations(function).items():
+        if name in given and not _fits(given[name], kind):
+            raise ValueError(f"{where}{name} must be {_words(kind)}, got {shown(given[name])}")
+
+
+def check_fields(record: Any) -> None:
+    """Raise a ValueError unless the fields of a dataclass are what their annotations say."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    check_types(type(record).__init__, values)
+
+
+def shown(value: object) -> str:
+    """A value in one line of at most 80 letters; of an array its type and shape.
+
+    >>> shown(torch.zeros(2, 3)), shown([1, 2])
+    ('Tensor of shape (2, 3)', '[1, 2]')
+    """
+    if hasattr(value, "shape") and getattr(value, "ndim", 0):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@functools.cache
+def _annotations(function: Callable) -> dict[str, Any]:
+    found = {}
+    for name, kind in function.__annotations__.items():
+        if isinstance(kind, str):
+            try:
+                kind = eval(kind, function.__globals__)
+            except NameError:  # imported for type checkers alone
+                continue
+        if name != "return":
+            found[name] = kind
+    return found
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin in _SEQUENCES:
+        return _is_sequence(value) and _all_fit(value, parts)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
+    if kind in (int, float):
+        # A bool counts as a number in Python, but not in a config.
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if kind in (str, Path):
+        return isinstance(value, str | os.PathLike if kind is str else os.PathLike)
+    if origin is Callable or kind is Callable:
+        return callable(value)
+    try:
+        return not isinstance(kind, type) or isinstance(value, kind)
+    except TypeError:  # a protocol
+        return True
+
+
+def _is_sequence(value: Any) -> bool:
+    indexed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return indexed and not isinstance(value, str | bytes | Mapping)
+
+
+def _all_fit(value: Any, parts: tuple[Any, ...]) -> bool:
+    if len(parts) < 2 or parts[1] is Ellipsis:
+        return not parts or all(_fits(item, parts[0]) for item in value)
+    return len(value) == len(parts) and all(map(_fits, value, parts))
+
+
+def _words(kind: Any, many: bool = False) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind in _WORDS:
+        return _WORDS[kind][many]
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_words(part, many) for part in parts))
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, parts))}"
+    if origin in _SEQUENCES:
+        fixed = origin is tuple and len(set(parts)) == 1 and len(parts) > 1
+        inner = _words(parts[0], True) if parts and not isinstance(parts[0], TypeVar) else ""
+        return f"{len(parts)} {inner}" if fixed else f"a list of {inner}"
+    if origin is not None and issubclass(origin, Mapping):
+        return f"a mapping by name to {_words(parts[1])}"
+    if origin is Callable:
+        return "a function"
+    return f"a {kind.__name__}"
