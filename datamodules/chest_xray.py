@@ -6,6 +6,7 @@ from typing import Any
 from datamodules.decoding import Files
 from datamodules.errors import DataError, require
 from datamodules.pictures import PictureModule, split_of
+from flowprior.argument_types import check_types
 
 TRAIN_VAL, TEST = "train_val_list.txt", "test_list.txt"
 
@@ -31,6 +32,7 @@ class ChestXray(PictureModule):
     def __init__(
         self, source: str, image_size: int = 128, val_fraction: float = 0.05, **options: Any
     ) -> None:
+        check_types(ChestXray.__init__, locals(), "data.")
         super().__init__(source, image_size, **options)
         between = "more than 0, less than 1"
         require(0 < val_fraction < 1, "val_fraction", val_fraction, between)

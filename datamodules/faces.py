@@ -9,6 +9,7 @@ from datamodules.base import SPLITS
 from datamodules.decoding import Files
 from datamodules.errors import DataError
 from datamodules.tables import TableModule
+from flowprior.argument_types import check_types
 
 PARTITION = "list_eval_partition.txt"
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
@@ -28,6 +29,7 @@ class CelebA(TableModule):
     official_counts = (162770, 19867, 19962)
 
     def __init__(self, source: str, image_size: int = 64, **options: Any) -> None:
+        check_types(CelebA.__init__, locals(), "data.")
         super().__init__(source, image_size, **options)
 
     def files(self) -> dict[str, Files]:
@@ -49,6 +51,7 @@ class CelebAHQ(TableModule):
     official_counts = (24183, 2993, 2824)
 
     def __init__(self, source: str, image_size: int = 128, **options: Any) -> None:
+        check_types(CelebAHQ.__init__, locals(), "data.")
         super().__init__(source, image_size, **options)
 
     def files(self) -> dict[str, Files]:

@@ -9,6 +9,7 @@ from datamodules.decoding import Files, printable
 from datamodules.errors import DataError, notice, require
 from datamodules.pictures import SPLIT_NAMES, image_names, split_of
 from datamodules.tables import TableModule
+from flowprior.argument_types import check_types
 
 
 class ImageFolder(TableModule):
@@ -39,6 +40,7 @@ class ImageFolder(TableModule):
         test_fraction: float = 0.1,
         **options: Any,
     ) -> None:
+        check_types(ImageFolder.__init__, locals(), "data.")
         super().__init__(source, image_size, **options)
         require(channels in (1, 3), "channels", channels, "1 or 3")
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:

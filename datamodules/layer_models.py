@@ -10,6 +10,7 @@ from torch import Tensor
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ImageSource, random_stream
 from datamodules.errors import require
+from flowprior.argument_types import check_types
 
 LAYER_VALUES = np.linspace(0.1, 0.9, 20)
 """Means of the layer values, equally probable."""
@@ -151,6 +152,7 @@ class LayerModels(ImageDataModule):
         fault_throw: float = 0.0,
         **options: Any,
     ) -> None:
+        check_types(LayerModels.__init__, locals(), "data.")
         super().__init__(image_size, **options)
         require(image_size >= 8, "image_size", image_size, "at least 8")
         require(0 <= fault_throw < 1, "fault_throw", fault_throw, "at least 0 and below 1")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import DataError
+from flowprior.argument_types import check_fields
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Observations:
     y: Tensor
     truth: Tensor | None = None
     start: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def load(cls, path: str | Path) -> "Observations":

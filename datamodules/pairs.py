@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ImageSource, Key, random_stream
 from datamodules.errors import require
+from flowprior.argument_types import check_types
 from flowprior.checks import check_positive
 from flowprior.identity import identity
 from flowprior.physics import Noise, make_operator
@@ -158,6 +159,7 @@ class Rosenbrock(PairDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
+        check_types(Rosenbrock.__init__, locals(), "data.")
         super().__init__(1, batch_size, None, (0.0, 1.0), num_workers, seed)
         check_positive("data.noise", noise)
         self.noise = noise
@@ -207,6 +209,7 @@ class SimulatedPairs(PairDataModule):
         noise: Noise,
         options: dict[str, Any] | None = None,
     ) -> None:
+        check_types(SimulatedPairs.__init__, locals(), "data.")
         flips = images.horizontal_flips
         require(not flips, "images.horizontal_flips", flips, "false: data do not flip along")
         self.channels = images.channels

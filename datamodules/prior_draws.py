@@ -14,6 +14,7 @@ import flowprior
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ImageSource, random_stream
 from datamodules.errors import require
+from flowprior.argument_types import check_types
 from flowprior.identity import file_digest, identity
 from flowprior.inversion import batch_invariant
 from flowprior.priors import Prior
@@ -69,6 +70,7 @@ class PriorDraws(ImageDataModule):
         self, prior: Path | Prior, num_images: int = 1000, seed: int = 0, batch_size: int = 64
     ) -> None:
         # Whoever has the prior may move it to another device.
+        check_types(PriorDraws.__init__, locals(), "data.")
         own = isinstance(prior, Prior)
         self.prior = copy.deepcopy(prior).cpu().eval() if own else Path(prior)
         loaded = _loaded(self.prior)

@@ -14,6 +14,7 @@ from torchvision.datasets.utils import check_integrity
 from datamodules.base import ImageDataModule, check_split
 from datamodules.dequantize import ArrayImages
 from datamodules.errors import DataError, require
+from flowprior.argument_types import check_types
 
 MNIST_SUMS = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -100,6 +101,7 @@ class MNIST(TorchvisionModule):
         digits: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
+        check_types(MNIST.__init__, locals(), "data.")
         known = digits is None or (len(digits) > 0 and set(digits) <= set(range(10)))
         require(known, "digits", digits, "some of 0, 1, ..., 9")
         self.digits = digits
@@ -144,6 +146,7 @@ class CIFAR10(TorchvisionModule):
     """
 
     def __init__(self, root: str = "data", download: bool = False, **options: Any) -> None:
+        check_types(CIFAR10.__init__, locals(), "data.")
         super().__init__(root, download, image_size=32, **options)
 
     def _read(self, train: bool) -> np.ndarray:

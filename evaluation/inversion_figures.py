@@ -204,7 +204,7 @@ def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
 
 def _spread(result: Result) -> tuple[np.ndarray, str]:
     deviation = result.arrays["deviation"]
-    return deviation, f"{deviation.mean():.2g}"
+    return deviation, f"mean {deviation.mean():.2g}"
 
 
 def _data_are_images(result: Result) -> bool:

@@ -1,6 +1,7 @@
 """Types of arguments, checked against annotations: their errors name the argument."""
 
 import functools
+import inspect
 import os
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,11 @@ _WORDS = {
     Path: ("a path", "paths"),
     Tensor: ("a tensor", "tensors"),
     torch.dtype: ("a torch.dtype", "torch.dtypes"),
+    torch.device: ("a torch.device", "torch.devices"),
     types.NoneType: ("None", "None"),
 }
 _SEQUENCES = (list, tuple, Sequence)
+_PLAIN = (*(kind for kind in _WORDS if kind is not Path), complex, bytes, list, tuple, dict, set)
 
 
 def check_types(function: Callable, given: Mapping[str, Any], where: str = "") -> None:
@@ -44,6 +47,8 @@ def check_types(function: Callable, given: Mapping[str, Any], where: str = "") -
     Traceback (most recent call last):
     ValueError: x must be a number, got '3'
     """
+    if torch.compiler.is_compiling():
+        return
     for name, kind in _annotations(function).items():
         if name in given and not _fits(given[name], kind):
             raise ValueError(f"{where}{name} must be {_words(kind)}, got {shown(given[name])}")
@@ -70,6 +75,7 @@ def shown(value: object) -> str:
 @functools.cache
 def _annotations(function: Callable) -> dict[str, Any]:
     found = {}
+    function = inspect.unwrap(function)
     for name, kind in function.__annotations__.items():
         if isinstance(kind, str):
             try:
@@ -98,10 +104,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, str | os.PathLike if kind is str else os.PathLike)
     if origin is Callable or kind is Callable:
         return callable(value)
-    try:
-        return not isinstance(kind, type) or isinstance(value, kind)
-    except TypeError:  # a protocol
-        return True
+    if kind in _WORDS:
+        return isinstance(value, kind)
+    # Of others a capability is meant, which their users ask for.
+    return not isinstance(value, _PLAIN) or not isinstance(kind, type) or kind in (Any, object)
 
 
 def _is_sequence(value: Any) -> bool:
@@ -128,7 +134,7 @@ def _words(kind: Any, many: bool = False) -> str:
         inner = _words(parts[0], True) if parts and not isinstance(parts[0], TypeVar) else ""
         return f"{len(parts)} {inner}" if fixed else f"a list of {inner}"
     if origin is not None and issubclass(origin, Mapping):
-        return f"a mapping by name to {_words(parts[1])}"
+        return f"{_words(parts[1], True)} by name"
     if origin is Callable:
         return "a function"
-    return f"a {kind.__name__}"
+    return f"{kind.__name__}s" if many else f"a {kind.__name__}"

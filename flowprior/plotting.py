@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from flowprior.argument_types import check_types, shown
 from flowprior.checks import check_integer
 from flowprior.extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
 
     from flowprior.inversion import Estimate
 
@@ -45,6 +47,7 @@ def plot(
         ValueError: names the argument whose shape or range is wrong.
         MissingExtra: matplotlib is not installed.
     """
+    check_types(plot, locals())
     with extra("figures"):
         import matplotlib  # noqa: F401
 
@@ -124,10 +127,16 @@ def _check(
 ) -> None:
     if not x:
         raise ValueError("found must have at least one result")
+    for value in x.values():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"found must be an Estimate, or a tensor of images, got {shown(value)}"
+            )
     first = next(iter(x.values()))
     for name, value in {**x, "truth": truth, "std": std}.items():
         shape = None if value is None else tuple(getattr(value, "shape", ()))
         if shape is not None and (len(shape) != 4 or shape != tuple(first.shape)):
+            name = "found" if name == "recovered" else name
             raise ValueError(f"{name} must be images (B, C, H, W), as all others, got {shape}")
     if y is not None and len(y) != len(first):
         raise ValueError(f"y must have {len(first)} rows, one for each image, got {len(y)}")

@@ -22,6 +22,7 @@ from torch.nn.modules.module import (
 )
 
 import flowprior.flows  # noqa: F401  # fills Flow.registry
+from flowprior.argument_types import check_types
 from flowprior.flows.base import Flow
 from flowprior.io import atomic_write
 
@@ -75,6 +76,7 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
     `card` (JSON values: data set, bits, epoch, metrics) is kept for people to read. Files are
     replaced atomically. Raises OSError if the folder cannot be written.
     """
+    check_types(save, locals())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
@@ -112,6 +114,7 @@ def load(
         WeightsError: if there is neither, a file is missing, truncated or altered, or the two do
             not belong together.
     """
+    check_types(load, locals())
     for name in imports:
         importlib.import_module(name)
     folder = Path(folder) if Path(folder).exists() else path(str(folder))

@@ -22,12 +22,22 @@ from evaluation.base import Cell, Result, labels_text
 from evaluation.baselines import Data
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionCell, InversionEvaluation
+from evaluation.inversion_arrays import kept_of_batch
 from evaluation.inversion_figures import write_boards
 from evaluation.table import Table
 from evaluation.tuning import grid
-from flowprior.inversion import BatchedLBFGS, Checkpoint, smoothed
+from flowprior.inversion import (
+    BatchedLBFGS,
+    Checkpoint,
+    Recording,
+    make_problem,
+    smoothed,
+    solve,
+)
+from flowprior.posterior import Variational
 from tests.conftest import make_perturbed_glow
 from tests.entry_points import ROOT, finish, start, with_weights
+from tests.inversion_problems import LinearGaussian, images_of
 from tests.inversion_tables import (
     BLUR,
     DATA,
@@ -226,6 +236,34 @@ def test_a_start_of_its_own_is_pictured_beside_data_and_truth(folder):
     image = np.full((1, 4, 4), 0.5)
     titles, _ = comparison(folder, (), truth=image, start=image)
     assert titles[:4] == [["truth"], ["start:", "smoothed", "truth"], ["a"], ["b"]]
+
+
+def test_deviations_of_posteriors_are_pictured_beside_their_means(folder):
+    image = np.full((1, 4, 4), 0.5)
+    titles, caption = comparison(folder, (), truth=image, deviation=0.2 * image)
+    assert titles[:3] == [["truth"], ["a"], ["a", "deviation", "mean", "0.1"]]
+    assert titles[7] == ["mean", "0.1"]
+    assert "Standard deviations are of 32 draws" in caption
+
+
+def test_deviations_are_kept_of_images_to_be_shown():
+    prior, settings = LinearGaussian(), {"iterations": 5, "start": "random"}
+    truth = images_of(prior, 3)
+    found = {}
+    for rows in ([0, 1, 2], [1]):
+        options = {"sigma": 0.1, "indices": rows}
+        problem = make_problem(prior, lambda x: x, truth[rows], **options)
+        recording = Recording(truth[rows], 2, last=5)
+        estimate = solve(Variational(descent_iterations=0), problem, 5, [recording])
+        cell = Cell({}, rows, settings)
+        kept = kept_of_batch(cell, rows, problem, estimate, recording, 2, every=False)
+        found |= {
+            (len(rows), row): one.get("deviation") for row, one in zip(rows, kept, strict=True)
+        }
+    assert found[3, 2] is None
+    torch.testing.assert_close(found[3, 1], found[1, 1])
+    draws = estimate.posterior.sample(400, seed=1)[:, 0]
+    torch.testing.assert_close(found[1, 1].double(), draws.std(0), rtol=0.6, atol=0)
 
 
 def test_start_is_kept_of_methods_that_begin_there(folder, whole):

@@ -465,6 +465,21 @@ def test_image_grid_takes_what_it_says(shape):
     assert png_bytes(figure).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_standard_deviations_have_colours_of_their_own(channels):
+    images = np.random.default_rng(0).random((6, channels, 8, 6))
+    images[1::3] *= 0.1
+    figure = image_grid(images, columns=3, value_range=(0, 1), label="value", spreads=[1])
+    drawn = [axis.images[0] for axis in figure.axes if axis.images]
+    assert [picture.get_cmap().name == "viridis" for picture in drawn] == 2 * [False, True, False]
+    spread = images[1::3].mean(1)
+    np.testing.assert_allclose(drawn[1].get_array(), spread[0])
+    assert drawn[1].get_clim() == drawn[4].get_clim() == (0, np.quantile(spread, 0.995))
+    assert drawn[0].get_clim() == (0, 1)
+    labels = {axis.get_ylabel() for axis in figure.axes} - {""}
+    assert labels == {"standard deviation"} | ({"value"} if channels == 1 else set())
+
+
 def test_image_grid_draws_other_numbers_of_channels_side_by_side():
     images = np.random.default_rng(0).random((3, 2, 8, 6))
     figure = image_grid(images)

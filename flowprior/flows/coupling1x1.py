@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_types
 from flowprior.flows.act_norm import ActNorm
 from flowprior.flows.coupling import Coupling
 from flowprior.flows.memory_flat import ChainLayer
@@ -70,6 +71,7 @@ class Coupling1x1Flow(MultiScaleFlow):
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
+        check_types(Coupling1x1Flow.__init__, locals())
         check_counts(in_channels=in_channels, hidden_channels=hidden_channels, steps=len(steps))
         check_counts(**{f"steps[{scale}]": count for scale, count in enumerate(steps)})
         check_limits(log_scale_limit, shift_limit)

@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_types
 from flowprior.flows.conditional import at_levels, check_condition_shape, condition_channels
 from flowprior.flows.coupling import Coupling, CouplingKind
 from flowprior.flows.coupling_net import CouplingNet
@@ -80,6 +81,7 @@ class Glow(MultiScaleFlow):
         data_range: tuple[float, float] = (-0.5, 0.5),
         condition_shape: tuple[int, ...] | None = None,
     ) -> None:
+        check_types(Glow.__init__, locals())
         check_counts(
             in_channels=in_channels, levels=levels, steps=steps, hidden_channels=hidden_channels
         )

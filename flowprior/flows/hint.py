@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_types
 from flowprior.checks import check_integer
 from flowprior.flows.base import Flow, standard_normal_log_prob
 from flowprior.flows.conditional import check_condition_shape
@@ -109,6 +110,7 @@ class ConditionalHint(Flow):
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-0.5, 0.5),
     ) -> None:
+        check_types(ConditionalHint.__init__, locals())
         check_counts(
             in_channels=in_channels, steps=steps, depth=depth, hidden_channels=hidden_channels
         )

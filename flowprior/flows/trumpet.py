@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_types
 from flowprior.checks import check_choice
 from flowprior.flows.base import Flow
 from flowprior.flows.coupling_net import CouplingNet
@@ -110,6 +111,7 @@ class Trumpet(Flow):
         memory_efficient: bool = True,
         data_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
+        check_types(Trumpet.__init__, locals())
         if low_steps is None:
             low_steps = LOW_STEPS.get((in_channels, image_size), 16)
         check_counts(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.gaussianization.heavy_tails import lambert_w_gaussianize
 from flowprior.gaussianization.ica import ica
 from flowprior.gaussianization.patches import from_patches, to_patches
@@ -63,6 +64,7 @@ class Gaussianization(Reparameterization):
         eta: float = 1e-3,
         damping: float = 0.8,
     ) -> None:
+        check_types(Gaussianization.__init__, locals())
         super().__init__()
         if patch_size < 1 or passes < 1 or ica_iterations < 0:
             raise ValueError(

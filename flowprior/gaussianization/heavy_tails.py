@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flowprior.argument_types import check_types
 from flowprior.gaussianization import solving
 from flowprior.gaussianization.lambert_w import lambert_w
 from flowprior.gaussianization.solving import START_SAMPLES, all_done, settled, subsample
@@ -32,6 +33,7 @@ def lambert_w_gaussianize(x: Tensor) -> Tensor:
     Raises:
         ValueError: x is not (B, n).
     """
+    check_types(lambert_w_gaussianize, locals())
     if x.ndim != 2:
         raise ValueError(f"lambert_w_gaussianize: x must be (B, n), got {tuple(x.shape)}")
     mean, std = moments(x)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.gaussianization.matrix_functions import nearest_orthogonal
 
 
@@ -29,6 +30,7 @@ def ica(v: Tensor, iterations: int = 10, damping: float = 0.8) -> Tensor:
     Raises:
         ValueError: the shape or an option is wrong.
     """
+    check_types(ica, locals())
     if v.ndim != 3:
         raise ValueError(f"ica: v must be (B, D, N), got {tuple(v.shape)}")
     if iterations < 0 or not 0 < damping <= 1:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
+
 
 @torch.no_grad()
 def lambert_w(x: Tensor) -> Tensor:
@@ -18,6 +20,7 @@ def lambert_w(x: Tensor) -> Tensor:
     >>> lambert_w(torch.tensor([0.0, math.e]))
     tensor([0., 1.])
     """
+    check_types(lambert_w, locals())
     log = torch.log1p(x)
     w = log * (1 - torch.log1p(log) / (2 + log))
     for _ in range(2 if x.dtype == torch.float64 else 1):

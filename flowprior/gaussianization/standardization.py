@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
+
 
 def standardize(x: Tensor, temperature: float = 1.0) -> Tensor:
     """γ (x − mean) / std with the moments of each row of x (B, n), γ the temperature.
@@ -11,6 +13,7 @@ def standardize(x: Tensor, temperature: float = 1.0) -> Tensor:
 
     Reference: Li & Denli, Gaussianization layers, eq. 14.
     """
+    check_types(standardize, locals())
     mean, std = moments(x)
     return (x - mean) / std * temperature
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.gaussianization.matrix_functions import inverse_sqrt
 
 
@@ -24,6 +25,7 @@ def whiten(v: Tensor, eta: float = 1e-3) -> Tensor:
     Raises:
         ValueError: the shape or eta is wrong.
     """
+    check_types(whiten, locals())
     if v.ndim != 3 or v.shape[2] < 2:
         raise ValueError(f"whiten: v must be (B, D, N) with N >= 2, got {tuple(v.shape)}")
     if eta <= 0:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flowprior.argument_types import check_types
 from flowprior.gaussianization import solving
 from flowprior.gaussianization.solving import START_SAMPLES, all_done, settled, subsample
 from flowprior.gaussianization.standardization import scale_and_constancy
@@ -31,6 +32,7 @@ def yeo_johnson(x: Tensor) -> Tensor:
     Raises:
         ValueError: x is not (B, n).
     """
+    check_types(yeo_johnson, locals())
     if x.ndim != 2:
         raise ValueError(f"yeo_johnson: x must be (B, n), got {tuple(x.shape)}")
     return _Transform.apply(x, _Power.apply(x))

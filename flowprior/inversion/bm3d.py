@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_positive
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.reconstructor import ReconstructorRun
@@ -39,6 +40,7 @@ class BM3D(Solver):
     differentiates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_positive("strength", self.strength)
 
     def check(self, prior: Prior | None, who: str = "") -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flowprior.argument_types import check_types
 from flowprior.identity import identity
 from flowprior.io import atomic_path
 
@@ -27,6 +28,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, seconds: float = 60.0) -> None:
+        check_types(Checkpoint.__init__, locals())
         self.path = Path(path)
         self.seconds = seconds
         self._written = time.monotonic()

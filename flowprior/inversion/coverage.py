@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.inversion.problem import Problem
 
 UNLIKELY = 3.2905
@@ -32,6 +33,7 @@ def surprise(z: Tensor, residual: Tensor, problem: Problem) -> Tensor:
         residual: rms in units of the noise, (B,), as an `Estimate` has it.
         problem: what was measured; entries of y that are exactly 0 count as not observed.
     """
+    check_types(surprise, locals())
     observed = (problem.y != 0).flatten(1).sum(1) * (2 if problem.y.is_complex() else 1)
     latent = _normal(z.flatten(1).double().square().sum(1), observed.clamp(max=z[0].numel()))
     return latent.maximum(_normal(residual.double().square() * observed, observed))

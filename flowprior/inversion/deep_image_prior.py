@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.images import ImageRun, row_seed
@@ -41,6 +42,7 @@ class DeepImagePrior(Solver):
     layers: int = 5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_positive("learning_rate", self.learning_rate)
         check_integer("channels", self.channels, least=1)
         check_integer("layers", self.layers, least=2)

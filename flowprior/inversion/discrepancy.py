@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.inversion.descent import LBFGSRun, Values
 from flowprior.inversion.map import MAP
@@ -52,6 +53,7 @@ class Discrepancy(Solver):
     margin: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_integer("stage", self.stage, least=1)
         check_positive("target", self.target)
         if self.margin is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser
@@ -63,6 +64,7 @@ class DPS(Solver):
     last_level: float = 0.01
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "denoiser", make_denoiser(self.denoiser, self.weights))
         for name in ("step_size", "first_level", "last_level"):
             check_positive(name, getattr(self, name))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_number, check_positive
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.descent import AdamRun, Values
@@ -67,6 +68,7 @@ class IFlow(Solver):
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("beta", self.beta, least=0)
         check_positive("learning_rate", self.learning_rate)
         check_number("tolerance", self.tolerance, least=0, most=1)

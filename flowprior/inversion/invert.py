@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import make_problem
@@ -62,6 +63,7 @@ def invert(
     Raises:
         ValueError: names the argument that is wrong or does not fit, before anything is computed.
     """
+    check_types(invert, locals())
     solver = MAP() if solver is None else solver
     check_solver(solver)
     problem = make_problem(

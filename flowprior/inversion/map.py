@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields, check_types
 from flowprior.checks import check_choice, check_integer, check_number, check_positive
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer
@@ -65,6 +66,7 @@ class MAP(Solver):
     projection_iterations: int = 100
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("beta", self.beta, least=0)
         check_choice("beta_unit", self.beta_unit, ("nats", "bits_per_dim"))
         check_choice("penalty", self.penalty, ("latent_norm", "log_density", "none"))
@@ -135,11 +137,13 @@ def csgm(gamma: float = 0.1, learning_rate: float = 5e-3) -> MAP:
 
     The published method is this one within `Restarts`.
     """
+    check_types(csgm, locals())
     return _latent_norm(gamma, learning_rate, start_scale=1.0)
 
 
 def glow_ip(gamma: float = 0.01, learning_rate: float = 5e-3) -> MAP:
     """As `csgm`, but from z = 0: GlowIP (Asim et al., 2020)."""
+    check_types(glow_ip, locals())
     return _latent_norm(gamma, learning_rate, start_scale=0.0)
 
 
@@ -163,6 +167,7 @@ def l1_map(alpha: float = 0.05, learning_rate: float = 5e-3) -> MAP:
     Reference: Chavez, Generative flows as a general purpose solution for inverse problems (2022).
     """
     # The sum of |r| is twice as large on [−1, 1] as on [0, 1], so that the scale is ½.
+    check_types(l1_map, locals())
     return MAP(
         beta=alpha,
         penalty="log_density",
@@ -190,6 +195,7 @@ def project_to_latents(
     Reference: Li & Denli (2021), eq. 39–40, whose misfit has no ½, so that β there is twice this
     one.
     """
+    check_types(project_to_latents, locals())
     penalty = "log_density" if beta else "none"
     solver = MAP(beta=beta, penalty=penalty, reparameterization=reparameterization)
     solver.check(prior, "project_to_latents: ")

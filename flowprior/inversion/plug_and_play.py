@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser
@@ -54,6 +55,7 @@ class PlugAndPlay(Solver):
     last_level: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "denoiser", make_denoiser(self.denoiser, self.weights))
         check_positive("strength", self.strength)
         check_positive("first_level", self.first_level)

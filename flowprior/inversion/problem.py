@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_types
 from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.forward import Forward, forward_for
@@ -102,6 +103,7 @@ def make_problem(
     Raises:
         ValueError: names the argument and what was expected.
     """
+    check_types(make_problem, locals())
     _check_data(y)
     check_integer("seed", seed, least=0)
     seed = int(seed)

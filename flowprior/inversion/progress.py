@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from flowprior.argument_types import check_types
 from flowprior.checks import check_integer
 from flowprior.inversion.solving import Observer, Run
 from flowprior.progress import SweepProgress
@@ -27,6 +28,7 @@ class Progress:
     """
 
     def __init__(self, iterations: int, after: float = 0.0) -> None:
+        check_types(Progress.__init__, locals())
         check_integer("iterations", iterations, least=0)
         self.iterations, self.after = iterations, after
         self._since: float | None = None

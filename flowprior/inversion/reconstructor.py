@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields
 from flowprior.inversion.images import ImageRun, row_seed
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
@@ -32,6 +33,7 @@ class Reconstructor(Solver):
     differentiates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.model, nn.Module):
             raise ValueError(f"model must be a torch module, got {self.model!r}")
 

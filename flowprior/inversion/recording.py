@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.extras import MissingExtra
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.solving import Run
@@ -31,6 +32,7 @@ class Recording:
     def __init__(
         self, truth: Tensor | None = None, pictures: int = 0, last: int | None = None
     ) -> None:
+        check_types(Recording.__init__, locals())
         self.truth = truth
         self.pictures = pictures
         self.last = last

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer
 from flowprior.inversion.descent import Values
 from flowprior.inversion.forward import Forward
@@ -33,6 +34,7 @@ class Restarts(Solver):
     count: int = 10
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_integer("count", self.count, least=1)
         if not hasattr(self.solver, "start"):
             raise ValueError(

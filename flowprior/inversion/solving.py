@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
@@ -191,6 +192,7 @@ def solve(
     Raises:
         ValueError: the solver does not suit the problem, or an argument is wrong; it is named.
     """
+    check_types(solve, locals())
     check_solver(solver)
     check_integer("iterations", iterations, least=0)
     _check_watchers(observers, checkpoint)

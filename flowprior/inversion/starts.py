@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.inversion.warned import Warned
 
 
@@ -29,6 +30,7 @@ def smoothed(x: Tensor, deviation: float = 5.0) -> Tensor:
     The start of a tomography, after Li & Denli (2021), section 4.2. Made from the truth it gives
     part of the answer away; in practice it needs a model that is known beforehand.
     """
+    check_types(smoothed, locals())
     if not 0 < deviation < float("inf"):
         raise ValueError(f"deviation must be positive and finite, got {deviation}")
     from scipy.ndimage import gaussian_filter

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_number, check_positive
 from flowprior.inversion.descent import LBFGSRun, Values
 from flowprior.inversion.images import first_images
@@ -47,6 +48,7 @@ class TotalVariation(Solver):
     smoothing: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("weight", self.weight, least=0)
         check_positive("smoothing", self.smoothing)
         check_noise("misfit", self.misfit)

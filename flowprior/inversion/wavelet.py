@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_choice, check_integer, check_number
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.proximal import FISTARun
@@ -54,6 +55,7 @@ class Wavelet(Solver):
     levels: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("weight", self.weight, least=0)
         check_choice("family", self.family, tuple(LOW_PASS))
         if self.levels is not None:

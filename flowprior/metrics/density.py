@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowprior.argument_types import check_types
+
 FLAT_NOISE_STD = 1 / 6
 """Standard deviation of the noise in flat areas, in levels; it is cut off at three of them."""
 
@@ -29,6 +31,7 @@ def bits_per_dim(
     >>> bits_per_dim(torch.zeros(1), 10, n_bits=8)  # uniform density on a range of length 1
     tensor([8.])
     """
+    check_types(bits_per_dim, locals())
     low, high = data_range
     log_bin = math.log(high - low) - (n_bits or 0) * math.log(2)
     return -(log_prob / dimensions + log_bin) / math.log(2)
@@ -50,6 +53,7 @@ def coded_bits_per_dim(
         data_range: (low, high).
         flat_noise: whether the noise is that of `flat_noise_log_density`; otherwise it is uniform.
     """
+    check_types(coded_bits_per_dim, locals())
     if flat_noise:
         log_prob = log_prob - flat_noise_log_density(images, n_bits, data_range)
     return bits_per_dim(log_prob, images[0].numel(), n_bits, data_range)
@@ -70,6 +74,7 @@ def flat_noise_log_density(
         n_bits: bits that they were quantised to.
         data_range: (low, high).
     """
+    check_types(flat_noise_log_density, locals())
     low, high = data_range
     exact = (images.detach().double() - low) * (2**n_bits / (high - low))
     levels = exact.floor()

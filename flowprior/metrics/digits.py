@@ -5,6 +5,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_types
 from flowprior.parameters import load_parameters
 
 SIDE = 28
@@ -55,4 +56,5 @@ def load_classifier(weights: str | Path) -> DigitClassifier:
     Raises:
         ValueError: the file is missing, damaged or of another network.
     """
+    check_types(load_classifier, locals())
     return load_parameters(DigitClassifier(), weights).eval().requires_grad_(False)

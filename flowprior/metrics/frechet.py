@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
+
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
     r"""Squared Fréchet distance of the normal distributions with the moments of two sets.
@@ -28,6 +30,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     >>> round(frechet_distance(points, points + 3), 6)
     9.0
     """
+    check_types(frechet_distance, locals())
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
         raise ValueError(f"features must be (N, F) and (M, F), got {shapes}")

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.extras import extra
 
 SMALLEST_ERROR = 1e-15
@@ -28,6 +29,7 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
     >>> psnr(torch.full((1, 1, 4, 4), 0.75), torch.full((1, 1, 4, 4), 0.25)).round(decimals=2)
     tensor([6.0200])
     """
+    check_types(psnr, locals())
     _check(x, truth)
     error = (x.clamp(0, 1) - truth.clamp(0, 1)).square().flatten(1).mean(1)
     return -10 * error.clamp_min(SMALLEST_ERROR).log10()
@@ -45,6 +47,7 @@ def snr(x: Tensor, truth: Tensor) -> Tensor:
     >>> snr(torch.full((1, 1, 4, 4), 0.8), torch.full((1, 1, 4, 4), 1.0)).round(decimals=2)
     tensor([7.9600])
     """
+    check_types(snr, locals())
     return _signal_to_noise(x, truth, 0.5)
 
 
@@ -57,6 +60,7 @@ def snr_shifted(x: Tensor, truth: Tensor) -> Tensor:
     >>> snr_shifted(torch.full((1, 1, 4, 4), 0.8), torch.full((1, 1, 4, 4), 1.0)).round(decimals=2)
     tensor([13.9800])
     """
+    check_types(snr_shifted, locals())
     return _signal_to_noise(x, truth, 0.0)
 
 
@@ -80,6 +84,7 @@ def relative_error(x: Tensor, truth: Tensor) -> Tensor:
     >>> relative_error(torch.full((1, 1, 2, 2), 0.75), torch.full((1, 1, 2, 2), 0.5))
     tensor([0.5000])
     """
+    check_types(relative_error, locals())
     return (x - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
 
 
@@ -90,6 +95,7 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
     sigma=1.5, use_sample_covariance=False``.
     Raises ValueError for images smaller than the window. Needs the extra `metrics`.
     """
+    check_types(ssim, locals())
     with extra("metrics"):
         from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -111,6 +117,7 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
     to three channels; images smaller than 64 pixels are enlarged to 64, as the network needs.
     Needs the extra `metrics`.
     """
+    check_types(lpips, locals())
     _check(x, truth)
     network = _lpips_network(x.device)
     if network is None:

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
+
 
 class Bijection(Protocol):
     """What a round trip needs of a flow."""
@@ -32,6 +34,7 @@ def unusual_images(
     >>> {kind: tuple(x.shape) for kind, x in unusual_images((1, 8, 8), 4).items()}["ramps"]
     (4, 1, 8, 8)
     """
+    check_types(unusual_images, locals())
     generator = torch.Generator().manual_seed(seed)
     steps = torch.linspace(0, 1, count)[:, None, None, None]
     channels, height, width = image_shape
@@ -60,6 +63,7 @@ def worst_round_trip(flow: Bijection, images: Tensor) -> float:
 
     1e30 where it is not finite, so that every format can hold it.
     """
+    check_types(worst_round_trip, locals())
     low, high = flow.data_range
     x = low + (high - low) * images.to(flow.like)
     back = flow.decode(flow.encode(x)[0])[0]
@@ -69,6 +73,7 @@ def worst_round_trip(flow: Bijection, images: Tensor) -> float:
 
 def unusual_round_trips(flow: Bijection) -> dict[str, float]:
     """The worst round trip of each kind of unusual images."""
+    check_types(unusual_round_trips, locals())
     return {
         kind: worst_round_trip(flow, images)
         for kind, images in unusual_images(flow.image_shape).items()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowprior.argument_types import check_types
+
 
 def typicality(z: Tensor, patch_size: int = 8) -> dict[str, Tensor]:
     """Per-image diagnostics of latents z (B, ...), each (B,).
@@ -21,6 +23,7 @@ def typicality(z: Tensor, patch_size: int = 8) -> dict[str, Tensor]:
     >>> {name: round(value.mean().item(), 1) for name, value in typicality(z, patch_size=4).items()}
     {'radius': 1.0, 'skewness': 0.0, 'kurtosis': 3.0, 'patch_energy_spread': 1.0}
     """
+    check_types(typicality, locals())
     flat = z.flatten(1)
     energy = flat.square().mean(1)
     centred = flat - flat.mean(1, keepdim=True)
@@ -60,6 +63,7 @@ def largest_patch_correlation(z: Tensor, patch_size: int = 8) -> tuple[Tensor, T
     Returns:
         Two tensors without dimensions.
     """
+    check_types(largest_patch_correlation, locals())
     vectors = patches(z, patch_size).transpose(0, 1).flatten(1).double()
     size, count = vectors.shape
     if size < 2 or count < 2:
@@ -77,6 +81,7 @@ def patches(z: Tensor, patch_size: int) -> Tensor:
 
     w is the largest divisor of H and of W that is at most `patch_size` and at most half of either.
     """
+    check_types(patches, locals())
     height, width = z.shape[-2:]
     largest = max(1, min(patch_size, height // 2, width // 2))
     side = max(w for w in range(1, largest + 1) if height % w == width % w == 0)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowprior.argument_types import check_types
 from flowprior.physics import operators
 from flowprior.physics.eikonal import crosshole
 
@@ -41,6 +42,7 @@ def find_operator(name_or_path: str) -> Builder:
     Raises:
         ValueError: there is no such operator, or its module cannot be imported.
     """
+    check_types(find_operator, locals())
     if name_or_path in OPERATORS:
         return OPERATORS[name_or_path]
     module, _, attribute = name_or_path.rpartition(".")
@@ -74,6 +76,7 @@ def make_operator(name_or_path: str, image_shape: ImageShape, **options: Any) ->
     Raises:
         ValueError: there is no such operator, or it does not take these options.
     """
+    check_types(make_operator, locals())
     builder = find_operator(name_or_path)
     own = inspect.signature(builder).parameters
     shape = {name: tuple(image_shape) for name in SHAPE_OPTIONS if name in own}

@@ -8,6 +8,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 from torch.nn import functional
 
+from flowprior.argument_types import check_types
 from flowprior.checks import check_integer, check_positive
 from flowprior.physics.travel_times import travel_times
 
@@ -47,6 +48,7 @@ class EikonalTomography(Physics):
         velocity: Callable[[Tensor], Tensor] = linear_velocity,
         refine: int = 1,
     ) -> None:
+        check_types(EikonalTomography.__init__, locals())
         super().__init__()
         check_positive("spacing", spacing)
         check_integer("refine", refine, least=1)
@@ -101,6 +103,7 @@ def crosshole(
         extent: metres between the two columns, > 0.
         refine: computes on a grid with this many times smaller spacing, see `EikonalTomography`.
     """
+    check_types(crosshole, locals())
     channels, height, width = image_shape
     if channels != 1 or width < 2:
         raise ValueError(f"crosshole tomography needs models (1, H, W > 1), got {image_shape}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
@@ -45,6 +46,7 @@ class Amortised(Solver):
     posterior_after = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_integer("mean_draws", self.mean_draws, least=1)
 
     def check(self, prior: Prior | None, who: str = "") -> None:

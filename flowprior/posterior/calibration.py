@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.checks import check_integer
 from flowprior.inversion.solving import Posterior
 from flowprior.inversion.warned import named_rows
@@ -99,6 +100,7 @@ def calibrate(
     Raises:
         ValueError: an argument is wrong, or something is not finite; it is named.
     """
+    check_types(calibrate, locals())
     check_draws(draws)
     check_integer("seed", seed, least=0)
     x = posterior.sample(draws, seed=seed).double()

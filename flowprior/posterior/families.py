@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer
 from flowprior.posterior.likelihood import log_normal
 
@@ -141,6 +142,7 @@ class LowRank(Family):
     rank: int = 16
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_integer("rank", self.rank, least=1)
 
     def shapes(self, size: int) -> Shapes:
@@ -191,6 +193,7 @@ class Coupling(Family):
     hidden: int = 32
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_integer("depth", self.depth, least=2)
         check_integer("hidden", self.hidden, least=1)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_choice, check_integer, check_number
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.descent import Values, chosen
@@ -74,6 +75,7 @@ class Langevin(Solver):
     needs = ("generate",)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_integer("chains", self.chains, least=2)
         for name in ("warm_up", "leapfrog", "thin"):
             check_integer(name, getattr(self, name), least=1)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.checks import check_integer
 from flowprior.figures import image_panels
 from flowprior.inversion.solving import Posterior
@@ -71,6 +72,7 @@ def summarise(posterior: Posterior, count: int = 256, *, seed: int = 0, chunk: i
     Raises:
         ValueError: an argument is wrong, or draws are not as many as asked for or not finite.
     """
+    check_types(summarise, locals())
     check_integer("count", count, least=2)
     check_integer("seed", seed, least=0)
     check_integer("chunk", chunk, least=1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_choice, check_integer, check_number, check_positive
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.descent import AdamRun, Values
@@ -80,6 +81,7 @@ class Variational(Solver):
     posterior_after = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.family, Family):
             raise ValueError(f"family must be one such as Coupling(), got {self.family!r}")
         check_number("beta", self.beta, least=0)

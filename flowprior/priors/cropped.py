@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.priors.base import Prior
 from flowprior.priors.bordered import Bordered
 
@@ -29,6 +30,7 @@ class Cropped(Bordered):
     def __init__(
         self, prior: Prior, image_size: int | tuple[int, int], border: float = 0.5 / 256
     ) -> None:
+        check_types(Cropped.__init__, locals())
         super().__init__(prior, image_size, border, less=True)
 
     def _given(self, x: Tensor) -> Tensor:

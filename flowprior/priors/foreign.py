@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_types
 from flowprior.latent import Latent, standard_normal_log_prob
 from flowprior.priors.base import Prior
 
@@ -76,6 +77,7 @@ def from_zuko(
     Raises:
         ValueError: the flow needs a context, or its base is not N(0, I) of C·H·W dimensions.
     """
+    check_types(from_zuko, locals())
     prior = _Zuko(flow, image_shape, data_range)
     _check_density(prior, "from_zuko", lambda z: flow().base.log_prob(z), "N(0, I)")
     return prior
@@ -91,6 +93,7 @@ def from_normflows(
     Raises:
         ValueError: the base is another distribution, or does not have C·H·W dimensions.
     """
+    check_types(from_normflows, locals())
     prior = _NormFlows(flow, image_shape, data_range)
 
     def density(z: Tensor) -> Tensor:

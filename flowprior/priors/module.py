@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_types
 from flowprior.latent import Latent
 from flowprior.priors.base import Prior
 
@@ -32,6 +33,7 @@ class Module(Prior):
         latent: Sequence[int] | Mapping[str, Sequence[int]],
         data_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
+        check_types(Module.__init__, locals())
         parts = latent if isinstance(latent, Mapping) else {"z": latent}
         super().__init__(image_shape, Latent({n: tuple(s) for n, s in parts.items()}), data_range)
         self.module = module

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.priors.base import Prior
 from flowprior.priors.bordered import Bordered
 
@@ -26,6 +27,7 @@ class Padded(Bordered):
     def __init__(
         self, prior: Prior, image_size: int | tuple[int, int], border: float = 0.0
     ) -> None:
+        check_types(Padded.__init__, locals())
         super().__init__(prior, image_size, border, less=False)
 
     def _given(self, x: Tensor) -> Tensor:

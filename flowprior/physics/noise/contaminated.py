@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_number
 from flowprior.physics.noise.base import Noise, check_density, check_real, difference
 from flowprior.physics.noise.draws import Indices, draw
@@ -29,6 +30,7 @@ class Contaminated(Noise):
     factor: float = 10.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("sigma", self.sigma, least=0)
         check_number("share", self.share, least=0, most=0.5)
         check_number("factor", self.factor, least=1e-3, most=1e6)

@@ -6,6 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_number
 from flowprior.physics.noise.base import Noise, check_density, difference
 from flowprior.physics.noise.draws import Indices, draw
@@ -24,6 +25,7 @@ class Laplace(Noise):
     scale: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("scale", self.scale, least=0)
 
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:

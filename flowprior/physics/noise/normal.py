@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_number
 from flowprior.physics.noise.base import (
     Noise,
@@ -35,6 +36,7 @@ class Gaussian(Noise):
     scale: Scale = "data"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("sigma", self.sigma, least=0)
         if self.scale not in ("data", "255"):
             raise ValueError(f'scale must be "data" or "255", got {self.scale!r}')
@@ -74,6 +76,7 @@ class Relative(Noise):
     sigma: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("sigma", self.sigma, least=0)
 
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:
@@ -110,6 +113,7 @@ class SNR(Noise):
     db: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("db", self.db, least=-200, most=200)
 
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_positive
 from flowprior.physics.noise.base import Noise, check_real, difference
 from flowprior.physics.noise.draws import Indices, draw
@@ -28,6 +29,7 @@ class Poisson(Noise):
     gain: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_positive("gain", self.gain)
 
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:
