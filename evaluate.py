@@ -23,6 +23,7 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from evaluation import Evaluation, run
+from evaluation.records import OtherSettings
 from evaluation.runner import RECORDS, ProcessPool
 from flowprior.command_line import (
     ROOT,
@@ -79,6 +80,10 @@ def main() -> None:
             if config.tune:
                 evaluation = _tuned(evaluation, output / "tuning", settings, pool)
             run(evaluation, output, settings, Console(), pool)
+    except OtherSettings as error:
+        tuned = not config.tune and (output / "tuning").exists()
+        hint = ". If --tune has chosen these options, give it again" if tuned else ""
+        raise UsageError(f"{one_line(error)}{hint}") from error
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 
@@ -90,7 +95,7 @@ def _tuned(
 
     if not evaluation.tunable:
         raise UsageError(f"--tune: {type(evaluation).__name__} has nothing to tune")
-    if (output.parent / RECORDS).exists() and not output.exists():
+    if (output.parent / RECORDS).exists() and not (output / "table.json").exists():
         raise UsageError(
             f"--tune: {output.parent / RECORDS} holds results that were not tuned: give another "
             "--output, or delete that file"

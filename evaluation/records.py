@@ -20,6 +20,10 @@ _HEADER = f'{{"{_FORMAT}": {_VERSION}}}\n'.encode()
 _ADVICE = "choose another output folder, or delete that file to start again"
 
 
+class OtherSettings(ValueError):
+    """There are results of a cell under other settings."""
+
+
 class RecordStore:
     """Append-only file of JSON lines: a header, then a line for each cell and each of its images.
 
@@ -34,8 +38,8 @@ class RecordStore:
         cells: those to be measured.
 
     Raises:
-        ValueError: the file holds results of one of these cells under other settings, is of an
-            earlier version, or has a corrupt line. The file is not changed.
+        OtherSettings: the file holds results of one of these cells under other settings.
+        ValueError: it is of an earlier version, or has a corrupt line. It is not changed.
         BlockingIOError: another process has the file open.
     """
 
@@ -154,7 +158,7 @@ class RecordStore:
         if changed:
             cell, found = changed[0]
             others = f" (and in {len(changed) - 1} other rows)" if len(changed) > 1 else ""
-            raise ValueError(
+            raise OtherSettings(
                 f"{self.path} holds results of {cell} under other settings: "
                 f"{'; '.join(found[:5])}{others}. Give the row other labels, {_ADVICE}"
             )

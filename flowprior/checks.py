@@ -1,7 +1,9 @@
 """Checks of options, whose errors name the option and what was expected."""
 
+from dataclasses import fields
 from math import inf, isfinite
 from numbers import Integral, Real
+from typing import Any
 
 
 def check_number(name: str, value: object, *, least: float = -inf, most: float = inf) -> None:
@@ -26,6 +28,14 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raise a ValueError unless the value is one of those known."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check_no_effect(record: Any, reason: str, *names: str) -> None:
+    """Raise a ValueError if fields of a dataclass that have no effect are not left as they were."""
+    defaults = {field.name: field.default for field in fields(record)}
+    for name in names:
+        if (value := getattr(record, name)) != defaults[name]:
+            raise ValueError(f"{name}={value!r} has no effect with {reason}: leave it out")
 
 
 def _is(kind: type, value: object) -> bool:

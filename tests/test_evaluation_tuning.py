@@ -159,7 +159,9 @@ def test_killed_tuning_continues(folder, rows, monkeypatch, capsys):
 def test_finished_table_is_not_mixed_with_a_tuned_one(folder, rows, capsys):
     shutil.copytree(folder / "tuned", folder / "again")
     assert run_here(folder, "--config", "tuned.yaml", "--output", "again") == 2
-    assert "weight" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "weight" in line
+    assert line.rstrip().endswith("If --tune has chosen these options, give it again")
     assert run_here(folder, "--config", "tuned.yaml", "--output", "again", "--tune") == 0
     assert capsys.readouterr().out.count("Already finished") == 2
 
@@ -169,6 +171,9 @@ def test_a_table_that_was_not_tuned_is_told_before_tuning(folder, rows, capsys):
     assert run_here(folder, "--config", "tuned.yaml", "--output", "plain", "--tune") == 2
     assert "records.jsonl holds results that were not tuned" in capsys.readouterr().err
     assert not (folder / "plain" / "tuning").exists()
+    shutil.copytree(folder / "tuned" / "tuning" / "arrays", folder / "plain" / "tuning" / "arrays")
+    assert run_here(folder, "--config", "tuned.yaml", "--output", "plain", "--tune") == 2
+    assert "records.jsonl holds results that were not tuned" in capsys.readouterr().err
 
 
 NESTED = {

@@ -77,6 +77,8 @@ class Gaussianization(Reparameterization):
             raise ValueError('rotation="ica" needs whiten=True')
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
+        if temperature != 1 and not standardize:
+            raise ValueError(f"temperature={temperature} has no effect with standardize=False")
         self.patch_size = patch_size
         self.whiten = whiten
         self.rotation = rotation

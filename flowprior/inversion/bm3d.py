@@ -38,6 +38,7 @@ class BM3D(Solver):
 
     strength: float = 1.0
     differentiates: ClassVar[bool] = False
+    uses_start: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)

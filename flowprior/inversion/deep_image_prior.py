@@ -1,7 +1,7 @@
 """Untrained networks as priors."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class DeepImagePrior(Solver):
     learning_rate: float = 0.01
     channels: int = 64
     layers: int = 5
+    uses_start: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from flowprior.inversion.problem import Problem
+from flowprior.inversion.warned import Warned
 from flowprior.parameters import load_parameters
 
 
@@ -41,3 +42,14 @@ def frozen_denoiser(denoiser: nn.Module, problem: Problem) -> nn.Module:
             f"levels (1,) into images of that shape, got {found}"
         )
     return model
+
+
+def missing_stages(done: int, stages: int) -> list[Warned]:
+    """A warning if an estimate was stopped where noise is left."""
+    if done >= stages:
+        return []
+    reason = (
+        f"only {done} of {stages} stages were made, so that noise is left: take {stages} "
+        "iterations, or fewer stages"
+    )
+    return [Warned(reason, "stages_missing")]

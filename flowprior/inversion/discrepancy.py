@@ -175,6 +175,10 @@ class DiscrepancyRun:
 
     def warnings(self, rows: Tensor | None = None) -> list[str]:
         """β that stopped at its limit, of all rows or of `rows` (k,), numbered in this order."""
+        stage = self.settings.stage
+        if self.steps <= stage:
+            reason = f"beta is the solver's: it changes for the first time after {stage} iterations"
+            return [Warned(reason, "beta_unchanged")]
         log_beta = self.log_beta if rows is None else self.log_beta[rows]
         limit = (log_beta - self.first).abs() >= math.log(RANGE)
         if not limit.any():

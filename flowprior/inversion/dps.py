@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
-from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser
+from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser, missing_stages
 from flowprior.inversion.images import ImageRun, row_seed
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
+from flowprior.inversion.warned import Warned
 
 CURVATURE = 7
 """Exponent of the noise schedule (Karras et al. 2022, eq. 5)."""
@@ -62,6 +63,7 @@ class DPS(Solver):
     stages: int = 100
     first_level: float = 20.0
     last_level: float = 0.01
+    uses_start: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -145,6 +147,10 @@ class DPSRun(ImageRun):
     def _noise_of(self, row: int, shape: Sequence[int]) -> Tensor:
         seed = row_seed(self.problem, row, self.done)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    def warnings(self) -> list[Warned]:
+        """That stages are missing."""
+        return missing_stages(self.done, self.solver.stages)
 
     def state_dict(self) -> dict[str, Any]:
         """Images, values, draws and the number of stages done."""

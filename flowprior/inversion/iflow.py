@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
-from flowprior.checks import check_number, check_positive
+from flowprior.checks import check_no_effect, check_number, check_positive
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.descent import AdamRun, Values
 from flowprior.inversion.images import ImageRun
@@ -73,6 +73,8 @@ class IFlow(Solver):
         check_positive("learning_rate", self.learning_rate)
         check_number("tolerance", self.tolerance, least=0, most=1)
         check_noise("misfit", self.misfit)
+        if not self.through:
+            check_no_effect(self, "through=False", "learning_rate", "tolerance")
 
     @property
     def needs(self) -> tuple[str, ...]:

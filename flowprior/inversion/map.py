@@ -7,7 +7,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields, check_types
-from flowprior.checks import check_choice, check_integer, check_number, check_positive
+from flowprior.checks import (
+    check_choice,
+    check_integer,
+    check_no_effect,
+    check_number,
+    check_positive,
+)
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.descent import AdamRun, LBFGSRun, Optimizer
 from flowprior.inversion.forward import Forward
@@ -77,6 +83,10 @@ class MAP(Solver):
         check_integer("projection_iterations", self.projection_iterations, least=0)
         check_noise("misfit", self.misfit)
         check_layers(self.reparameterization)
+        if self.optimizer == "lbfgs":
+            check_no_effect(self, 'optimizer="lbfgs"', "learning_rate")
+        if self.penalty == "none":
+            check_no_effect(self, 'penalty="none"', "beta_unit", *(["beta"] if self.beta else []))
 
     @property
     def needs(self) -> tuple[str, ...]:

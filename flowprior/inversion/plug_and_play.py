@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
-from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser
+from flowprior.inversion.denoisers import frozen_denoiser, make_denoiser, missing_stages
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.proximal import ProximalRun
 from flowprior.inversion.solving import Solver
+from flowprior.inversion.warned import Warned
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ class PlugAndPlayRun(ProximalRun):
         if self.solver.last_level is not None:
             last = [self.solver.last_level] * len(last)
         return self.x.new_tensor([first * (level / first) ** share for level in last])
+
+    def warnings(self) -> list[Warned]:
+        """That stages are missing."""
+        return missing_stages(self.done, self.solver.stages)
 
     def state_dict(self) -> dict[str, Any]:
         """Images, values and the number of stages done."""

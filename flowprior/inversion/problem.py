@@ -125,6 +125,8 @@ def make_problem(
         rows = len(latents) if isinstance(latents, Tensor) and latents.ndim else len(y)
         latents = _flat(latents, prior.latent.shape)
         _check_rows("latents", latents, (rows, prior.latent.size))
+        if start is not None:
+            raise ValueError("start and latents: give one of them")
     _check_condition(condition, prior, len(y))
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
     y = y.detach()
@@ -148,6 +150,8 @@ def _image_shape(
     prior: Prior | None, start: Tensor | None, given: tuple[int, int, int] | None
 ) -> tuple[int, int, int]:
     if prior is not None:
+        if given is not None and tuple(given) != tuple(prior.image_shape):
+            raise ValueError(f"image_shape is {given}, but the prior's is {prior.image_shape}")
         return prior.image_shape
     if given is None and isinstance(start, Tensor) and start.ndim == 4:
         return tuple(start.shape[1:])

@@ -31,6 +31,7 @@ class Reconstructor(Solver):
 
     model: nn.Module
     differentiates: ClassVar[bool] = False
+    uses_start: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)

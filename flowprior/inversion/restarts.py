@@ -47,6 +47,11 @@ class Restarts(Solver):
         """Those of the solver."""
         return self.solver.needs
 
+    @property
+    def uses_start(self) -> bool:
+        """As the solver."""
+        return self.solver.uses_start
+
     def check(self, prior: Prior | None, who: str = "") -> None:
         """See `Solver.check`."""
         self.solver.check(prior, f"{who}Restarts of ")

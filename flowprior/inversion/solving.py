@@ -73,12 +73,14 @@ class Solver(ABC):
         posterior_after: number of iterations after which there is a posterior to draw from; None
             if there never is one. It may be a property that depends on the options.
         through: whether it uses gradients of images that the prior projects onto its range.
+        uses_start: whether its images depend on those to start from.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     differentiates: ClassVar[bool] = True
     posterior_after: ClassVar[int | None] = None
     through: ClassVar[bool] = False
+    uses_start: ClassVar[bool] = True
 
     @abstractmethod
     def begin(self, problem: Problem) -> Run:
@@ -210,7 +212,8 @@ def solve(
     curves = history.stacked()
     still = _still_falling(run, curves, residual)
     found = _surprise(run, problem, residual)
-    warnings = (*range_warnings(problem.start), *own, *warnings, *_unfinished(still, curves))
+    of_start = [*range_warnings(problem.start), *_unused_start(solver, problem)]
+    warnings = (*of_start, *own, *warnings, *_unfinished(still, curves))
     warnings = (*warnings, *_not_covered(found, run.finite & ~still))
     values = run.x, run.z, run.finite, curves, residual, posterior, warnings
     return Estimate(*values, surprise=found, calls=calls, own_warnings=own)
@@ -236,6 +239,8 @@ def check_solver(solver: object) -> None:
 
 def check_together(solver: Solver, problem: Problem) -> None:
     """Raise ValueError unless prior, operator and noise have what the solver needs."""
+    if problem.latents is not None and not solver.needs:
+        raise ValueError(f"{type(solver).__name__} starts from images: give start, not latents")
     solver.check(problem.prior)
     gradient_for = type(solver).__name__ if solver.differentiates else None
     options = {"gradient_for": gradient_for, "through": solver.through}
@@ -279,6 +284,11 @@ def advance(
             observe(iteration, run)
         if checkpoint is not None:
             checkpoint.note(iteration, run, observers)
+
+
+def _unused_start(solver: Solver, problem: Problem) -> Iterator[Warned]:
+    if problem.start is not None and not solver.uses_start:
+        yield Warned(f"{type(solver).__name__} makes no use of start", "start_unused")
 
 
 def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:

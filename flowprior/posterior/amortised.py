@@ -44,6 +44,7 @@ class Amortised(Solver):
     needs = ("generate",)
     differentiates = False
     posterior_after = 0
+    uses_start = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,6 +65,8 @@ class Amortised(Solver):
 
     def begin(self, problem: Problem) -> "AmortisedRun":
         """Draw for the mean."""
+        if problem.latents is not None:
+            raise ValueError("Amortised starts from no latents: leave them out")
         return AmortisedRun(self, problem)
 
 

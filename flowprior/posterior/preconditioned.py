@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flowprior.checks import check_number
+from flowprior.checks import check_no_effect, check_number
 from flowprior.inversion.descent import Values
 from flowprior.inversion.problem import Problem
 from flowprior.posterior.laplace import Coordinates
@@ -58,11 +58,14 @@ class Preconditioned(Variational):
     tempering: float = 1.0
     density: Prior | None = None
 
+    uses_start = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("tempering", self.tempering, least=0, most=1)
         if self.density is not None:
             require(self.density, ["log_prob"], "Preconditioned: density")
+            check_no_effect(self, "density", "tempering")
 
     @property
     def needs(self) -> tuple[str, ...]:

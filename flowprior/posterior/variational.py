@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
-from flowprior.checks import check_choice, check_integer, check_number, check_positive
+from flowprior.checks import (
+    check_choice,
+    check_integer,
+    check_no_effect,
+    check_number,
+    check_positive,
+)
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.descent import AdamRun, Values
 from flowprior.inversion.problem import Problem, check_noise
@@ -94,6 +100,8 @@ class Variational(Solver):
         check_integer("descent_iterations", self.descent_iterations, least=0)
         check_choice("whiten", self.whiten, (False, True))
         check_noise("misfit", self.misfit)
+        if self.whiten:
+            check_no_effect(self, "whiten=True", "start_scale")
 
     def start(self, problem: Problem) -> Tensor:
         """Latents (B, n) to begin from."""
