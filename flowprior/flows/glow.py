@@ -45,7 +45,7 @@ class Glow(MultiScaleFlow):
             training images come back wrong.
         memory_efficient: rebuild activations by inversion in the backward pass: memory flat in
             depth for about a third more time. Under autocast the exact flow state is kept every
-            `anchor_steps` steps, because networks in bfloat16 are not rebuilt exactly.
+            `anchor_layers` layers, because networks in bfloat16 are not rebuilt exactly.
         data_range: (low, high) of the images.
         condition_shape: makes a conditional flow of images given data y, of this shape: (K, H, W)
             with the sides of the images, or (K,). Every coupling network sees y, which should have

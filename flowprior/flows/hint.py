@@ -10,24 +10,17 @@ from torch import Tensor, nn
 
 from flowprior.argument_types import check_types
 from flowprior.checks import check_integer
-from flowprior.flows.base import Flow, standard_normal_log_prob
+from flowprior.flows.base import standard_normal_log_prob
 from flowprior.flows.conditional import check_condition_shape
 from flowprior.flows.coupling import PartCoupling
 from flowprior.flows.coupling_net import CouplingNet
+from flowprior.flows.initialized import InitializedFlow
 from flowprior.flows.invertible_convolution import FoldedWeights, InvertibleConvolutions
-from flowprior.flows.memory_flat import ChainLayer, memory_flat, run_chain
-from flowprior.flows.multi_scale import (
-    Runner,
-    check_counts,
-    check_limits,
-    forget_initialized,
-    image_size_of,
-)
+from flowprior.flows.memory_flat import ChainLayer, run_chain
+from flowprior.flows.multi_scale import Runner, check_counts, check_limits, image_size_of
 
 Limits = tuple[float | None, float | None]
 LIMITS = ("log_scale_limit", "shift_limit")
-ANCHOR_LAYERS = 8
-"""Layers between two states that are kept under autocast."""
 
 
 class Joint(NamedTuple):
@@ -39,7 +32,7 @@ class Joint(NamedTuple):
     x_log_det: Tensor
 
 
-class ConditionalHint(Flow):
+class ConditionalHint(InitializedFlow):
     r"""G(y, x) = (G_y(y), G_x(y, x)) of data y and images x, made of HINT couplings.
 
     Each step of a lane is ActNorm → invertible 1×1 convolution → HINT coupling. In the lane of x a
@@ -137,17 +130,13 @@ class ConditionalHint(Flow):
             "memory_efficient": memory_efficient,
             "data_range": list(data_range),
         }
-        super().__init__((in_channels, *size), data_range, arguments)
+        super().__init__((in_channels, *size), data_range, arguments, memory_efficient)
         self.condition_shape, self.squeezes = shape, squeezes
-        self.memory_efficient = memory_efficient
         channels, given = in_channels * 4**squeezes, shape[0] * 4**squeezes
         net = partial(CouplingNet, hidden_channels=hidden_channels, side=1 if size == (1, 1) else 3)
         options = steps, depth, shared, (log_scale_limit, shift_limit), net
         self.y_lane = Lane(given, 0, *options)
         self.x_lane = Lane(channels, given, *options)
-        self.register_buffer("initialized", torch.tensor(False))
-        self._initialized: bool | None = None  # the buffer, read once: no device sync per step
-        self.register_load_state_dict_post_hook(forget_initialized)
 
     def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images x to (z, log|det ∂z/∂x| (B,)) given y."""
@@ -157,31 +146,31 @@ class ConditionalHint(Flow):
     def decode(self, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map latents z to (x, log|det ∂x/∂z| (B,)) given y."""
         y, packed = self._lanes(condition, z, "z")
-        x, log_det = self.x_lane.decode(packed, self._run, self.y_lane.states(y, self._run)[0])
+        x, log_det = self.x_lane.decode(packed, self.run, self.y_lane.states(y, self.run)[0])
         return self._unpacked(x, z), log_det
 
     def encode_joint(self, y: Tensor, x: Tensor) -> Joint:
         """G(y, x)."""
         y_lane, x_lane = self._lanes(y, x, "x")
-        if self.training and not self._is_initialized():
+        if self.training and not self.is_initialized():
             self._initialize(y_lane, x_lane)
-        states, y_log_det = self.y_lane.states(y_lane, self._run)
-        z, x_log_det = self.x_lane.encode(x_lane, self._run, states)
+        states, y_log_det = self.y_lane.states(y_lane, self.run)
+        z, x_log_det = self.x_lane.encode(x_lane, self.run, states)
         return Joint(self._unpacked(states[-1], y), self._unpacked(z, x), y_log_det, x_log_det)
 
     def decode_joint(self, z_y: Tensor, z_x: Tensor) -> Joint:
         """The inverse of `encode_joint`: a draw of y and x if z_y, z_x ~ N(0, I)."""
         y_lane, x_lane = self._lanes(z_y, z_x, "z")
-        y, y_log_det = self.y_lane.decode(y_lane, self._run)
-        x, x_log_det = self.x_lane.decode(x_lane, self._run, self.y_lane.states(y, self._run)[0])
+        y, y_log_det = self.y_lane.decode(y_lane, self.run)
+        x, x_log_det = self.x_lane.decode(x_lane, self.run, self.y_lane.states(y, self.run)[0])
         return Joint(self._unpacked(y, z_y), self._unpacked(x, z_x), y_log_det, x_log_det)
 
     def condition_log_prob(self, condition: Tensor) -> Tensor:
         """Log p(y) by the lane of y alone, in nats, (B,)."""
         y = self._packed(self.checked_condition(condition, condition))
-        if self.training and not self._is_initialized():
+        if self.training and not self.is_initialized():
             raise ValueError("ConditionalHint: encode a batch of pairs first, to set its ActNorms")
-        states, log_det = self.y_lane.states(y, self._run)
+        states, log_det = self.y_lane.states(y, self.run)
         return standard_normal_log_prob(states[-1]) + log_det
 
     def conditional_parameters(self) -> Iterator[nn.Parameter]:
@@ -192,13 +181,7 @@ class ConditionalHint(Flow):
     def _initialize(self, y: Tensor, x: Tensor) -> None:
         """Set every ActNorm from a batch, over all processes at once."""
         self.x_lane.initialize(x, self.y_lane.initialize(y))
-        self.initialized.fill_(True)
-        self._initialized = True
-
-    def _is_initialized(self) -> bool:
-        if self._initialized is None:
-            self._initialized = bool(self.initialized)
-        return self._initialized
+        self.end_initialization()
 
     def _lanes(self, y: Tensor | None, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Data and images as the lanes take them, (B, channels, h, w)."""
@@ -212,13 +195,6 @@ class ConditionalHint(Flow):
 
     def _unpacked(self, x: Tensor, like: Tensor) -> Tensor:
         return F.pixel_shuffle(x, 2**self.squeezes).view_as(like)
-
-    def _run(self, layers: Sequence[ChainLayer], x: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.memory_efficient or not torch.is_grad_enabled():
-            return run_chain(layers, x)
-        # Networks in bfloat16 are not rebuilt exactly.
-        anchored = torch.is_autocast_enabled(x.device.type)
-        return memory_flat(layers, x, segment=ANCHOR_LAYERS if anchored else None)
 
 
 class Part(NamedTuple):

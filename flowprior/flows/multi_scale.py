@@ -1,15 +1,14 @@
 """What multi-scale flows share: squeezes, variables that leave early, the canvas of latents."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowprior.flows.base import Flow
-from flowprior.flows.memory_flat import ChainLayer, memory_flat, run_chain
+from flowprior.flows.initialized import InitializedFlow
+from flowprior.flows.memory_flat import ChainLayer
 from flowprior.flows.split_gaussian import SplitGaussian
 
 Runner = Callable[[Sequence[ChainLayer], Tensor], tuple[Tensor, Tensor]]
@@ -31,7 +30,7 @@ class Level(Protocol):
         """Initialise the ActNorms one after another on x; returns the level's output."""
 
 
-class MultiScaleFlow(Flow):
+class MultiScaleFlow(InitializedFlow):
     """A flow of levels, each of which first squeezes 2×2 pixels into channels.
 
     After some levels half of the channels leave, and so do all of them after the last. What leaves
@@ -52,8 +51,6 @@ class MultiScaleFlow(Flow):
         memory_efficient: rebuild activations by inversion in the backward pass.
     """
 
-    anchor_steps: ClassVar[int] = 4
-
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -63,24 +60,20 @@ class MultiScaleFlow(Flow):
         gaussians: Iterable[SplitGaussian | None],
         memory_efficient: bool,
     ) -> None:
-        super().__init__(image_shape, data_range, arguments)
-        self.memory_efficient = memory_efficient
+        super().__init__(image_shape, data_range, arguments, memory_efficient)
         self.levels = nn.ModuleList(levels)
         self.priors = nn.ModuleList(gaussians)
-        self.register_buffer("initialized", torch.tensor(False))
-        self._initialized: bool | None = None  # the buffer, read once: no device sync per step
-        self.register_load_state_dict_post_hook(forget_initialized)
 
     def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images x (B, C, H, W) to (z (B, C, H, W), log|det dz/dx| (B,))."""
         self.check_shape(x, self.image_shape, "x")
         given = self.given(condition, x)
-        if self.training and not self._is_initialized():
+        if self.training and not self.is_initialized():
             self.initialize(x, given)
         log_det = x.new_zeros(len(x))
         left: list[Tensor | None] = []
         for level, gaussian, own in zip(self.levels, self.priors, given, strict=True):
-            x, level_log_det = level.encode(F.pixel_unshuffle(x, 2), self._runner(x), *own)
+            x, level_log_det = level.encode(F.pixel_unshuffle(x, 2), self.run, *own)
             log_det = log_det + level_log_det
             if gaussian is None:
                 left.append(None)
@@ -109,7 +102,7 @@ class MultiScaleFlow(Flow):
                 out, gaussian_log_det = gaussian.restore(epsilon, x)
                 x = out if x is None else torch.cat([out, x], 1)
                 log_det = log_det + gaussian_log_det
-            x, level_log_det = level.decode(x, self._runner(x), *own)
+            x, level_log_det = level.decode(x, self.run, *own)
             x = F.pixel_shuffle(x, 2)
             log_det = log_det + level_log_det
         return x, log_det
@@ -130,19 +123,7 @@ class MultiScaleFlow(Flow):
         for level, gaussian, own in zip(self.levels, self.priors, given, strict=True):
             x = level.initialize(F.pixel_unshuffle(x, 2), *own)
             x = x if gaussian is None else x.chunk(2, 1)[1]
-        self.initialized.fill_(True)
-        self._initialized = True
-
-    def _is_initialized(self) -> bool:
-        if self._initialized is None:
-            self._initialized = bool(self.initialized)
-        return self._initialized
-
-    def _runner(self, x: Tensor) -> Runner:
-        if not self.memory_efficient or not torch.is_grad_enabled():
-            return run_chain
-        anchored = torch.is_autocast_enabled(x.device.type)
-        return partial(memory_flat, segment=2 * self.anchor_steps if anchored else None)
+        self.end_initialization()
 
 
 def image_size_of(image_size: int | tuple[int, int], levels: int) -> tuple[int, int]:
@@ -193,8 +174,3 @@ def _from_canvas(canvas: Tensor, leaves: Sequence[bool]) -> list[Tensor | None]:
             epsilon, canvas = canvas.chunk(2, 1)
         left.append(epsilon)
     return [*left, F.pixel_unshuffle(canvas, 2)]
-
-
-def forget_initialized(module: nn.Module, _: object) -> None:
-    """Have a flow look at its buffer again, after weights were loaded."""
-    module._initialized = None
