@@ -220,7 +220,7 @@ def test_training_needs_finished_pairs_of_its_own(tmp_path, capsys):
         module(tmp_path / "made", sigma=0.2).check(1)
     path = shard_path(tmp_path / "made", "test", 0)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match="00000.npy is damaged"):
+    with pytest.raises(DataError, match=r"00000\.npy is damaged"):
         module(tmp_path / "made").conditions("test", [3])
 
 
