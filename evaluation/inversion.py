@@ -173,7 +173,7 @@ class InversionEvaluation(Evaluation):
             for p, s in solvers
         ):
             options = {"who": f"priors.{prior}", "gradient_for": user, "through": through}
-            check_prior(self.priors.load(prior), needs, **options)
+            check_prior(self.priors.load(prior), needs, self._tried_condition(prior), **options)
         for number, experiment in enumerate(self.experiments):
             for prior in experiment.priors:
                 with _named(f"experiments[{number}]"):
@@ -349,6 +349,16 @@ class InversionEvaluation(Evaluation):
         more = {"start": start, "seed": cell.seed, "indices": images}
         return _made(prior, cell.experiment, y, bool(cell.method.solver.needs), **more), truth
 
+    def _tried_condition(self, name: str) -> Tensor | None:
+        """What a prior is given of the first data it is used for; None if it is not conditional."""
+        prior = self.priors.load(name)
+        if not prior.conditional:
+            return None
+        number, first = next((n, e) for n, e in enumerate(self.experiments) if name in e.priors)
+        with _named(f"experiments[{number}]"):
+            y = self.source.probe(first, prior.image_shape)
+            return _made(prior, first, y, True).condition
+
     def _probe(self, experiment: Experiment, prior: str) -> None:
         """Make problems: a wrong operator or a missing noise level is found before measuring."""
         prior = self.priors.load(prior)
@@ -419,6 +429,8 @@ def _made(
     physics = physics.double() if like.dtype == torch.float64 else physics
     y, shape = y.to(like.device, dtype), prior.image_shape
     options |= {"noise": experiment.believed_noise, "image_shape": shape}
+    if needs_prior:
+        options["condition"] = experiment.condition_for(prior, physics, y)
     return make_problem(prior if needs_prior else None, physics, y, **options)
 
 
