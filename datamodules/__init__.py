@@ -6,11 +6,12 @@ The way of a pixel, and the module of each stop:
 2. decoded, cropped and resized to a square of bytes: ``decoding``; or read from a set of squares
    that ``prepare`` has made: ``shards``
 3. flipped, quantised and filled with noise: ``dequantize``
-4. in a global batch, in the order of the epoch: ``batches``; with data of it: ``pairs``
+4. in a global batch, in the order of the epoch: ``batches``; with data of it: ``pairs``, which are
+   made then, or were made by ``prepare_pairs``: ``stored_data``
 
 ``base`` connects stops 3 and 4 for every data set, ``pictures`` stops 1 and 2 for all that consist
-of image files. MNIST and CIFAR-10 (``small_images``), ``layer_models`` and ``prior_draws`` enter at
-stop 3.
+of image files. MNIST and CIFAR-10 (``small_images``), ``layer_models``, ``reflectivities`` and
+``prior_draws`` enter at stop 3.
 """
 
 from datamodules.base import ImageDataModule
@@ -22,6 +23,7 @@ from datamodules.layer_models import LayerModels
 from datamodules.observations import Observations
 from datamodules.pairs import PairDataModule, Rosenbrock, SimulatedPairs
 from datamodules.prior_draws import PriorDraws
+from datamodules.reflectivities import Reflectivities
 from datamodules.small_images import CIFAR10, MNIST
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Observations",
     "PairDataModule",
     "PriorDraws",
+    "Reflectivities",
     "Rosenbrock",
     "SimulatedPairs",
 ]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_convert
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from datamodules.batches import GlobalBatchSampler, ResumableLoader
 from datamodules.dequantize import DequantizedImages, ImageSource
@@ -115,7 +115,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             "digest": images.digest(),
         }
 
-    def dataset(self, split: str, dequantized: bool = True) -> DequantizedImages:
+    def dataset(self, split: str, dequantized: bool = True) -> Dataset:
+        """What batches of a split are made of, by (epoch, index): the images."""
+        return self.image_dataset(split, dequantized)
+
+    def image_dataset(self, split: str, dequantized: bool = True) -> DequantizedImages:
         """Images of a split by (epoch, index), in ``data_range``; with noise if ``dequantized``."""
         check_split(split)
         return DequantizedImages(
@@ -154,11 +158,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             indices: of the images; all of the split by default.
             dequantized: False for the images as they are, only mapped to ``data_range``.
         """
-        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
-        dataset = self.dataset(split, dequantized)
-        wanted = list(range(len(dataset)) if indices is None else indices)
-        parts = (wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size))
-        return ((part, dataset.__getitems__([(0, index) for index in part])) for part in parts)
+        return in_order(self.image_dataset(split, dequantized), batch_size, indices)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches, new noise in each epoch; resumes in the middle of an epoch."""
@@ -204,3 +204,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def in_order(
+    dataset: Dataset, batch_size: int, indices: Sequence[int] | None
+) -> Iterator[tuple[list[int], Any]]:
+    """(indices, batch of epoch 0) of a data set by (epoch, index), all of it by default."""
+    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    wanted = list(range(len(dataset)) if indices is None else indices)
+    parts = (wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size))
+    return ((part, dataset.__getitems__([(0, index) for index in part])) for part in parts)

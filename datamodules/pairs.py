@@ -3,20 +3,23 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, check_split
+from datamodules.base import SPLITS, ImageDataModule, check_split, in_order
 from datamodules.dequantize import ImageSource, Key, random_stream
-from datamodules.errors import require
+from datamodules.errors import DataError, require
+from datamodules.stored_data import StoredData, check_described, read_info
 from flowprior.argument_types import check_types
 from flowprior.checks import check_positive
 from flowprior.identity import identity
-from flowprior.physics import Noise, make_operator
+from flowprior.physics import Condition, Noise, find_operator, make_operator
 
 
 @dataclass(eq=False)
@@ -71,21 +74,6 @@ class PairDataModule(ImageDataModule):
         """Pairs of a split by (epoch, index)."""
         return PairedImages(self.image_dataset(split, dequantized), self, split)
 
-    def image_dataset(self, split: str, dequantized: bool = True) -> Dataset:
-        """The images of the pairs."""
-        return super().dataset(split, dequantized)
-
-    def batches(
-        self,
-        split: str,
-        batch_size: int,
-        indices: Sequence[int] | None = None,
-        dequantized: bool = True,
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """See ``ImageDataModule``: the images alone."""
-        for part, x, _ in self.pairs(split, batch_size, indices, dequantized):
-            yield part, x
-
     def pairs(
         self,
         split: str,
@@ -94,8 +82,8 @@ class PairDataModule(ImageDataModule):
         dequantized: bool = True,
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """(indices, images, data); arguments as for ``batches``."""
-        for part, (x, y) in super().batches(split, batch_size, indices, dequantized):
-            yield part, x, y
+        dataset = self.dataset(split, dequantized)
+        return ((part, *pair) for part, pair in in_order(dataset, batch_size, indices))
 
 
 class RosenbrockImages(ImageSource):
@@ -190,12 +178,22 @@ class Rosenbrock(PairDataModule):
 class SimulatedPairs(PairDataModule):
     """Images of another data module, and data that an operator makes of them.
 
+    Data are y = A(x) + ε, or with `adjoint` what migration makes of them, y = s Aᵀ(A(x) + ε).
+    Where the operator takes long, `python -m datamodules.prepare_pairs` makes all data once, into
+    a `folder`.
+
+    Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
+    with normalizing flows (2021), for pairs of reflectivities and migrated images.
+
     Args:
         images: where the images come from, with all options of batches. Data are made of the
             images before they are quantised.
         operator: a name of `flowprior.physics.OPERATORS`, or an import path.
         noise: of the data.
         options: of the operator.
+        adjoint: take the data back to images; the operator must be linear.
+        scale: s > 0; flows are best given data of about 1.
+        folder: of the data, once they are made; null to make them whenever they are asked for.
 
     Raises:
         ValueError: the images are flipped, or the operator does not take them, or gives complex
@@ -208,6 +206,9 @@ class SimulatedPairs(PairDataModule):
         operator: str,
         noise: Noise,
         options: dict[str, Any] | None = None,
+        adjoint: bool = False,
+        scale: float = 1.0,
+        folder: Path | None = None,
     ) -> None:
         check_types(SimulatedPairs.__init__, locals(), "data.")
         flips = images.horizontal_flips
@@ -224,14 +225,20 @@ class SimulatedPairs(PairDataModule):
         )
         self.source, self.noise = images, noise
         self.named_operator = {"operator": operator, "options": options or {}}
-        self.physics = make_operator(operator, self.image_shape, **(options or {}))
-        grey = self._clean(torch.full((1, *self.image_shape), 0.5))
-        require(not grey.is_complex(), "operator", operator, "one that gives real data")
-        self._shape = tuple(grey.shape[1:])
+        self.given = Condition(adjoint, scale)
+        self.folder = None if folder is None else Path(folder)
+        find_operator(operator)
+        self._shape = self._found_shape()
+
+    @cached_property
+    def physics(self) -> nn.Module:
+        """The operator; built when it is first used."""
+        named = self.named_operator
+        return make_operator(named["operator"], self.image_shape, **named["options"])
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
-        """That of the operator's data."""
+        """That of the data."""
         return self._shape
 
     def images(self, split: str) -> ImageSource:
@@ -240,16 +247,65 @@ class SimulatedPairs(PairDataModule):
 
     def conditions(self, split: str, indices: Sequence[int]) -> Tensor:
         """Data y (B, ...); noise of each split is of its own."""
-        source = self.images(split)
-        clean = self._clean(torch.stack([source[index] for index in indices]))
-        seed = int(random_stream(self.seed, f"data noise/{split}").integers(2**31))
-        return self.noise.add(clean, seed=seed, indices=indices)
+        if self.folder is None:
+            return self.simulated(split, indices)
+        return self._stored[split].rows(indices)
 
     @torch.no_grad()
-    def _clean(self, x: Tensor) -> Tensor:
-        return torch.cat([self.physics.A(row) for row in x.split(1)])
+    def simulated(self, split: str, indices: Sequence[int]) -> Tensor:
+        """The same data, made now."""
+        source = self.images(split)
+        rows = torch.stack([source[index] for index in indices]).split(1)
+        clean = torch.cat([self.physics.A(row) for row in rows])
+        seed = int(random_stream(self.seed, f"data noise/{split}").integers(2**31))
+        return self.given(self.physics, self.noise.add(clean, seed=seed, indices=indices))
+
+    def check(self, world_size: int) -> None:
+        """See ``ImageDataModule``; also that data of a folder are finished and these."""
+        super().check(world_size)
+        if self.folder is not None:
+            _ = self._stored
 
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
         """See ``ImageDataModule``."""
         made = {**self.named_operator, "noise": identity(self.noise)}
+        if self.given != Condition():
+            made |= {"adjoint": self.given.adjoint, "scale": self.given.scale}
         return {**super().fingerprint(split), "data": made}
+
+    def described(self) -> dict[str, Any]:
+        """What data in a folder must have been made of: operator, noise, images of all splits."""
+        made = find_operator(self.named_operator["operator"])
+        return {
+            "shape": list(self.condition_shape),
+            "operator": identity(made),
+            "pairs": identity({split: self.fingerprint(split) for split in SPLITS}),
+        }
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredData]:
+        """The data in the folder, by split; a DataError if they are others or not finished."""
+        info = read_info(self.folder)
+        if info is None or not info["finished"]:
+            raise DataError(
+                f"data.folder={self.folder}: there are no finished pairs; make them with python -m "
+                "datamodules.prepare_pairs --config and the name of this config"
+            )
+        check_described(self.folder, info, self.described())
+        counts = {split: len(self.images(split)) for split in SPLITS}
+        return {s: StoredData(self.folder, s, counts[s], self._shape) for s in SPLITS}
+
+    def __getstate__(self) -> dict[str, Any]:
+        built = ("physics", "_stored")  # each process builds its own
+        return {name: value for name, value in vars(self).items() if name not in built}
+
+    def _found_shape(self) -> tuple[int, ...]:
+        """That of the data in the folder, or of those of a grey image."""
+        info = None if self.folder is None else read_info(self.folder)
+        if info is not None:
+            return tuple(info["shape"])
+        with torch.no_grad():
+            grey = self.physics.A(torch.full((1, *self.image_shape), 0.5))
+        name = self.named_operator["operator"]
+        require(not grey.is_complex(), "operator", name, "one that gives real data")
+        return tuple(self.given(self.physics, grey).shape[1:])

@@ -112,7 +112,7 @@ def prepare(
         _check_strict(strict, before)
         console.print(f"{output} is finished already: {_summary(before)}", soft_wrap=True)
         return before
-    with _alone(output):
+    with alone(output):
         _begun(output, settings)
         atomic_write(output / INFO, json.dumps(settings | {"finished": False}, indent=1))
         shards = _shards(module)
@@ -151,8 +151,8 @@ def _check_source(source: str) -> None:
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Make a folder, and keep other processes from writing it."""
+def alone(output: Path, option: str = "--output") -> Iterator[None]:
+    """Make the folder of an option, and keep other processes from writing it."""
     output.mkdir(parents=True, exist_ok=True)
     try:
         with sole_writer(output):
@@ -160,8 +160,8 @@ def _alone(output: Path) -> Iterator[None]:
             yield
     except BlockingIOError as error:
         raise DataError(
-            f"--output {output} is being written by another process: wait for it, or give "
-            "another --output"
+            f"{option} {output} is being written by another process: wait for it, or give "
+            f"another {option}"
         ) from error
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from evaluation.experiment import Experiment, check_names
 from evaluation.tuning import variants
 from flowprior.inversion import Problem, Solver
@@ -32,11 +34,22 @@ def check_fit(table: InversionEvaluation) -> None:
         for p, s in solvers
     ):
         options = {"who": f"priors.{prior}", "gradient_for": user, "through": through}
-        check_prior(table.priors.load(prior), needs, **options)
+        check_prior(table.priors.load(prior), needs, _condition(table, prior), **options)
     for number, experiment in enumerate(table.experiments):
         for prior in experiment.priors:
             with _named(f"experiments[{number}]"):
                 _probe(table, experiment, prior)
+
+
+def _condition(table: InversionEvaluation, name: str) -> Tensor | None:
+    """What a prior is given of the first data it is used for; None if it is not conditional."""
+    prior = table.priors.load(name)
+    if not prior.conditional:
+        return None
+    number, first = next((n, e) for n, e in enumerate(table.experiments) if name in e.priors)
+    with _named(f"experiments[{number}]"):
+        y = table.source.probe(first, prior.image_shape)
+        return first.problem(prior, y).condition
 
 
 def check_rows(table: InversionEvaluation) -> None:

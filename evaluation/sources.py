@@ -209,13 +209,8 @@ class PriorSource:
         return self._loaded[name]
 
     def check(self, source: Source) -> None:
-        """Raise ValueError unless all priors model images such as those of the source, alone."""
+        """Raise ValueError unless all priors model images such as those of the source."""
         for name in self.given:
-            if self.load(name).conditional:
-                raise ValueError(
-                    f"priors.{name} is conditional, but tables have no conditions: use "
-                    "flowprior.inversion.invert(..., condition=)"
-                )
             shape = self.load(name).image_shape
             if source.image_shape not in (None, shape):
                 raise ValueError(

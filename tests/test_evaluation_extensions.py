@@ -16,7 +16,6 @@ from evaluation.sources import PriorSource, SimulatedData
 from flowprior.inversion import Checkpoint
 from flowprior.physics import Gaussian
 from tests.entry_points import finish
-from tests.inversion_problems import Shifted
 from tests.inversion_tables import (
     DATA,
     noise,
@@ -419,12 +418,6 @@ def test_mask_of_a_class_derived_from_deepinv_tells_where_noise_is():
     y = observed("Stripes")
     assert (y[:, :, ::2] == 0).all()
     assert y[:, :, 1::2].std() > 0.4
-
-
-def test_tables_have_no_conditions():
-    source = SimulatedData(LayerModels(image_size=16, num_test=2), 2)
-    with pytest.raises(ValueError, match=r"priors.mine is conditional.*invert\(..., condition=\)"):
-        PriorSource({"mine": Shifted(size=16)}).check(source)
 
 
 class OnGrid(Stripes):

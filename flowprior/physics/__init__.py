@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import Any
 
+from flowprior.physics.condition import Condition
 from flowprior.physics.noise import (
     SNR,
     Contaminated,
@@ -35,6 +36,7 @@ _MODULES = {
 __all__ = [
     *(name for names in _MODULES.values() for name in names),
     "SNR",
+    "Condition",
     "Contaminated",
     "Gaussian",
     "Laplace",

@@ -1,0 +1,198 @@
+"""Make the data of pairs once: python -m datamodules.prepare_pairs --config seismic_64."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.base import SPLITS, ImageDataModule
+from datamodules.errors import DataError
+from datamodules.pairs import SimulatedPairs
+from datamodules.prepare import alone
+from datamodules.stored_data import (
+    INFO,
+    SHARD_ROWS,
+    check_described,
+    read_info,
+    shard_path,
+    write_shard,
+)
+from flowprior.command_line import (
+    ROOT,
+    UsageError,
+    find_config,
+    import_beside,
+    one_line,
+    read_config,
+    run_command,
+)
+from flowprior.io import atomic_write, remove_temporaries
+from flowprior.processes import end_with_parent, interrupts_held
+from flowprior.progress import SweepProgress
+
+_ASKED = 4  # rows that a process is asked for at once
+_Shard = tuple[str, int, range]
+"""Split, number of the shard in it, and the indices of its pairs."""
+
+
+class PairsError(DataError):
+    """Pairs cannot be made; the message says of which image, or why."""
+
+
+def main() -> None:
+    """Parse the command line and prepare."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datamodules.prepare_pairs",
+        description=__doc__,
+        epilog="other options are those of train.py --data, such as --data.folder",
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", required=True, help="of train.py")
+    cores = os.cpu_count()
+    parser.add_argument("--workers", type=NonNegativeInt, default=cores, help="number of processes")
+    options, others = parser.parse_known_args()
+    module = _data_of(options.config, others)
+    try:
+        prepare_pairs(module, options.workers, Console())
+    except PairsError:
+        raise
+    except DataError as error:
+        raise UsageError(str(error)) from error
+
+
+def _data_of(config: str, options: list[str]) -> SimulatedPairs:
+    """The `data` of a config, with options that override it."""
+    path = find_config(config, ROOT / "configs" / "train")
+    settings = read_config(path)
+    import_beside(path, settings.get("imports") or [])
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_subclass_arguments(ImageDataModule, "data", required=True)
+    given = ["--data", json.dumps(settings.get("data"))]
+    try:
+        module = parser.instantiate(parser.parse_args([*given, *options])).data
+    except (ValueError, TypeError) as error:
+        raise UsageError(one_line(error)) from error
+    if not isinstance(module, SimulatedPairs) or module.folder is None:
+        raise UsageError(
+            f"--config {config}: data must be datamodules.SimulatedPairs with a folder to make"
+        )
+    return module
+
+
+def prepare_pairs(
+    module: SimulatedPairs, workers: int = 0, console: Console | None = None
+) -> dict[str, Any]:
+    """Write the data of all pairs into `module.folder`; continues where a killed call stopped.
+
+    Args:
+        module: makes the data; its folder is empty or new, or was begun for the same pairs.
+        workers: number of processes; 0 to make them in this one.
+        console: where progress and results are printed.
+
+    Returns:
+        The content of ``pairs.json``.
+
+    Raises:
+        DataError: the folder has other pairs or something else, or another process writes it.
+        PairsError: the operator fails, or gives values that are not finite; a process died.
+    """
+    console = console or Console(quiet=True)
+    folder, wanted = module.folder, module.described()
+    total = sum(len(module.images(split)) for split in SPLITS)
+    with alone(folder, "--data.folder"):
+        before = read_info(folder)
+        if before is not None:
+            check_described(folder, before, wanted)
+        elif any(path.name != ".lock" for path in folder.iterdir()):
+            raise DataError(f"--data.folder {folder} is not empty: expected a new folder")
+        if before is not None and before["finished"]:
+            console.print(f"{folder} is finished already: {total} pairs", soft_wrap=True)
+            return before
+        remove_temporaries(folder)
+        atomic_write(folder / INFO, json.dumps(wanted | {"finished": False}, indent=1))
+        _write_missing(module, workers, total, console)
+        info = wanted | {"finished": True}
+        atomic_write(folder / INFO, json.dumps(info, indent=1))
+    console.print(f"{folder} is finished: {total} pairs", soft_wrap=True, highlight=False)
+    return info
+
+
+def _write_missing(module: SimulatedPairs, workers: int, total: int, console: Console) -> None:
+    missing = [s for s in _shards(module) if not shard_path(module.folder, *s[:2]).exists()]
+    wanted = [(split, index) for split, _, indices in missing for index in indices]
+    rows = _made(module, wanted, workers)
+    # The first one waits for the processes to start, which the rate should not count.
+    rows = chain(list(islice(rows, 1)), rows)
+    with SweepProgress(total, total - len(wanted), console, "pair") as progress:
+        for split, number, indices in missing:
+            progress.start(split)
+            kept = []
+            for index, row in zip(indices, rows, strict=False):
+                if isinstance(row, PairsError):
+                    raise PairsError(f"{split} image {index}: {row}") from row
+                kept.append(row)
+                progress.advance(1)
+            write_shard(shard_path(module.folder, split, number), torch.stack(kept))
+
+
+def _shards(module: SimulatedPairs) -> list[_Shard]:
+    counts = {split: len(module.images(split)) for split in SPLITS}
+    return [
+        (split, number, range(start, min(start + SHARD_ROWS, counts[split])))
+        for split in SPLITS
+        for number, start in enumerate(range(0, counts[split], SHARD_ROWS))
+    ]
+
+
+class _Rows(Dataset):
+    """Data by (split, index); an error says why there are none."""
+
+    def __init__(self, module: SimulatedPairs) -> None:
+        self.module = module
+
+    def __getitem__(self, key: tuple[str, int]) -> Tensor | PairsError:
+        split, index = key
+        try:
+            (row,) = self.module.simulated(split, [index])
+        except Exception as error:  # whatever a user's operator raises
+            return PairsError(one_line(error))
+        finite = bool(row.isfinite().all())
+        return row.float() if finite else PairsError("its data have NaN or infinite entries")
+
+
+def _made(
+    module: SimulatedPairs, wanted: list[tuple[str, int]], workers: int
+) -> Iterator[Tensor | PairsError]:
+    """Data in the order wanted, made in parallel, few of them in memory."""
+    options: dict[str, Any] = {"num_workers": workers, "collate_fn": list}
+    if workers:  # a fork of threads, which operators may have, fails
+        options |= {"multiprocessing_context": "spawn", "worker_init_fn": _begin}
+    loader = DataLoader(_Rows(module), _ASKED, sampler=wanted, **options)
+    try:
+        with interrupts_held():
+            chunks = iter(loader)
+        for chunk in chunks:
+            yield from chunk
+    except RuntimeError as error:
+        raise PairsError(
+            "a process died, perhaps because memory ran out: run the same command again to "
+            "continue, with fewer --workers"
+        ) from error
+
+
+def _begin(_: int) -> None:
+    end_with_parent()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, failures=(PairsError,)))

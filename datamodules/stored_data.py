@@ -1,0 +1,99 @@
+"""Data of pairs that were made once, by `datamodules.prepare_pairs`, and are kept in a folder."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.errors import DataError
+from flowprior.io import atomic_path
+from flowprior.settings import changes
+
+INFO = "pairs.json"
+SHARD_ROWS = 32
+"""Rows in each file but the last of a split: a kill loses at most so many."""
+
+
+def shard_path(folder: Path, split: str, number: int) -> Path:
+    """File of the rows from ``number * SHARD_ROWS`` on."""
+    return folder / split / f"{number:05d}.npy"
+
+
+def write_shard(path: Path, rows: Tensor) -> None:
+    """Write rows (N, ...), float32; all of them or nothing."""
+    path.parent.mkdir(exist_ok=True)
+    with atomic_path(path) as temporary:
+        np.save(temporary, rows.numpy())
+
+
+def read_info(folder: Path) -> dict[str, Any] | None:
+    """What is in a folder, or None if that is nothing; a DataError if it is damaged."""
+    path = folder / INFO
+    if not path.is_file():
+        return None
+    try:
+        info = json.loads(path.read_text())
+        if not all(name in info for name in ("finished", "shape", "pairs")):
+            raise ValueError(info)
+    except (ValueError, TypeError) as error:
+        raise _damaged(path) from error
+    return info
+
+
+def check_described(folder: Path, info: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise a DataError unless a folder's data are of these images, this operator and noise."""
+    changed = changes({name: info.get(name) for name in wanted}, wanted)
+    if changed:
+        raise DataError(
+            f"data.folder={folder} has other pairs ({'; '.join(changed[:3])}): give another "
+            "--data.folder, or remove it to make them anew"
+        )
+
+
+class StoredData:
+    """Data of one split in a folder, mapped, not loaded.
+
+    Args:
+        folder: that `prepare_pairs` has finished.
+        split: "train", "val" or "test".
+        count: number of rows.
+        shape: of a row.
+    """
+
+    def __init__(self, folder: Path, split: str, count: int, shape: Sequence[int]) -> None:
+        self.folder, self.split, self.count, self.shape = folder, split, count, tuple(shape)
+        self._shards: dict[int, np.ndarray] = {}
+
+    def rows(self, indices: Sequence[int]) -> Tensor:
+        """Rows (B, ...), float32."""
+        return torch.from_numpy(np.stack([self._row(index) for index in indices]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}  # each process maps the files itself
+
+    def _row(self, index: int) -> np.ndarray:
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self.folder}: index {index}, expected 0 to {self.count - 1}")
+        number, place = divmod(index, SHARD_ROWS)
+        if number not in self._shards:
+            self._shards[number] = self._shard(number)
+        return self._shards[number][place]
+
+    def _shard(self, number: int) -> np.ndarray:
+        path = shard_path(self.folder, self.split, number)
+        expected = (min(SHARD_ROWS, self.count - number * SHARD_ROWS), *self.shape)
+        try:
+            rows = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(path) from error
+        if rows.shape != expected or rows.dtype != np.float32:
+            raise _damaged(path)
+        return rows
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path} is damaged: remove the folder and prepare it again")

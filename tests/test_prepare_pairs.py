@@ -1,0 +1,253 @@
+"""Pairs with migrated data, and python -m datamodules.prepare_pairs: kills, processes, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from datamodules import LayerModels, Reflectivities, SimulatedPairs
+from datamodules.base import SPLITS
+from datamodules.errors import DataError
+from datamodules.prepare_pairs import PairsError, main, prepare_pairs
+from datamodules.stored_data import read_info, shard_path
+from flowprior.command_line import run_command
+from flowprior.physics import Gaussian, gaussian_blur
+from tests.entry_points import ROOT, environment, scalars, train_here
+
+CONFIG = """
+seed_everything: 0
+model:
+  flow:
+    class_path: flowprior.flows.ConditionalHint
+    init_args: {in_channels: 1, condition_shape: [1, 16, 16], image_size: 16, steps: 2, depth: 2,
+                hidden_channels: 8, squeezes: 2}
+  loss: {class_path: flowprior.losses.JointLikelihood}
+  optimizer: {class_path: torch.optim.Adam, init_args: {lr: 1.0e-3}}
+data:
+  class_path: datamodules.SimulatedPairs
+  init_args:
+    operator: gaussian_blur
+    options: {tau: 1.0}
+    noise: {class_path: flowprior.physics.Gaussian, init_args: {sigma: 0.1}}
+    adjoint: true
+    scale: 2.0
+    folder: made
+    images:
+      class_path: datamodules.Reflectivities
+      init_args: {image_size: 16, num_train: 40, num_val: 9, num_test: 8, batch_size: 8, n_bits: 6}
+trainer: {accelerator: cpu, max_epochs: 2, log_every_n_steps: 1}
+samples: {images: 2}
+"""
+
+
+def module(folder: Path | None = None, sigma: float = 0.1, **options) -> SimulatedPairs:
+    """That of the config."""
+    sizes = {"num_train": 40, "num_val": 9, "num_test": 8}
+    images = Reflectivities(image_size=16, batch_size=8, n_bits=6, **sizes)
+    options = {"options": {"tau": 1.0}, "adjoint": True, "scale": 2.0, **options}
+    return SimulatedPairs(images, "gaussian_blur", Gaussian(sigma), folder=folder, **options)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    for place in ("stored_data", "prepare_pairs"):
+        monkeypatch.setattr(f"datamodules.{place}.SHARD_ROWS", 8)
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    (folder / "tiny.yaml").write_text(CONFIG)
+    config = ["--config", str(folder / "tiny.yaml"), "--data.folder", str(folder / "made")]
+    return [sys.executable, "-m", "datamodules.prepare_pairs", *config, *options]
+
+
+def run(monkeypatch, folder: Path, *options: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["prepare_pairs.py", *command(folder, *options)[3:]])
+    return run_command(main, failures=(PairsError,))
+
+
+def test_reflectivities_are_models_without_their_background():
+    options = {"image_size": 24, "num_train": 5, "n_bits": None}
+    model = LayerModels(**options).images("train").pixels(range(3))
+    x = Reflectivities(smoothing=0.1, **options).images("train").pixels(range(3))
+    for one, found in zip(model[:, 0], x[:, 0], strict=True):
+        expected = one - gaussian_filter(one, 2.4, mode="nearest")
+        np.testing.assert_allclose(2 * found - 1, expected, atol=1e-6)
+    assert x.dtype == np.float32
+    finer = Reflectivities(smoothing=0.1, **options).finer([0, 1, 2], 3, "train")
+    assert finer.shape == (3, 1, 70, 70)
+    assert (finer[..., ::3, ::3] - torch.from_numpy(x)).abs().mean() < 0.02  # G on another grid
+    other = Reflectivities(smoothing=0.2, **options)
+    assert other.fingerprint() != Reflectivities(smoothing=0.1, **options).fingerprint()
+    with pytest.raises(ValueError, match=r"data.smoothing=0: expected above 0"):
+        Reflectivities(smoothing=0)
+
+
+def test_data_are_taken_back_to_images():
+    data = module()
+    indices, _, y = next(data.pairs("test", 4))
+    physics = gaussian_blur((1, 16, 16), tau=1.0)
+    truth = torch.stack([data.images("test")[index] for index in indices])
+    plain = module(adjoint=False, scale=1.0)
+    noisy = next(plain.pairs("test", 4))[2]
+    assert (noisy - physics.A(truth)).std().item() == pytest.approx(0.1, rel=0.1)
+    torch.testing.assert_close(y, 2 * physics.A_adjoint(noisy))
+    assert torch.equal(next(data.pairs("test", 1, [2]))[2][0], y[2])
+    found = [one.fingerprint() for one in (data, plain, module(scale=3.0), module(adjoint=False))]
+    assert all(found.count(one) == 1 for one in found)
+    with pytest.raises(ValueError, match="scale must be a positive finite number"):
+        module(scale=0.0)
+    images = LayerModels(image_size=16)
+    with pytest.raises(ValueError, match="has no A_adjoint: expected a linear operator"):
+        SimulatedPairs(images, f"{__name__}.Broken", Gaussian(0.1), adjoint=True)
+
+
+def test_prepared_pairs_are_those_made_when_asked_for(tmp_path):
+    made = tmp_path / "made"
+    info = prepare_pairs(module(made))
+    assert info["finished"]
+    assert info["shape"] == [1, 16, 16]
+    stored, simulated = module(made), module()
+    for split in SPLITS:
+        for one, other in zip(stored.pairs(split, 50), simulated.pairs(split, 50), strict=True):
+            assert one[0] == other[0]
+            assert torch.equal(one[1], other[1])
+            assert torch.equal(one[2], other[2])
+    assert stored.fingerprint() == simulated.fingerprint()
+    assert "physics" not in vars(stored)  # nothing was simulated
+    assert prepare_pairs(module(made)) == info
+    with pytest.raises(IndexError, match="index 8, expected 0 to 7"):
+        stored.conditions("test", [8])
+
+
+def test_number_of_processes_changes_nothing(tmp_path):
+    for workers in (0, 2):
+        prepare_pairs(module(tmp_path / f"made{workers}"), workers)
+    one, two = (sorted((tmp_path / f"made{w}").rglob("*.npy")) for w in (0, 2))
+    assert len(one) == len(two) == 8
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
+SLOW = """
+import time
+from deepinv.physics import LinearPhysics
+from datamodules import prepare_pairs, stored_data
+
+prepare_pairs.SHARD_ROWS = stored_data.SHARD_ROWS = 8
+
+class Slow(LinearPhysics):
+    def A(self, x, **kwargs):
+        time.sleep(0.05)
+        return x
+
+    def A_adjoint(self, y, **kwargs):
+        return y
+"""
+
+
+def test_killed_command_continues(tmp_path):
+    """Killed as soon as a few files are there; those stay as they are."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    words = command(tmp_path, "--workers", "0", "--data.options", "null")
+    config = CONFIG.replace("gaussian_blur", "slow.Slow")
+    (tmp_path / "tiny.yaml").write_text(f"imports: [slow]\n{config}")
+    options = {"cwd": ROOT, "env": environment()}
+    made = tmp_path / "made"
+    process = subprocess.Popen(words, **options)
+    while len(list(made.glob("train/0*.npy"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in made.glob("*/0*.npy")}
+    assert 2 <= len(before) < 5
+    assert not read_info(made)["finished"]
+
+    again = subprocess.run(words, capture_output=True, text=True, **options)
+    assert again.returncode == 0, again.stderr
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())
+    assert read_info(made)["finished"]
+    assert {path.name for path in made.rglob(".*")} == {".lock"}
+    rows = np.concatenate([np.load(path) for path in sorted(made.glob("train/*.npy"))])
+    images = Reflectivities(image_size=16, num_train=40).images("train")
+    assert rows.shape == (40, 1, 16, 16)
+    assert np.abs(rows / 2 - images.pixels(range(40))).std() < 0.11  # the noise alone
+
+
+def test_flow_is_trained_on_prepared_pairs(tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, tmp_path, "--workers", "0") == 0
+    assert "made is finished: 57 pairs" in " ".join(capsys.readouterr().out.split())
+    train_here(tmp_path)
+    curve = scalars(tmp_path / "runs" / "tiny", "val/conditional_nll")
+    assert curve[9] < curve[4]
+
+
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
+    def refused(status: int, words: str, *options: str) -> None:
+        assert run(monkeypatch, tmp_path, "--workers", "0", *options) == status
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+
+    refused(2, "Option 'bogus' is not accepted", "--data.bogus", "3")
+    refused(2, "operator must be one of", "--data.operator", "nothing")
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "something").touch()
+    refused(2, "made is not empty: expected a new folder")
+    (tmp_path / "made" / "something").unlink()
+    capsys.readouterr()
+    assert run(monkeypatch, tmp_path, "--workers", "0") == 0
+    capsys.readouterr()
+    refused(2, "other pairs (pairs.train.data.scale was 2.0, is now 3.0", "--data.scale", "3")
+    changed = json.loads((tmp_path / "made" / "pairs.json").read_text())
+    del changed["shape"]
+    (tmp_path / "made" / "pairs.json").write_text(json.dumps(changed))
+    refused(2, "pairs.json is damaged")
+
+
+def test_training_needs_finished_pairs_of_its_own(tmp_path, capsys):
+    with pytest.raises(DataError, match=r"no finished pairs; make them with python -m datamodules"):
+        module(tmp_path / "made").check(1)
+    prepare_pairs(module(tmp_path / "made"))
+    module(tmp_path / "made").check(1)
+    with pytest.raises(DataError, match=r"has other pairs \(pairs.train.data.noise"):
+        module(tmp_path / "made", sigma=0.2).check(1)
+    path = shard_path(tmp_path / "made", "test", 0)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"00000\.npy is damaged"):
+        module(tmp_path / "made").conditions("test", [3])
+
+
+class Broken(torch.nn.Module):
+    """An operator that fails on some images, or gives what is not finite."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.value = value
+
+    def A(self, x, **kwargs):
+        if (x == 0.5).all():  # the grey one that tells the shape
+            return x
+        if self.value:
+            return x * self.value
+        raise RuntimeError("out of\nluck")
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.0, "out of luck"), (float("inf"), "NaN or inf")])
+def test_operator_that_fails_is_named_with_its_image(tmp_path, value, words):
+    data = SimulatedPairs(
+        Reflectivities(image_size=16, num_train=9, num_val=1, num_test=1),
+        f"{__name__}.Broken",
+        Gaussian(0.1),
+        {"value": value},
+        folder=tmp_path / "made",
+    )
+    with pytest.raises(PairsError, match=f"train image 0: .*{words}"):
+        prepare_pairs(data)
+    assert not read_info(tmp_path / "made")["finished"]
