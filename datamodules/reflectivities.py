@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from datamodules.dequantize import ImageSource
 from datamodules.errors import require
 from datamodules.layer_models import LayerModelImages, LayerModels
+from flowprior.argument_types import check_types
 
 
 class ReflectivityImages(ImageSource):
@@ -50,6 +51,7 @@ class Reflectivities(LayerModels):
     """
 
     def __init__(self, smoothing: float = 0.0625, **options: Any) -> None:
+        check_types(Reflectivities.__init__, locals(), "data.")
         super().__init__(**options)
         require(0 < smoothing <= 1, "smoothing", smoothing, "above 0 and at most 1")
         self.smoothing = smoothing

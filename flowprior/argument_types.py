@@ -24,6 +24,7 @@ _WORDS = {
     torch.device: ("a torch.device", "torch.devices"),
     types.NoneType: ("None", "None"),
 }
+_COUNTS = {2: "two", 3: "three", 4: "four"}
 _SEQUENCES = (list, tuple, Sequence)
 _PLAIN = (*(kind for kind in _WORDS if kind is not Path), complex, bytes, list, tuple, dict, set)
 
@@ -50,8 +51,9 @@ def check_types(function: Callable, given: Mapping[str, Any], where: str = "") -
     if torch.compiler.is_compiling():
         return
     for name, kind in _annotations(function).items():
-        if name in given and not _fits(given[name], kind):
-            raise ValueError(f"{where}{name} must be {_words(kind)}, got {shown(given[name])}")
+        if name in given and not _fits(value := given[name], kind):
+            hint = f": torch.from_numpy({name})" if kind is Tensor and _is_array(value) else ""
+            raise ValueError(f"{where}{name} must be {_words(kind)}, got {shown(value)}{hint}")
 
 
 def check_fields(record: Any) -> None:
@@ -110,6 +112,10 @@ def _fits(value: Any, kind: Any) -> bool:
     return not isinstance(value, _PLAIN) or not isinstance(kind, type) or kind in (Any, object)
 
 
+def _is_array(value: Any) -> bool:
+    return type(value).__name__ == "ndarray"
+
+
 def _is_sequence(value: Any) -> bool:
     indexed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     return indexed and not isinstance(value, str | bytes | Mapping)
@@ -132,7 +138,8 @@ def _words(kind: Any, many: bool = False) -> str:
     if origin in _SEQUENCES:
         fixed = origin is tuple and len(set(parts)) == 1 and len(parts) > 1
         inner = _words(parts[0], True) if parts and not isinstance(parts[0], TypeVar) else ""
-        return f"{len(parts)} {inner}" if fixed else f"a list of {inner}"
+        count = _COUNTS.get(len(parts), len(parts))
+        return f"{count} {inner}" if fixed else f"a list of {inner}"
     if origin is not None and issubclass(origin, Mapping):
         return f"{_words(parts[1], True)} by name"
     if origin is Callable:

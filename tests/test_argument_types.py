@@ -185,6 +185,7 @@ def half(
     names: Mapping[str, int] | None = None,
     kind: Literal["a", "b"] = "a",
     own: nn.Module | None = None,
+    y: Tensor = IMAGES,
     later: "NotImported" = None,  # noqa: F821
 ) -> float:
     check_types(half, locals())
@@ -197,11 +198,15 @@ def half(
         ({"x": "3"}, "x must be a number, got '3'"),
         ({"x": True}, "x must be a number, got True"),
         ({"x": torch.ones(2)}, "x must be a number, got Tensor of shape (2,)"),
-        ({"sizes": (1, 2, 3)}, "sizes must be 2 integers, got (1, 2, 3)"),
-        ({"sizes": (1, 2.5)}, "sizes must be 2 integers, got (1, 2.5)"),
+        ({"sizes": (1, 2, 3)}, "sizes must be two integers, got (1, 2, 3)"),
+        ({"sizes": (1, 2.5)}, "sizes must be two integers, got (1, 2.5)"),
         ({"names": {"a": 1.5}}, "names must be integers by name or None, got {'a': 1.5}"),
         ({"kind": "c"}, "kind must be one of 'a', 'b', got 'c'"),
         ({"own": 3}, "own must be a Module or None, got 3"),
+        (
+            {"y": np.ones((2, 3))},
+            "y must be a tensor, got ndarray of shape (2, 3): torch.from_numpy(y)",
+        ),
     ],
 )
 def test_what_was_expected_and_given_is_told(wrong, message):

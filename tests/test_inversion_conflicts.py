@@ -18,7 +18,7 @@ from flowprior.inversion import (
     invert,
 )
 from flowprior.posterior import Preconditioned, Variational
-from tests.inversion_problems import LinearGaussian, blur, images_of
+from tests.inversion_problems import LinearGaussian, blur, images_of, small_glow
 
 PRIOR = LinearGaussian(size=8)
 Y = blur(images_of(PRIOR, 2))
@@ -40,12 +40,11 @@ class Mean(nn.Module):
         (lambda: IFlow(through=False, learning_rate=0.1), "^learning_rate=0.1 .* through=False"),
         (lambda: IFlow(through=False, tolerance=0.1), "^tolerance=0.1 .* through=False"),
         (lambda: Variational(whiten=True, start_scale=1.0), "^start_scale=1.0 .* whiten=True"),
-        (lambda: Preconditioned(density=PRIOR, tempering=0.5), "^tempering=0.5 .* density"),
+        (lambda: Preconditioned(density=small_glow(8), tempering=0.5), "^tempering=0.5 .* density"),
         (lambda: Gaussianization(standardize=False, temperature=0.5), "^temperature=0.5 has no"),
     ],
 )
 def test_options_without_effect_are_refused(make, message):
-    PRIOR.log_prob = lambda x: x
     with pytest.raises(ValueError, match=message):
         make()
 

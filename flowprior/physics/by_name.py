@@ -76,8 +76,8 @@ def make_operator(name_or_path: str, image_shape: ImageShape, **options: Any) ->
     Raises:
         ValueError: there is no such operator, or it does not take these options.
     """
-    check_types(make_operator, locals())
     builder = find_operator(name_or_path)
+    check_types(make_operator, locals(), f"operator {name_or_path}: ")
     own = inspect.signature(builder).parameters
     shape = {name: tuple(image_shape) for name in SHAPE_OPTIONS if name in own}
     given = _converted(_checked(name_or_path, builder, shape | options), own)

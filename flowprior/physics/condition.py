@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_positive
 
 
@@ -26,6 +27,7 @@ class Condition:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_positive("scale", self.scale)
 
     @torch.no_grad()
