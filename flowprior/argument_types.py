@@ -82,7 +82,7 @@ def _annotations(function: Callable) -> dict[str, Any]:
         if isinstance(kind, str):
             try:
                 kind = eval(kind, function.__globals__)
-            except NameError:  # imported for type checkers alone
+            except Exception:  # such as a name that is imported for type checkers alone
                 continue
         if name != "return":
             found[name] = kind
@@ -97,7 +97,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(type(value) is type(part) and value == part for part in parts)
     if origin in _SEQUENCES:
         return _is_sequence(value) and _all_fit(value, parts)
-    if origin is not None and issubclass(origin, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
     if kind in (int, float):
         # A bool counts as a number in Python, but not in a config.
@@ -109,7 +109,14 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in _WORDS:
         return isinstance(value, kind)
     # Of others a capability is meant, which their users ask for.
-    return not isinstance(value, _PLAIN) or not isinstance(kind, type) or kind in (Any, object)
+    return not isinstance(value, _PLAIN) or not isinstance(kind, type) or _is_of(value, kind)
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    try:
+        return kind is Any or isinstance(value, kind)
+    except TypeError:  # a protocol
+        return True
 
 
 def _is_array(value: Any) -> bool:
@@ -140,7 +147,7 @@ def _words(kind: Any, many: bool = False) -> str:
         inner = _words(parts[0], True) if parts and not isinstance(parts[0], TypeVar) else ""
         count = _COUNTS.get(len(parts), len(parts))
         return f"{count} {inner}" if fixed else f"a list of {inner}"
-    if origin is not None and issubclass(origin, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"{_words(parts[1], True)} by name"
     if origin is Callable:
         return "a function"

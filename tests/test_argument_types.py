@@ -4,9 +4,10 @@ import importlib
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -179,6 +180,10 @@ def test_nearly_everything_that_is_public_is_tried() -> None:
     assert count > 1500
 
 
+class Level(IntEnum):
+    LOW = 1
+
+
 def half(
     x: float,
     sizes: tuple[int, int] = (1, 2),
@@ -186,6 +191,9 @@ def half(
     kind: Literal["a", "b"] = "a",
     own: nn.Module | None = None,
     y: Tensor = IMAGES,
+    level: Level = Level.LOW,
+    sized: Sized = (),
+    final: Final[int] = 1,
     later: "NotImported" = None,  # noqa: F821
 ) -> float:
     check_types(half, locals())
@@ -223,6 +231,9 @@ def test_what_was_expected_and_given_is_told(wrong, message):
         {"sizes": torch.Size([1, 2])},
         {"names": {"a": 1}},
         {"own": Draws()},  # a capability, perhaps
+        {"level": Level.LOW},
+        {"sized": [1]},
+        {"final": "what is not known passes"},
         {"later": 3},
     ],
 )
