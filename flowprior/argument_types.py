@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import torch
 from torch import Tensor
 
+from flowprior.checks import shown
+
 _WORDS = {
     bool: ("true or false", "true or false"),
     int: ("an integer", "integers"),
@@ -60,18 +62,6 @@ def check_fields(record: Any) -> None:
     """Raise a ValueError unless the fields of a dataclass are what their annotations say."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     check_types(type(record).__init__, values)
-
-
-def shown(value: object) -> str:
-    """A value in one line of at most 80 letters; of an array its type and shape.
-
-    >>> shown(torch.zeros(2, 3)), shown([1, 2])
-    ('Tensor of shape (2, 3)', '[1, 2]')
-    """
-    if hasattr(value, "shape") and getattr(value, "ndim", 0):
-        return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @functools.cache

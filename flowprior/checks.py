@@ -9,25 +9,40 @@ from typing import Any
 def check_number(name: str, value: object, *, least: float = -inf, most: float = inf) -> None:
     """Raise a ValueError unless the value is a finite number in [least, most]."""
     if not (_is(Real, value) and isfinite(value) and least <= value <= most):
-        raise ValueError(f"{name} must be a finite number{_limits(least, most)}, got {value!r}")
+        raise ValueError(
+            f"{name} must be a finite number{_limits(least, most)}, got {shown(value)}"
+        )
 
 
 def check_positive(name: str, value: object) -> None:
     """Raise a ValueError unless the value is a finite number above 0."""
     if not (_is(Real, value) and 0 < value < inf):
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+        raise ValueError(f"{name} must be a positive finite number, got {shown(value)}")
 
 
 def check_integer(name: str, value: object, *, least: float = -inf, most: float = inf) -> None:
     """Raise a ValueError unless the value is an integer in [least, most]."""
     if not (_is(Integral, value) and least <= value <= most):
-        raise ValueError(f"{name} must be an integer{_limits(least, most)}, got {value!r}")
+        raise ValueError(f"{name} must be an integer{_limits(least, most)}, got {shown(value)}")
 
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raise a ValueError unless the value is one of those known."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    if not isinstance(value, type(known[0])) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A value in one line of at most 80 letters; of an array its type and shape.
+
+    >>> import numpy
+    >>> shown(numpy.zeros((2, 3))), shown([1, 2])
+    ('ndarray of shape (2, 3)', '[1, 2]')
+    """
+    if hasattr(value, "shape") and getattr(value, "ndim", 0):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_no_effect(record: Any, reason: str, *names: str) -> None:

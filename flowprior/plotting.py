@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from flowprior.argument_types import check_types, shown
-from flowprior.checks import check_integer
+from flowprior.argument_types import check_types
+from flowprior.checks import check_integer, shown
 from flowprior.extras import extra
 
 if TYPE_CHECKING:

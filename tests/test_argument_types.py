@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import LayerModels
-from flowprior.argument_types import check_types, shown
+from flowprior.argument_types import check_types
+from flowprior.checks import shown
 from flowprior.inversion import MAP, make_problem
 from flowprior.physics import Gaussian
 from tests.inversion_problems import LinearGaussian, blur
@@ -39,6 +40,8 @@ NOT_CALLED = {
     *("WeightsError", "batch_invariant", "by_rows", "row_seed", "normal_draws", "Warned"),
     *("require", "joined", "coverage_figure", "rank_figure", "weights", "BatchedLBFGS"),
 }
+# The code of operators' functions is in fingerprints of tables: this one has no check of its own.
+NOT_NAMED = {("crosshole", "image_shape")}
 PRIOR = LinearGaussian(size=8)
 IMAGES = torch.rand(2, 1, 8, 8, dtype=torch.float64)
 
@@ -163,6 +166,7 @@ def test_arguments_of_another_type_are_named(name: str) -> None:
     messages = {
         (argument, wrong): said(target, argument, wrong)
         for argument, kind in annotations(target).items()
+        if (name, argument) not in NOT_NAMED
         for wrong in wrong_values(kinds_of(kind))
     }
     for (argument, wrong), message in messages.items():

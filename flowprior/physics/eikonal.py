@@ -103,7 +103,6 @@ def crosshole(
         extent: metres between the two columns, > 0.
         refine: computes on a grid with this many times smaller spacing, see `EikonalTomography`.
     """
-    check_types(crosshole, locals())
     channels, height, width = image_shape
     if channels != 1 or width < 2:
         raise ValueError(f"crosshole tomography needs models (1, H, W > 1), got {image_shape}")

@@ -12,8 +12,7 @@ import torch
 from deepinv.physics import MRI, Blur, Denoising, Inpainting, ZeroNoise
 from torch import Tensor
 
-from flowprior.argument_types import check_types
-from flowprior.checks import check_choice, check_integer, check_number, check_positive
+from flowprior.checks import check_choice, check_integer, check_number, check_positive, shown
 from flowprior.physics.intensities import Intensities
 from flowprior.physics.linear import (
     BilinearDownsampling,
@@ -29,7 +28,6 @@ ImageShape = tuple[int, int, int]
 
 def denoising(image_shape: ImageShape) -> Denoising:
     """The identity, A = I; without the noise of σ = 0.1 that deepinv adds by default."""
-    check_types(denoising, locals())
     _check_shape(image_shape)
     return Denoising(ZeroNoise())
 
@@ -53,7 +51,6 @@ def gaussian_blur(
             "circular" or "zeros".
         dtype: type of the weights.
     """
-    check_types(gaussian_blur, locals())
     check_positive("tau", tau)
     size = 2 * math.ceil(4 * tau) + 1 if kernel_size is None else kernel_size
     _check_kernel("kernel_size", size, image_shape, padding)
@@ -79,7 +76,6 @@ def mean_blur(
         padding: as for `gaussian_blur`.
         dtype: type of the weights.
     """
-    check_types(mean_blur, locals())
     _check_kernel("size", size, image_shape, padding)
     return Blur(torch.full((1, 1, size, size), 1 / size**2, dtype=dtype), padding=padding)
 
@@ -99,7 +95,6 @@ def box_inpainting(
         centre: (row, column) of the box, whose first row is row − height//2; the middle of the
             image if None.
     """
-    check_types(box_inpainting, locals())
     _check_shape(image_shape)
     sides = image_shape[1:]
     if isinstance(box, int | float):
@@ -128,7 +123,6 @@ def random_inpainting(image_shape: ImageShape, kept: float = 0.15, seed: int = 0
         kept: fraction of the pixels that is kept, in (0, 1).
         seed: of the random choice, ≥ 0.
     """
-    check_types(random_inpainting, locals())
     _check_shape(image_shape)
     _check_fraction("kept", kept)
     pixels = image_shape[1] * image_shape[2]
@@ -150,7 +144,6 @@ def super_resolution(
         factor: divides H and W.
         smoothing: "box", means of blocks that do not overlap, or "bilinear", antialiased.
     """
-    check_types(super_resolution, locals())
     _check_shape(image_shape)
     check_integer("factor", factor, least=1)
     check_choice("smoothing", smoothing, ("box", "bilinear"))
@@ -161,7 +154,6 @@ def super_resolution(
 
 def colourisation(image_shape: ImageShape) -> ChannelMean:
     """Mean of the channels, as in Chavez; y is (B, 1, H, W). Needs at least two channels."""
-    check_types(colourisation, locals())
     _check_shape(image_shape)
     if image_shape[0] < 2:
         raise ValueError(f"colourisation needs at least two channels, got {image_shape}")
@@ -184,7 +176,6 @@ def random_gaussian(
         seed: of G, ≥ 0.
         dtype: type of G.
     """
-    check_types(random_gaussian, locals())
     _check_shape(image_shape)
     check_integer("measurements", measurements, least=1)
     matrix = _normal_rows(measurements, image_shape, seed)
@@ -208,7 +199,6 @@ def phase_retrieval(
         seed: of the a_i, ≥ 0.
         dtype: type of the a_i.
     """
-    check_types(phase_retrieval, locals())
     _check_shape(image_shape)
     check_integer("measurements", measurements, least=1)
     rows = _normal_rows(2 * measurements, image_shape, seed)
@@ -240,7 +230,6 @@ def cartesian_mri(
         centre_fraction: in [0, 1/acceleration].
         seed: of the random columns, ≥ 0.
     """
-    check_types(cartesian_mri, locals())
     _check_shape(image_shape)
     channels, height, width = image_shape
     if channels > 2:
@@ -287,7 +276,6 @@ def limited_angle_ct(
         last: last angle in degrees, ≥ first.
         dtype: type of the interpolation grid.
     """
-    check_types(limited_angle_ct, locals())
     _check_shape(image_shape)
     if image_shape[1] != image_shape[2]:
         raise ValueError(f"limited_angle_ct needs square images, got {image_shape}")
@@ -308,15 +296,15 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _check_shape(image_shape: ImageShape) -> None:
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
+    if isinstance(image_shape, str) or not hasattr(image_shape, "__len__") or len(image_shape) != 3:
+        raise ValueError(f"image_shape must be (C, H, W), got {shown(image_shape)}")
     for side in image_shape:
         check_integer("image_shape: C, H and W", side, least=1)
 
 
 def _check_pair(name: str, value: object) -> None:
     if not (isinstance(value, list | tuple) and len(value) == 2):
-        raise ValueError(f"{name} must be two integers for rows and columns, got {value!r}")
+        raise ValueError(f"{name} must be two integers for rows and columns, got {shown(value)}")
     for entry in value:
         check_integer(name, entry, least=0)
 
@@ -332,9 +320,6 @@ def _check_kernel(name: str, size: int, image_shape: ImageShape, padding: str) -
     check_integer(name, size, least=1)
     if size % 2 == 0:
         raise ValueError(f"{name} must be odd, got {size}")
-    if padding not in ("reflect", "replicate", "circular", "zeros"):
-        raise ValueError(
-            f'padding must be "reflect", "replicate", "circular" or "zeros", got {padding!r}'
-        )
+    check_choice("padding", padding, ("reflect", "replicate", "circular", "zeros"))
     if size // 2 >= min(image_shape[1:]):
         raise ValueError(f"{name}={size} is too large for images {tuple(image_shape)}")
