@@ -86,7 +86,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(part) and value == part for part in parts)
     if origin in _SEQUENCES:
-        return _is_sequence(value) and _all_fit(value, parts)
+        items = value.tolist() if hasattr(value, "tolist") else value
+        return _is_sequence(items) and _all_fit(items, parts)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
     if kind in (int, float):

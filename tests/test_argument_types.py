@@ -233,6 +233,7 @@ def test_what_was_expected_and_given_is_told(wrong, message):
         {"x": np.float32(1)},
         {"sizes": [np.int64(1), 2]},
         {"sizes": torch.Size([1, 2])},
+        {"sizes": torch.tensor([1, 2])},
         {"names": {"a": 1}},
         {"own": Draws()},  # a capability, perhaps
         {"level": Level.LOW},
