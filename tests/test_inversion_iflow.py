@@ -24,6 +24,7 @@ from tests.test_trumpet import trumpet
 
 SHAPE = (1, 6, 6)
 SIGMA = 0.05
+FAST = {"learning_rate": 0.02}
 BOTH = pytest.mark.parametrize("through", [True, False])
 
 
@@ -77,7 +78,7 @@ def closest(prior, y, matrix, beta):
 def test_least_squares_on_a_linear_range(through, beta):
     prior = LinearRange()
     physics, y, matrix = linear_problem(prior)
-    solver = IFlow(beta=beta, through=through, learning_rate=0.02)
+    solver = IFlow(beta=beta, through=through, **(FAST if through else {}))
     found = invert(prior, physics, y, sigma=SIGMA, solver=solver, iterations=500)
     expected = closest(prior, y, matrix, beta)
     assert (found.x - expected).abs().max() < 1e-3
@@ -95,7 +96,7 @@ def test_gradients_through_an_oblique_projection_reach_it_too():
     expected = closest(prior, y, matrix, 0.0)
     error = {}
     for through in (True, False):
-        solver = IFlow(through=through, learning_rate=0.02)
+        solver = IFlow(through=through, **(FAST if through else {}))
         found = invert(prior, physics, y, sigma=SIGMA, solver=solver, iterations=500)
         error[through] = (found.x - expected).abs().max()
     assert error[True] < 1e-3 < error[False]
