@@ -259,7 +259,7 @@ class TestPadded:
             ({"image_size": 10}, "image_size"),
             ({"image_size": (9, 16)}, "image_size"),
             ({"image_size": (6, 16)}, "image_size"),
-            ({"image_size": 1.5}, "image_size must be one or two whole numbers"),
+            ({"image_size": 1.5}, "image_size must be an integer or two integers"),
             ({"image_size": (10, 16), "border": -1.0}, "border"),
         ],
     )
