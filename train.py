@@ -23,7 +23,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks import (
@@ -31,6 +31,7 @@ from callbacks import (
     Checkpoints,
     CurveLogger,
     LatentTypicality,
+    LinkedDDP,
     Preparation,
     Projections,
     RestoreLimit,
@@ -44,6 +45,7 @@ from callbacks import (
     close_phase,
     start_from,
 )
+from callbacks.processes import CONTINUES, leave, started_by_first
 from datamodules import ImageDataModule
 from datamodules.errors import DataError
 from flowprior.command_line import (
@@ -145,13 +147,18 @@ def main() -> None:
     _quieten()
     StrategyRegistry.register(
         "ddp",
-        DDPStrategy,
+        LinkedDDP,
         "DDP; buffers are equal on all processes already",
         override=True,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
-    fit(build())
+    try:
+        fit(build())
+    except TrainingStopped as stopped:
+        if started_by_first():
+            leave(stopped.status)
+        raise
 
 
 def build() -> TrainCLI:
@@ -214,9 +221,9 @@ def _run(cli: TrainCLI, start: Start) -> None:
         _fit_phases(cli, start)
     except RuntimeError as error:
         if cli.trainer.world_size > 1 and _LOST.search(str(error)):
+            died = getattr(cli.trainer.strategy.launcher, "died", str)()
             raise TrainingStopped(
-                "another process of the run has died: the same command continues from the last "
-                "checkpoint"
+                f"another process of the run has died{died}: {CONTINUES}"
             ) from error
         raise
     except OSError as error:  # TensorBoard's writer does not say what it could not write
@@ -270,6 +277,11 @@ def _check(cli: TrainCLI) -> None:
         raise UsageError(
             f"model.flow.data_range is {cli.model.flow.data_range} but data.data_range is "
             f"{cli.datamodule.data_range}: they must be equal"
+        )
+    if not isinstance(cli.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise UsageError(
+            f"trainer.strategy is {type(cli.trainer.strategy).__name__}: expected auto or ddp, as "
+            "sharded flows lose what the first batch sets (docs/training.md, Several GPUs)"
         )
     _check_phases(cli)
     _check_conditions(cli)

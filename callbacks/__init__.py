@@ -6,6 +6,7 @@ from callbacks.gaussianization import Gaussianization
 from callbacks.guards import Interrupted, StopOnNonFinite, StopOnSignal, TrainingStopped
 from callbacks.inversion_curves import InversionCurves
 from callbacks.preparation import Preparation
+from callbacks.processes import LinkedDDP
 from callbacks.progress import TrainingProgress
 from callbacks.resuming import CurveLogger, RestoreLimit, Start, close_phase, start_from
 from callbacks.samples import LatentTypicality, Projections, SampleGrid
@@ -19,6 +20,7 @@ __all__ = [
     "Interrupted",
     "InversionCurves",
     "LatentTypicality",
+    "LinkedDDP",
     "Preparation",
     "Projections",
     "RestoreLimit",

@@ -1,0 +1,220 @@
+"""train.py on many processes: one is killed, all are told to stop, others start them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from tests.entry_points import (
+    ROOT,
+    SLOWLY,
+    TINY,
+    command,
+    environment,
+    finish,
+    scalars,
+    start,
+    train_here,
+)
+from tests.test_train import assert_same, wait_for_step
+from tests.test_train_pairs import ROSENBROCK, SIMULATED
+from tests.test_train_preparation import CONFIG as TRUMPET
+
+GLOW = "class_path: flowprior.flows.Glow"
+COUPLING1X1 = """class_path: flowprior.flows.Coupling1x1Flow
+    init_args: {in_channels: 1, image_size: 16, steps: [2, 1, 2], hidden_channels: 8}
+  optimizer:"""
+DIED = "has died"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of training, the curves to compare, and the step after which a process is killed."""
+
+    config: str
+    curves: tuple[str, ...]
+    step: int
+    processes: int = 4
+
+    def write(self, folder: Path) -> None:
+        digest = "callbacks: [{class_path: tests.entry_points.ParameterDigest}]"
+        config = self.config.replace("trainer: {", f"trainer: {{precision: 64-true, {digest}, ")
+        every_third = "" if "checkpoints:" in config else "checkpoints: {every_n_steps: 3}\n"
+        (folder / "tiny.yaml").write_text(config + every_third)
+
+
+GLOW_CURVES = ("train/bits_per_dim", "train/gradient_norm", "val/nll")
+HINT_CURVES = ("train/joint_nll", "train/conditional_nll", "val/conditional_nll")
+# Starting eight processes takes 40 seconds of CPU time: one kind stands for all of them there.
+KINDS = {
+    "glow": Kind(TINY, GLOW_CURVES, 11, 8),
+    "coupling1x1": Kind(
+        TINY.partition(GLOW)[0] + COUPLING1X1 + TINY.partition("optimizer:")[2], GLOW_CURVES, 11
+    ),
+    "trumpet": Kind(TRUMPET, ("train/squared_error", "train/latent_nll", "val/latent_nll"), 12),
+    "hint": Kind(ROSENBROCK, HINT_CURVES, 10),
+    "conditional glow": Kind(
+        SIMULATED, ("train/conditional_nll", "train/gradient_norm", "val/conditional_nll"), 9
+    ),
+}
+
+
+def others(process: subprocess.Popen) -> list[int]:
+    """The processes that a run has started, by their number."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True)
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, parent, _ in rows if int(parent) == process.pid]
+
+
+def assert_same_run(run: Path, whole: Path, curves: tuple[str, ...]) -> None:
+    for name in curves:
+        found, expected = scalars(run, name), scalars(whole, name)
+        assert found == pytest.approx(expected, rel=1e-6), name  # curves are kept as float32
+    assert_same(run, whole, 1e-9)
+
+
+def end(process: subprocess.Popen, status: int, word: str) -> None:
+    """The run, all of it, ends soon and with one line."""
+    output, _ = process.communicate(timeout=60)  # until no process has the pipe
+    assert process.returncode == status, output
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith("train.py: ")
+    assert [word in line for line in output.splitlines()].count(True) == 1, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_killed_process_changes_nothing(name: str, tmp_path: Path) -> None:
+    kind, run = KINDS[name], tmp_path / "parts"
+    kind.write(tmp_path)
+    train_here(tmp_path, "--output", "one")
+    arguments = ("--config", "tiny.yaml", "--output", "parts", "--trainer.devices")
+    process = start(tmp_path, "train.py", *arguments, str(kind.processes), SLOWLY)
+    wait_for_step(run, kind.step, process)
+    os.kill(others(process)[kind.processes // 2], signal.SIGKILL)
+    end(process, 1, DIED)
+    fewer = kind.processes // 2
+    output = finish(tmp_path, "train.py", *arguments, str(fewer))
+    assert "resuming at step" in output
+    assert f"on {fewer} x cpu" in output
+    assert_same_run(run, tmp_path / "one", kind.curves)
+
+
+@pytest.mark.slow
+def test_eight_processes_follow_the_trajectory_of_one(tmp_path: Path) -> None:
+    kind = KINDS["glow"]
+    kind.write(tmp_path)
+    train_here(tmp_path, "--output", "one")
+    arguments = ("--config", "tiny.yaml", "--output", "eight", "--trainer.devices", "8")
+    assert "on 8 x cpu" in finish(tmp_path, "train.py", *arguments)
+    files = [tmp_path / "eight" / f"digests-{rank}" for rank in range(8)]
+    digests = [file.read_text().splitlines() for file in files]
+    assert len(set(digests[0])) == 24
+    assert all(each == digests[0] for each in digests)
+    assert_same_run(tmp_path / "eight", tmp_path / "one", kind.curves)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def two(folder: Path) -> subprocess.Popen:
+    """A run on two processes that has made a checkpoint."""
+    process = start(folder, "train.py", "--config", "tiny.yaml", SLOWLY, "--trainer.devices", "2")
+    wait_for_step(folder / "runs" / "tiny", 3, process)
+    return process
+
+
+def test_a_killed_second_process_is_one_line(two: subprocess.Popen) -> None:
+    os.kill(others(two)[0], signal.SIGKILL)
+    end(two, 1, "another process of the run has died (number 1: SIGKILL)")
+
+
+def test_a_killed_first_process_is_one_line(two: subprocess.Popen) -> None:
+    two.kill()
+    end(two, -signal.SIGKILL, "the first process of the run has died")
+
+
+def test_two_processes_stop_when_told(two: subprocess.Popen, folder: Path) -> None:
+    for number in (two.pid, *others(two)):  # as a scheduler does it
+        os.kill(number, signal.SIGTERM)
+    end(two, 130, "stopped by SIGTERM after step")
+    finish(folder, "train.py", "--config", "tiny.yaml")
+    assert list(scalars(folder / "runs" / "tiny", GLOW_CURVES[0])) == list(range(24))
+
+
+class Handlers(Callback):
+    """Notes who takes the signals while training runs."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_) -> None:
+        taking = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        names = {getattr(handler, "__qualname__", repr(handler)) for handler in taking}
+        Path(trainer.logger.save_dir, "handlers").write_text("\n".join(names))
+
+
+def test_nobody_else_takes_the_signals(folder: Path) -> None:
+    callback = "--trainer.callbacks+=tests.test_train_processes.Handlers"
+    train_here(folder, callback, "--trainer.max_steps", "1")
+    assert (folder / "runs/tiny/handlers").read_text() == "StopOnSignal._receive"
+
+
+def test_sharded_flows_are_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    strategy = "pytorch_lightning.strategies.ModelParallelStrategy"
+    train_here(folder, "--trainer.devices", "2", "--trainer.strategy", strategy, status=2)
+    assert "trainer.strategy is ModelParallelStrategy: expected auto or ddp" in (
+        capsys.readouterr().err
+    )
+    assert not (folder / "runs").exists()
+
+
+def test_too_few_validation_images_are_named(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    train_here(folder, "--trainer.devices", "4", "--data.num_val", "3", status=2)
+    assert "3 validation images, expected at least 4, one for each process" in (
+        capsys.readouterr().err
+    )
+
+
+def torchrun(node: int) -> dict:
+    """As in docs/training.md, with one process on each of two nodes."""
+    options = "--nnodes 2 --nproc-per-node 1 --node-rank {} --master-addr localhost"
+    port = 15000 + os.getpid() % 10000  # two tests at once must not meet there
+    options = f"{options.format(node)} --master-port {port}".split()
+    before = [sys.executable, "-m", "torch.distributed.run", *options]
+    return {"args": [*before, *command("train.py")[1:]], "env": environment()}
+
+
+def srun(node: int) -> dict:
+    """What SLURM's srun gives a process, of one task on each of two nodes."""
+    settings = {"JOB_ID": os.getpid(), "JOB_NAME": "train", "NTASKS": 2, "NTASKS_PER_NODE": 1}
+    settings |= {"NNODES": 2, "NODELIST": "localhost", "PROCID": node, "LOCALID": 0}
+    variables = {f"SLURM_{name}": str(value) for name, value in settings.items()}
+    given = {**environment(), **variables, "SLURM_NODEID": str(node)}
+    return {"args": command("train.py"), "env": given}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starter", [torchrun, srun])
+def test_nodes_started_by_others_train_as_one(starter, tmp_path: Path) -> None:
+    kind = KINDS["glow"]
+    kind.write(tmp_path)
+    train_here(tmp_path, "--output", "one", "--trainer.max_epochs", "1")
+    options = "--config tiny.yaml --trainer.max_epochs 1 --trainer.devices 1 --trainer.num_nodes 2"
+    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    nodes = []
+    for given in map(starter, range(2)):
+        arguments = [*given["args"], *options.split(), "--output", "two"]
+        nodes.append(subprocess.Popen(arguments, cwd=tmp_path, env=given["env"], **pipes))
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert "on 2 x cpu" in outputs[0]
+    assert_same_run(tmp_path / "two", tmp_path / "one", kind.curves)
