@@ -35,6 +35,7 @@ from callbacks import (
     Preparation,
     Projections,
     RestoreLimit,
+    SameStart,
     SampleGrid,
     Start,
     StopOnNonFinite,
@@ -108,6 +109,7 @@ class TrainCLI(LightningCLI):
         settings.pop("output", None)  # where this machine keeps its runs is nobody's business
         before = [
             RestoreLimit(),
+            SameStart(),
             Preparation(),
             TrainingProgress(),
             SampleGrid(**config.samples),
@@ -182,7 +184,8 @@ def build() -> TrainCLI:
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UsageError(one_line(error)) from error
     except (MemoryError, RuntimeError) as error:  # torch's, if a flow is too large
-        raise UsageError(f"model.flow cannot be built: {one_line(error)}") from error
+        what = "" if "SLURM" in str(error) else "model.flow cannot be built: "
+        raise UsageError(f"{what}{one_line(error)}") from error
     _check(cli)
     return cli
 
@@ -285,7 +288,10 @@ def _check(cli: TrainCLI) -> None:
         )
     _check_phases(cli)
     _check_conditions(cli)
+    nodes = getattr(cli.trainer.strategy, "cluster_environment", None)
     try:
+        if nodes is not None:
+            nodes.validate_settings(cli.trainer.num_devices, cli.trainer.num_nodes)
         cli.datamodule.check(cli.trainer.world_size)
         for module, _ in cli.phases:
             prepares(module.loss)

@@ -8,7 +8,14 @@ from callbacks.inversion_curves import InversionCurves
 from callbacks.preparation import Preparation
 from callbacks.processes import LinkedDDP
 from callbacks.progress import TrainingProgress
-from callbacks.resuming import CurveLogger, RestoreLimit, Start, close_phase, start_from
+from callbacks.resuming import (
+    CurveLogger,
+    RestoreLimit,
+    SameStart,
+    Start,
+    close_phase,
+    start_from,
+)
 from callbacks.samples import LatentTypicality, Projections, SampleGrid
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "Preparation",
     "Projections",
     "RestoreLimit",
+    "SameStart",
     "SampleGrid",
     "Start",
     "StopOnNonFinite",

@@ -3,7 +3,6 @@
 import inspect
 import io
 import math
-import os
 import resource
 import shutil
 import signal
@@ -148,6 +147,14 @@ def test_limited_run_goes_on_to_its_end(
     train_here(folder)
     assert "finished already" in capsys.readouterr().out
     assert scalars(run, CURVE) == found
+
+
+def test_resuming_in_double_precision_rounds_nothing(folder: Path) -> None:
+    precision = ("--trainer.precision", "64-true")
+    train_here(folder, *precision, "--output", "whole")
+    for limit in ("5", "24"):
+        train_here(folder, *precision, "--output", "parts", "--trainer.max_steps", limit)
+    assert_same(folder / "parts", folder / "whole", 1e-12)
 
 
 def test_run_without_validation_exports_its_last_weights(

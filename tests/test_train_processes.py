@@ -1,10 +1,10 @@
 """train.py on many processes: one is killed, all are told to stop, others start them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from tests.entry_points import (
-    ROOT,
     SLOWLY,
     TINY,
     command,
@@ -82,7 +81,7 @@ def assert_same_run(run: Path, whole: Path, curves: tuple[str, ...]) -> None:
 
 def end(process: subprocess.Popen, status: int, word: str) -> None:
     """The run, all of it, ends soon and with one line."""
-    output, _ = process.communicate(timeout=60)  # until no process has the pipe
+    output, _ = process.communicate(timeout=120)  # until no process has the pipe
     assert process.returncode == status, output
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith("train.py: ")
@@ -169,8 +168,11 @@ def test_nobody_else_takes_the_signals(folder: Path) -> None:
 
 
 def test_sharded_flows_are_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    strategy = "pytorch_lightning.strategies.ModelParallelStrategy"
-    train_here(folder, "--trainer.devices", "2", "--trainer.strategy", strategy, status=2)
+    sharded = "{class_path: pytorch_lightning.strategies.ModelParallelStrategy}"
+    (folder / "tiny.yaml").write_text(
+        TINY.replace("trainer: {", f"trainer: {{strategy: {sharded}, ")
+    )
+    train_here(folder, "--trainer.devices", "2", status=2)
     assert "trainer.strategy is ModelParallelStrategy: expected auto or ddp" in (
         capsys.readouterr().err
     )
@@ -202,19 +204,50 @@ def srun(node: int) -> dict:
     return {"args": command("train.py"), "env": given}
 
 
+def run_on_nodes(starter, folders: list[Path], *options: str) -> list[tuple[int, str]]:
+    """Status and output of train.py on two nodes, which see these folders."""
+    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    options = ("--config", "tiny.yaml", "--trainer.num_nodes", "2", *options)
+    nodes = []
+    for given, folder in zip(map(starter, range(2)), folders, strict=True):
+        arguments = [*given["args"], *options, "--trainer.devices", "1"]
+        nodes.append(subprocess.Popen(arguments, cwd=folder, env=given["env"], **pipes))
+    outputs = [node.communicate(timeout=400)[0] for node in nodes]
+    return [(node.returncode, output) for node, output in zip(nodes, outputs, strict=True)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("starter", [torchrun, srun])
 def test_nodes_started_by_others_train_as_one(starter, tmp_path: Path) -> None:
-    kind = KINDS["glow"]
+    kind, epoch = KINDS["glow"], ("--trainer.max_epochs", "1")
     kind.write(tmp_path)
-    train_here(tmp_path, "--output", "one", "--trainer.max_epochs", "1")
-    options = "--config tiny.yaml --trainer.max_epochs 1 --trainer.devices 1 --trainer.num_nodes 2"
-    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    nodes = []
-    for given in map(starter, range(2)):
-        arguments = [*given["args"], *options.split(), "--output", "two"]
-        nodes.append(subprocess.Popen(arguments, cwd=tmp_path, env=given["env"], **pipes))
-    outputs = [node.communicate(timeout=300)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert "on 2 x cpu" in outputs[0]
+    train_here(tmp_path, *epoch, "--output", "one")
+    ends = run_on_nodes(starter, [tmp_path] * 2, *epoch, "--output", "two")
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert "on 2 x cpu" in ends[0][1]
     assert_same_run(tmp_path / "two", tmp_path / "one", kind.curves)
+
+
+@pytest.mark.slow
+def test_nodes_that_see_different_folders_are_refused(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    shutil.copy(folder / "tiny.yaml", folder / "elsewhere")
+    train_here(folder, "--trainer.max_steps", "3")
+    ends = run_on_nodes(srun, [folder, folder / "elsewhere"])
+    for status, output in ends:
+        assert status == 1, output
+        assert "processes start at the steps 3, 0: all nodes must see the same" in output
+        assert "Traceback" not in output
+
+
+def test_devices_that_are_not_the_tasks_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name, value in srun(0)["env"].items():
+        if name.startswith("SLURM_"):
+            monkeypatch.setenv(name, value)
+    train_here(folder, "--trainer.devices", "4", "--trainer.num_nodes", "2", status=2)
+    assert "--ntasks-per-node=1` does not match" in capsys.readouterr().err
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    train_here(folder, status=2)
+    assert capsys.readouterr().err.startswith("train.py: error: You set `--ntasks=2`")
