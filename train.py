@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import json
 import logging
-import re
 import threading
 import warnings
 from functools import cached_property
@@ -46,7 +45,7 @@ from callbacks import (
     close_phase,
     start_from,
 )
-from callbacks.processes import CONTINUES, leave, started_by_first
+from callbacks.processes import death, leave, started_by_first
 from datamodules import ImageDataModule
 from datamodules.errors import DataError
 from flowprior.command_line import (
@@ -66,7 +65,6 @@ from lightning_modules import FlowModule, Phase
 
 CONFIGS = ROOT / "configs" / "train"
 INPUTS = "inputs.json"
-_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)")
 # Options that may not change between a run and its resumption, but for those that may.
 FIXED_OPTIONS = ("model", "data", "phases", "seed_everything")
 FREE_OPTIONS = ("data.init_args.num_workers",)
@@ -223,11 +221,8 @@ def _run(cli: TrainCLI, start: Start) -> None:
     try:
         _fit_phases(cli, start)
     except RuntimeError as error:
-        if cli.trainer.world_size > 1 and _LOST.search(str(error)):
-            died = getattr(cli.trainer.strategy.launcher, "died", str)()
-            raise TrainingStopped(
-                f"another process of the run has died{died}: {CONTINUES}"
-            ) from error
+        if what := death(error, cli.trainer):
+            raise TrainingStopped(what) from error
         raise
     except OSError as error:  # TensorBoard's writer does not say what it could not write
         unnamed = error.errno and not error.filename

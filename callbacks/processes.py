@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
 
-CONTINUES = "the same command continues from the last checkpoint"
+_CONTINUES = "the same command continues from the last checkpoint"
+_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)")
+_LOADER = "DataLoader worker (pid"
 _FIRST = "FLOWPRIOR_FIRST_PROCESS"
 _PERIOD = 0.2  # seconds between two looks
 _PATIENCE = 10.0  # seconds that a process has to end by itself
@@ -84,6 +88,18 @@ class LinkedLauncher(_SubprocessScriptLauncher):
                 other.kill()
 
 
+def death(error: RuntimeError, trainer: pl.Trainer) -> str:
+    """What an error of torch says of a process that has died; "" if it is about something else."""
+    if _LOADER in str(error):
+        why = "perhaps because memory ran out (data.num_workers: fewer of them take less)"
+        return f"a loading process has died, {why}: {_CONTINUES}"
+    if trainer.world_size == 1 or not _LOST.search(str(error)):
+        return ""
+    launcher = trainer.strategy.launcher
+    died = launcher.died() if isinstance(launcher, LinkedLauncher) else ""
+    return f"another process of the run has died{died}: {_CONTINUES}"
+
+
 def started_by_first() -> bool:
     """Whether this process was started by the first one of its machine, which speaks for both."""
     return os.environ.get(_FIRST, str(os.getpid())) != str(os.getpid())
@@ -106,7 +122,7 @@ def _watch_first() -> None:
 
 def _die(what: str) -> None:
     Console(stderr=True).show_cursor()  # a bar may have hidden it
-    print(f"{Path(sys.argv[0]).name}: error: {what}: {CONTINUES}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: error: {what}: {_CONTINUES}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

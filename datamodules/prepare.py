@@ -245,7 +245,7 @@ def _deaths_reported() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):
             raise
         raise ImageError(
             "a decoding process died, perhaps because memory ran out: run the same command again "

@@ -302,7 +302,7 @@ def test_ctrl_c_is_one_line_also_while_processes_start(tmp_path):
             time.sleep(0.01)
         time.sleep(0.5)
         os.killpg(process.pid, signal.SIGINT)
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=180)[0]
         assert process.returncode == 130, output
         assert output.strip().splitlines()[-1] == "stopped"
         assert "Traceback" not in output

@@ -1,5 +1,6 @@
 """train.py on many processes: one is killed, all are told to stop, others start them."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -28,7 +29,8 @@ from tests.test_train_preparation import CONFIG as TRUMPET
 
 GLOW = "class_path: flowprior.flows.Glow"
 COUPLING1X1 = """class_path: flowprior.flows.Coupling1x1Flow
-    init_args: {in_channels: 1, image_size: 16, steps: [2, 1, 2], hidden_channels: 8}
+    init_args: {in_channels: 1, image_size: 16, steps: [2, 1, 2], hidden_channels: 8,
+                data_range: [-0.5, 0.5]}
   optimizer:"""
 DIED = "has died"
 
@@ -76,7 +78,7 @@ def assert_same_run(run: Path, whole: Path, curves: tuple[str, ...]) -> None:
     for name in curves:
         found, expected = scalars(run, name), scalars(whole, name)
         assert found == pytest.approx(expected, rel=1e-6), name  # curves are kept as float32
-    assert_same(run, whole, 1e-9)
+    assert_same(run, whole, 1e-8)  # steps of vanishing gradients enlarge their rounding
 
 
 def end(process: subprocess.Popen, status: int, word: str) -> None:
@@ -165,6 +167,23 @@ def test_nobody_else_takes_the_signals(folder: Path) -> None:
     callback = "--trainer.callbacks+=tests.test_train_processes.Handlers"
     train_here(folder, callback, "--trainer.max_steps", "1")
     assert (folder / "runs/tiny/handlers").read_text() == "StopOnSignal._receive"
+
+
+class KillLoaders(Callback):
+    """Kills the loading processes after the second step."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
+        if trainer.global_step == 2:
+            for child in multiprocessing.active_children():
+                child.kill()
+
+
+def test_a_killed_loading_process_is_one_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    callback = "--trainer.callbacks+=tests.test_train_processes.KillLoaders"
+    # More images than are loaded ahead, so that some are always missing.
+    train_here(folder, callback, "--data.num_workers", "1", "--data.num_train", "128", status=1)
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "error" in each]
+    assert "a loading process has died, perhaps because memory ran out" in line
 
 
 def test_sharded_flows_are_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
