@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import json
 import logging
-import re
 import threading
 import warnings
 from functools import cached_property
@@ -23,7 +22,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks import (
@@ -31,9 +30,11 @@ from callbacks import (
     Checkpoints,
     CurveLogger,
     LatentTypicality,
+    LinkedDDP,
     Preparation,
     Projections,
     RestoreLimit,
+    SameStart,
     SampleGrid,
     Start,
     StopOnNonFinite,
@@ -44,6 +45,7 @@ from callbacks import (
     close_phase,
     start_from,
 )
+from callbacks.processes import death, leave, started_by_first
 from datamodules import ImageDataModule
 from datamodules.errors import DataError
 from flowprior.command_line import (
@@ -63,7 +65,6 @@ from lightning_modules import FlowModule, Phase
 
 CONFIGS = ROOT / "configs" / "train"
 INPUTS = "inputs.json"
-_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)")
 # Options that may not change between a run and its resumption, but for those that may.
 FIXED_OPTIONS = ("model", "data", "phases", "seed_everything")
 FREE_OPTIONS = ("data.init_args.num_workers",)
@@ -106,6 +107,7 @@ class TrainCLI(LightningCLI):
         settings.pop("output", None)  # where this machine keeps its runs is nobody's business
         before = [
             RestoreLimit(),
+            SameStart(),
             Preparation(),
             TrainingProgress(),
             SampleGrid(**config.samples),
@@ -145,13 +147,18 @@ def main() -> None:
     _quieten()
     StrategyRegistry.register(
         "ddp",
-        DDPStrategy,
+        LinkedDDP,
         "DDP; buffers are equal on all processes already",
         override=True,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
-    fit(build())
+    try:
+        fit(build())
+    except TrainingStopped as stopped:
+        if started_by_first():
+            leave(stopped.status)
+        raise
 
 
 def build() -> TrainCLI:
@@ -175,7 +182,8 @@ def build() -> TrainCLI:
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UsageError(one_line(error)) from error
     except (MemoryError, RuntimeError) as error:  # torch's, if a flow is too large
-        raise UsageError(f"model.flow cannot be built: {one_line(error)}") from error
+        what = "" if "SLURM" in str(error) else "model.flow cannot be built: "
+        raise UsageError(f"{what}{one_line(error)}") from error
     _check(cli)
     return cli
 
@@ -213,11 +221,8 @@ def _run(cli: TrainCLI, start: Start) -> None:
     try:
         _fit_phases(cli, start)
     except RuntimeError as error:
-        if cli.trainer.world_size > 1 and _LOST.search(str(error)):
-            raise TrainingStopped(
-                "another process of the run has died: the same command continues from the last "
-                "checkpoint"
-            ) from error
+        if what := death(error, cli.trainer):
+            raise TrainingStopped(what) from error
         raise
     except OSError as error:  # TensorBoard's writer does not say what it could not write
         unnamed = error.errno and not error.filename
@@ -271,9 +276,17 @@ def _check(cli: TrainCLI) -> None:
             f"model.flow.data_range is {cli.model.flow.data_range} but data.data_range is "
             f"{cli.datamodule.data_range}: they must be equal"
         )
+    if not isinstance(cli.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise UsageError(
+            f"trainer.strategy is {type(cli.trainer.strategy).__name__}: expected auto or ddp, as "
+            "sharded flows lose what the first batch sets (docs/training.md, Several GPUs)"
+        )
     _check_phases(cli)
     _check_conditions(cli)
+    nodes = getattr(cli.trainer.strategy, "cluster_environment", None)
     try:
+        if nodes is not None:
+            nodes.validate_settings(cli.trainer.num_devices, cli.trainer.num_nodes)
         cli.datamodule.check(cli.trainer.world_size)
         for module, _ in cli.phases:
             prepares(module.loss)

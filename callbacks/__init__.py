@@ -6,8 +6,16 @@ from callbacks.gaussianization import Gaussianization
 from callbacks.guards import Interrupted, StopOnNonFinite, StopOnSignal, TrainingStopped
 from callbacks.inversion_curves import InversionCurves
 from callbacks.preparation import Preparation
+from callbacks.processes import LinkedDDP
 from callbacks.progress import TrainingProgress
-from callbacks.resuming import CurveLogger, RestoreLimit, Start, close_phase, start_from
+from callbacks.resuming import (
+    CurveLogger,
+    RestoreLimit,
+    SameStart,
+    Start,
+    close_phase,
+    start_from,
+)
 from callbacks.samples import LatentTypicality, Projections, SampleGrid
 
 __all__ = [
@@ -19,9 +27,11 @@ __all__ = [
     "Interrupted",
     "InversionCurves",
     "LatentTypicality",
+    "LinkedDDP",
     "Preparation",
     "Projections",
     "RestoreLimit",
+    "SameStart",
     "SampleGrid",
     "Start",
     "StopOnNonFinite",

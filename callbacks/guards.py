@@ -15,6 +15,8 @@ from lightning_modules.flow_module import FlowModule
 class TrainingStopped(Exception):
     """Training ended early; the message says why and what was kept."""
 
+    status = 1
+
 
 class Interrupted(TrainingStopped):
     """SIGINT or SIGTERM; the run can be resumed."""
@@ -37,6 +39,15 @@ class StopOnSignal(Callback):
         """Take over the signals while training runs."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._receive)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over SIGTERM again, for which Lightning has a handler of its own by now.
+
+        That one exchanges something between the processes at once, wherever each of them is: they
+        could wait for each other forever.
+        """
+        for number in self._previous if self.received is None else ():
+            signal.signal(number, self._receive)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from callbacks.guards import TrainingStopped
 from flowprior.command_line import UsageError, one_line
 from lightning_modules.flow_module import FlowModule
 
@@ -67,6 +68,24 @@ class CurveLogger(TensorBoardLogger):
         if (metrics, step) != self._latest:
             self._latest = (dict(metrics), step)
             super().log_metrics(metrics, step)
+
+
+class SameStart(Callback):
+    """Stops a run whose processes start at different steps: they do not see the same files."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Compare.
+
+        Raises:
+            TrainingStopped: names the steps.
+        """
+        step = torch.tensor(trainer.global_step, device=pl_module.device)
+        steps = trainer.strategy.all_gather(step).flatten().tolist()
+        if len(set(steps)) > 1:
+            raise TrainingStopped(
+                f"processes start at the steps {', '.join(map(str, steps))}: all nodes must see "
+                "the same --output"
+            )
 
 
 class RestoreLimit(Callback):

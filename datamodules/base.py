@@ -135,10 +135,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def check(self, world_size: int) -> None:
         """Raise a ValueError unless there are images, and enough for a batch of all processes."""
         GlobalBatchSampler(len(self.images("train")), self.batch_size, world_size=world_size)
-        if not len(self.images("val")):
+        found = len(self.images("val"))
+        if found < world_size:
+            least = f"{world_size}, one for each process" if world_size > 1 else "1"
             raise ValueError(
-                "data: there are no validation images, expected at least 1: raise "
-                "data.val_fraction or add images"
+                f"data: there are {found or 'no'} validation images, expected at least {least}: "
+                "raise data.val_fraction or add images"
             )
 
     def batches(

@@ -194,7 +194,7 @@ def _write_missing(
     squares = _decoded(module, wanted, workers)
     # The first one waits for the processes to start, which the rate should not count.
     squares = chain(list(islice(squares, 1)), squares)
-    with SweepProgress(total, total - left, console) as progress:
+    with _deaths_reported(), SweepProgress(total, total - left, console) as progress:
         for split, number, rows in missing:
             progress.start(split)
             names, pixels, skipped = [], [], []
@@ -233,12 +233,20 @@ def _decoded(
     """Decode pictures in parallel, in the order wanted, with few of them in memory."""
     options = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _begin}
     loader = DataLoader(_Squares(module), _CHUNK, sampler=wanted, **options)
+    with interrupts_held():
+        chunks = iter(loader)
+    for chunk in chunks:
+        yield from chunk
+
+
+@contextmanager
+def _deaths_reported() -> Iterator[None]:
+    """Say it if a decoding process dies; torch then raises in the main thread, wherever that is."""
     try:
-        with interrupts_held():
-            chunks = iter(loader)
-        for chunk in chunks:
-            yield from chunk
+        yield
     except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
         raise ImageError(
             "a decoding process died, perhaps because memory ran out: run the same command again "
             "to continue, with fewer --workers"

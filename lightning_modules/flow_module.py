@@ -111,6 +111,11 @@ class FlowModule(pl.LightningModule):
         """Note the phase."""
         checkpoint["phase"] = self.phase
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the precision of the training first: Lightning restores the weights before that."""
+        if self._trainer is not None:
+            self.trainer.precision_plugin.convert_module(self)
+
     def training_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean loss of the batch."""
         values = self._values(batch)

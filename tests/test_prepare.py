@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder
+from datamodules import prepare as prepare_module
 from datamodules.base import SPLITS
 from datamodules.errors import DataError, ImageError
 from datamodules.prepare import main, prepare
@@ -235,16 +236,25 @@ def test_name_that_is_not_utf8(tmp_path):
     assert [line.split()[0] for line in info["skipped"]] == ["\\udcff.png"]
 
 
-def test_process_that_dies_is_reported(tmp_path, monkeypatch):
-    data = ImageFolder(str(picture_files.folder(tmp_path / "source")), 16)
+@pytest.mark.parametrize("seconds", [0, 30], ids=["anywhere", "between two images"])
+def test_process_that_dies_is_reported(tmp_path, monkeypatch, seconds):
+    # More images than the processes decode ahead, so that some are always missing.
+    data = ImageFolder(str(picture_files.folder(tmp_path / "source", 160)), 16)
+    advance = prepare_module.SweepProgress.advance
+    killed = []
 
-    def kill_one(*_):
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGKILL)
+    def kill_once(progress, count):
+        advance(progress, count)
+        if not killed:
+            killed.extend(child.pid for child in multiprocessing.active_children())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(seconds)  # until torch's handler of SIGCHLD raises
 
-    monkeypatch.setattr("datamodules.prepare.SweepProgress.advance", kill_one)
+    monkeypatch.setattr(prepare_module.SweepProgress, "advance", kill_once)
     with pytest.raises(ImageError, match=r"a decoding process died.*fewer --workers"):
         prepare(data, tmp_path / "made", workers=2)
+    assert len(killed) == 2
 
 
 # The command
@@ -292,7 +302,7 @@ def test_ctrl_c_is_one_line_also_while_processes_start(tmp_path):
             time.sleep(0.01)
         time.sleep(0.5)
         os.killpg(process.pid, signal.SIGINT)
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=180)[0]
         assert process.returncode == 130, output
         assert output.strip().splitlines()[-1] == "stopped"
         assert "Traceback" not in output

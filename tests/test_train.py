@@ -3,7 +3,6 @@
 import inspect
 import io
 import math
-import os
 import resource
 import shutil
 import signal
@@ -109,7 +108,8 @@ def test_run_starts_from_exported_weights(folder: Path, reference: Path) -> None
 def wait_for_step(run: Path, step: int, process) -> None:
     """Wait until the run has a checkpoint at this step or later."""
     path = run / "checkpoints" / "last.ckpt"
-    for _ in range(3000):
+    deadline = time.monotonic() + 400  # many processes take their time to start
+    while time.monotonic() < deadline:
         if path.exists() and torch.load(path, weights_only=True)["global_step"] >= step:
             return
         assert process.poll() is None, process.communicate()[0]
@@ -147,6 +147,14 @@ def test_limited_run_goes_on_to_its_end(
     train_here(folder)
     assert "finished already" in capsys.readouterr().out
     assert scalars(run, CURVE) == found
+
+
+def test_resuming_in_double_precision_rounds_nothing(folder: Path) -> None:
+    precision = ("--trainer.precision", "64-true")
+    train_here(folder, *precision, "--output", "whole")
+    for limit in ("5", "24"):
+        train_here(folder, *precision, "--output", "parts", "--trainer.max_steps", limit)
+    assert_same(folder / "parts", folder / "whole", 1e-12)
 
 
 def test_run_without_validation_exports_its_last_weights(
@@ -517,22 +525,6 @@ def test_other_images_or_code_are_not_continued_with(own: Path, capsys, changed:
     train_here(own, "--trainer.max_epochs", "2", status=2)
     assert "other images or code" in capsys.readouterr().err
     assert (own / "runs/tiny/checkpoints/last.ckpt").read_bytes() == before
-
-
-def test_a_killed_process_of_two_is_one_line(folder: Path) -> None:
-    process = start(folder, "train.py", "--config", "tiny.yaml", SLOWLY, "--trainer.devices", "2")
-    last = folder / "runs/tiny/checkpoints/last.ckpt"
-    while not last.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
-    rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
-    (child,) = [int(pid) for pid, parent, _ in rows if int(parent) == process.pid]
-    os.kill(child, signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "Traceback" not in output
-    assert "has died" in output.splitlines()[-1]
 
 
 TINY_SETS = {
