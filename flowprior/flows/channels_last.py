@@ -12,14 +12,15 @@ MANY = 40_000
 
 def channels_last(x: Tensor) -> Tensor:
     """Images (B, C, H, W) as convolutions take them fastest: in oneDNN, channels side by side."""
-    return x.contiguous(memory_format=torch.channels_last) if _is_one_dnn_s(x) else x
+    # Under vmap a tensor cannot be given a memory format by name.
+    return x.movedim(1, 3).contiguous().movedim(3, 1) if _suits_one_dnn(x) else x
 
 
 def relu_of_1x1(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """ReLU of a 1×1 convolution of x (B, C, H, W), best with channels last.
 
     The rows of all images are passed as a batch of images of one row where there are too few
-    images: PyTorch then takes oneDNN, which is twice as fast on processors that are not Intel's.
+    images: PyTorch then takes oneDNN in place of MKL, which is twice as fast on AMD's processors.
     """
     if not _rows_pay(x):
         return F.relu(convolution(x), inplace=True)
@@ -30,8 +31,8 @@ def relu_of_1x1(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 
 def _rows_pay(x: Tensor) -> bool:
     few = len(x) < FEW <= len(x) * x.shape[2] and x.numel() >= MANY
-    return few and _is_one_dnn_s(x) and torch.get_num_threads() == 1
+    return few and _suits_one_dnn(x) and torch.get_num_threads() == 1
 
 
-def _is_one_dnn_s(x: Tensor) -> bool:
+def _suits_one_dnn(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32
