@@ -1,12 +1,15 @@
-"""What the choices inside flowprior's Glow give: the same training step with each one changed.
+"""What the choices inside flowprior's Glow give: the same computation with each one changed.
 
-python -m benchmarks.glow_ablation --choices library channels_last separate
+python -m benchmarks.glow_ablation --task digits --choices library contiguous
+
+The task "step" is a training step on images of 3x64x64; "digits" is what an inversion takes most
+time for: decode and the gradient of the latents of eight digits with `weights/glow_mnist`.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
@@ -15,17 +18,25 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.glows import Candidate, Size, flowprior_glow
-from benchmarks.measure import alternate, initialize, medians, training_step
-from flowprior.flows import invertible_convolution
+import flowprior
+from benchmarks.glows import Size, flowprior_glow
+from benchmarks.measure import alternate, initialize, medians
+from flowprior.flows import Glow, channels_last, coupling_net, invertible_convolution
+from flowprior.flows.invertible_convolution import InvertibleConvolutions
 
 DESCRIPTIONS = {
     "library": "as the library",
-    "channels_last": "weights and images channels_last",
+    "contiguous": "no channels_last in coupling nets",
+    "images": "1x1 convolutions on images, not on rows of pixels",
+    "weights_last": "weights channels_last too",
     "separate": "ActNorm as two more operations per step",
     "matmul": "1x1 convolutions as batched matrix products",
+    "refolded": "matrices and inverses computed in every call",
+    "flat": "activations rebuilt by inversion",
+    "bfloat16": "coupling nets in bfloat16 (autocast)",
     "compile": "under torch.compile",
 }
+TASKS = ("step", "digits")
 
 
 def main() -> None:
@@ -33,18 +44,15 @@ def main() -> None:
     arguments = _parser().parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    x = torch.rand(arguments.batch_size, 3, 64, 64) - 0.5
-    steps = {
-        choice: _step(choice, Size(arguments.steps, 256, 64), x) for choice in arguments.choices
-    }
+    calls = {choice: _call(choice, arguments) for choice in arguments.choices}
     clock = time.process_time if arguments.cpu_clock else time.perf_counter
-    seconds = alternate(steps, arguments.repeats, clock)
+    seconds = alternate(calls, arguments.repeats, clock)
     median = medians(seconds)
-    title = f"4 levels x {arguments.steps} steps, batch {len(x)}, {arguments.threads} thread(s)"
-    table = Table("choice", "median ms", "min ms", "ratio", title=title)
+    title = f"{arguments.task}, {arguments.threads} thread(s), torch {torch.__version__}"
+    table = Table("choice", "min ms", "median ms", "ratio of minima", title=title)
     for choice in arguments.choices:
-        ratio = median[choice] / median[arguments.choices[0]]
-        times = (f"{1e3 * median[choice]:.0f}", f"{1e3 * min(seconds[choice]):.0f}")
+        ratio = min(seconds[choice]) / min(seconds[arguments.choices[0]])
+        times = (f"{1e3 * min(seconds[choice]):.1f}", f"{1e3 * median[choice]:.1f}")
         table.add_row(DESCRIPTIONS[choice], *times, f"{ratio:.2f}")
     Console(width=100).print(table)
 
@@ -52,34 +60,71 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     choices = list(DESCRIPTIONS)
+    parser.add_argument("--task", choices=TASKS, default="step")
     parser.add_argument("--choices", nargs="+", choices=choices, default=choices[:-1])
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4, help="per level, of a training step")
+    parser.add_argument("--batch-size", type=int, default=4, help="of a training step")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-clock", action="store_true", help="count CPU instead of real time")
     return parser
 
 
-def _step(choice: str, size: Size, x: Tensor) -> Callable[[], None]:
-    candidate = flowprior_glow(size, False)
-    initialize(candidate, x)
-    if choice == "channels_last":
-        candidate.model.to(memory_format=torch.channels_last)
-        x = x.to(memory_format=torch.channels_last)
+def _call(choice: str, arguments: argparse.Namespace) -> Callable[[], None]:
+    if arguments.task == "digits":
+        flow, loss = _digits()
+        flow.requires_grad_(False)
+    else:
+        flow, loss = _step(arguments)
+    flow.memory_efficient = choice == "flat"
+    if choice == "weights_last":
+        flow.to(memory_format=torch.channels_last)
     if choice == "compile":
-        candidate = Candidate(candidate.model, torch.compile(candidate.log_prob))
+        loss = torch.compile(loss)
 
-    def step() -> None:
+    def call() -> None:
+        flow.zero_grad()
         with _changed(choice):
-            training_step(candidate, x)
+            value = loss()
+        value.backward()
 
-    return step
+    return call
 
 
-def _changed(choice: str) -> AbstractContextManager[object]:
-    affine = {"separate": _separate, "matmul": _matmul}.get(choice)
-    return patch.object(invertible_convolution, "pixel_affine", affine) if affine else nullcontext()
+def _digits() -> tuple[Glow, Callable[[], Tensor]]:
+    flow = flowprior.load("weights/glow_mnist")
+    z = torch.randn(8, *flow.latent.shape).requires_grad_()
+
+    def loss() -> Tensor:
+        x, log_det = flow.decode(z)
+        return x.square().sum() + log_det.sum()
+
+    return flow, loss
+
+
+def _step(arguments: argparse.Namespace) -> tuple[Glow, Callable[[], Tensor]]:
+    candidate = flowprior_glow(Size(arguments.steps, 256, 64), False)
+    x = torch.rand(arguments.batch_size, 3, 64, 64) - 0.5
+    initialize(candidate, x)
+    return candidate.model, lambda: -candidate.log_prob(x).mean()
+
+
+def _changed(choice: str) -> ExitStack:
+    """A context in which a choice is made otherwise."""
+    stack = ExitStack()
+    if choice == "contiguous":
+        stack.enter_context(patch.object(coupling_net, "channels_last", lambda x: x))
+    if choice in ("contiguous", "images"):
+        stack.enter_context(patch.object(channels_last, "_rows_pay", lambda x: False))
+    if choice in ("separate", "matmul"):
+        affine = {"separate": _separate, "matmul": _matmul}[choice]
+        stack.enter_context(patch.object(invertible_convolution, "pixel_affine", affine))
+    if choice == "refolded":
+        fold = lambda self, inverted=False, recompute=False: self._fold(inverted)  # noqa: E731
+        stack.enter_context(patch.object(InvertibleConvolutions, "fold", fold))
+    if choice == "bfloat16":
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+    return stack
 
 
 def _separate(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:

@@ -62,8 +62,9 @@ def _one(arguments: argparse.Namespace) -> int:
     """Make one part here; its tables are in its file as soon as they are done."""
     torch.manual_seed(0)
     section: dict[str, Any] = {"tables": [], "error": None}
+    scale = Scale(arguments.device, arguments.tiny, arguments.output)
     try:
-        for table in PARTS[arguments.one][0](Scale(arguments.device, arguments.tiny)):
+        for table in PARTS[arguments.one][0](scale):
             section["tables"].append(_plain(table))
             atomic_write(_part_file(arguments, arguments.one), json.dumps(section))
     except Exception as error:  # whatever it is, the other parts go on

@@ -29,11 +29,16 @@ UNREACHABLE = "http://127.0.0.1:9"
 DEFAULTS = "Flowprior's default is float32; that of the peers, as torch's, is TF32 in convolutions."
 
 
+TESTS_LIMIT = 120
+"""Seconds of all tests of the GPU, within the limit of their part."""
+
+
 class Scale(NamedTuple):
-    """Where to measure, and how much."""
+    """Where to measure, how much, and where files beside the page go."""
 
     device: str
     tiny: bool
+    folder: Path = Path("runs/gpu")
 
     @property
     def repeats(self) -> int:
@@ -52,27 +57,46 @@ class Scale(NamedTuple):
 
 
 def tests(scale: Scale) -> Iterator[Table]:
-    """The tests of the GPU, several at once, and how each failure ends."""
+    """The tests of the GPU, several at once: how many pass, and how each failure ends.
+
+    What pytest prints, with all of every failure, stays in tests.txt in the page's folder.
+    """
     files = sorted(map(str, Path(ROOT, "tests").glob("test_cuda*.py")))
     parallel = importlib.util.find_spec("xdist") and (os.cpu_count() or 1) > 3
-    options = ["-p", "no:cacheprovider", "-o", "addopts=", "-q", "-rf", "--tb=short"]
+    options = ["-p", "no:cacheprovider", "-o", "addopts=", "-v", "-rfE", "--tb=short"]
     options += ["-n", "8"] if parallel else []
     options += ["-k", "draws or round_trip_of_shipped"] if scale.tiny else []
     proxies = {name: UNREACHABLE for name in ("http_proxy", "https_proxy")}
     environment = {**proxies, **os.environ, "FLOWPRIOR_TEST_DEVICE": scale.device}
     call = [sys.executable, "-m", "pytest", *files, *options]
-    done = subprocess.run(call, cwd=ROOT, env=environment, text=True, capture_output=True)
-    output = done.stdout + done.stderr
-    print(output)
-    lines = output.strip().splitlines()
-    table = Table("test", "result", title=lines[-1].strip("= ") if lines else "no output")
-    for line in lines:
-        found = re.match(r"(FAILED|ERROR) (\S+?)( - (.*))?$", line)
-        if found:
-            table.add_row(found[2], found[4] or found[1])
-    if not table.rows:
-        table.add_row("all", "passed" if done.returncode == 0 else f"status {done.returncode}")
-    yield table
+    scale.folder.mkdir(parents=True, exist_ok=True)
+    path = scale.folder / "tests.txt"
+    with path.open("w") as log:
+        try:
+            options = {"cwd": ROOT, "env": environment, "timeout": TESTS_LIMIT}
+            status = str(subprocess.run(call, stdout=log, stderr=log, **options).returncode)
+        except subprocess.TimeoutExpired:
+            status = f"stopped after {TESTS_LIMIT} s"
+    yield from tables_of_tests(path.read_text(), status)
+
+
+def tables_of_tests(output: str, status: str) -> Iterator[Table]:
+    """Numbers of tests by result, and the failures, of what `pytest -v -rfE` prints."""
+    results = dict(re.findall(r"^(tests/\S+) (PASSED|FAILED|ERROR|SKIPPED)\b", output, re.M))
+    parallel = re.findall(r"^\[gw\d+\].*? (PASSED|FAILED|ERROR|SKIPPED) (tests/\S+)", output, re.M)
+    results |= {test: result for result, test in parallel}
+    counts = Table("result", "tests", title=f"tests of the GPU; exit status {status}")
+    for result in ("PASSED", "FAILED", "ERROR", "SKIPPED"):
+        counts.add_row(result.lower(), str(list(results.values()).count(result)))
+    yield counts
+    messages = re.findall(r"^(?:FAILED|ERROR) (tests/\S+)(?: - (.*))?$", output, re.M)
+    failed = {test: "" for test, result in results.items() if result in ("FAILED", "ERROR")}
+    failures = failed | dict(messages)
+    if failures:
+        table = Table("test", "message", title="failures")
+        for test, message in failures.items():
+            table.add_row(test, message or "see tests.txt")
+        yield table
 
 
 @contextmanager
@@ -100,15 +124,12 @@ def within(context: Callable[[], AbstractContextManager], call: Callable[[], obj
 
 
 def glow_step(scale: Scale) -> Iterator[Table]:
-    """Training steps of Glow: precision, peers, compilation; and what TF32 does to round trips."""
+    """Training steps of Glow: precision and peers; and what TF32 does to round trips."""
     steps, hidden, batch = scale.pick((16, 256, 32), (1, 8, 2))
     yield round_trips(scale)
     for side in scale.pick((64, 128), (32,)):
         x = torch.rand(batch, 3, side, side, device=scale.device) - 0.5
         yield compared_glows(scale, Size(steps, hidden, side), x)
-    if not scale.tiny:
-        x = torch.rand(batch, 3, 64, 64, device=scale.device) - 0.5
-        yield compiled_glow(scale, Size(2, hidden, 64), x)
 
 
 def round_trips(scale: Scale) -> Table:
@@ -145,18 +166,35 @@ def compared_glows(scale: Scale, size: Size, x: Tensor) -> Table:
     return table
 
 
+def compiled(scale: Scale) -> Iterator[Table]:
+    """Training steps of Glow under torch.compile, which takes long for many steps."""
+    side, hidden, batch = scale.pick((64, 256, 32), (16, 8, 2))
+    x = torch.rand(batch, 3, side, side, device=scale.device) - 0.5
+    for levels, steps in scale.pick(((1, 2), (4, 2)), ((1, 1),)):
+        yield compiled_glow(scale, Size(steps, hidden, side, levels), x)
+
+
 def compiled_glow(scale: Scale, size: Size, x: Tensor) -> Table:
-    """A small Glow under torch.compile, which takes long for many steps."""
-    calls, peaks = {}, {}
+    """A small Glow as it is and compiled, in turns."""
+    calls, peaks, first = {}, {}, 0.0
+    clock = wall_clock(scale.device)
     for name in ("plain", "compiled"):
+        torch.manual_seed(0)
         candidate = flowprior_glow(size, False)
         initialize(candidate, x)
         if name == "compiled":
-            candidate = Candidate(candidate.model, torch.compile(candidate.log_prob))
+            backend = scale.pick("inductor", "aot_eager")
+            log_prob = torch.compile(candidate.log_prob, backend=backend)
+            candidate = Candidate(candidate.model, log_prob)
+            start = clock()
+            training_step(candidate, x)
+            first = clock() - start
         peaks[name] = activation_peak(candidate, x)
         calls[name] = partial(training_step, candidate, x)
-    title = f"torch.compile, 4 levels x {size.steps} steps, {batch_text(x)}"
-    return timed(title, scale.seconds(calls), "plain", peaks)
+    title = f"torch.compile, {size.levels} levels x {size.steps} steps, {batch_text(x)}"
+    table = timed(title, scale.seconds(calls), "plain", peaks)
+    table.caption = f"Compiling: {first:.0f} s."
+    return table
 
 
 def gaussianization(scale: Scale) -> Iterator[Table]:
@@ -227,14 +265,14 @@ def inversions(scale: Scale) -> Iterator[Table]:
     sizes, iterations = scale.pick(((1, 16, 100), 20), ((1, 2), 2))
     _, y, physics = layer_data(max(sizes), 32, scale.device)
     layered = MAP(reparameterization=Gaussianization.robust())
-    for name, prior, solver in [
-        ("MAP", flow, MAP()),
-        ("MAP with layers", flow, layered),
-        ("total variation", None, TotalVariation(8.0)),
+    for name, prior, solver, most in [
+        ("MAP", flow, MAP(), 3),
+        ("total variation", None, TotalVariation(8.0), 3),
+        ("MAP with layers", flow, layered, 2),
     ]:
         options = {"solver": solver, "sigma": SIGMA, "iterations": iterations}
         recover = partial(invert, prior, physics, image_shape=(1, 32, 32), **options)
-        found = scale.seconds({str(n): partial(recover, y[:n]) for n in sizes}, most=3)
+        found = scale.seconds({str(n): partial(recover, y[:n]) for n in sizes}, most)
         each = {n: [seconds / int(n) for seconds in times] for n, times in found.items()}
         title = f"{name}, images 1x32x32, {iterations} iterations"
         table = Table("batch", "inversions per minute", "min s", "gain (range)", title=title)
@@ -275,12 +313,13 @@ def timed(
 
 
 PARTS: dict[str, tuple[Callable[[Scale], Iterator[Table]], int]] = {
-    "tests": (tests, 130),
-    "glow_step": (glow_step, 120),
-    "gaussianization": (gaussianization, 60),
-    "eikonal": (eikonal, 40),
-    "trumpet": (trumpet, 50),
-    "inversions": (inversions, 80),
-    "sampling": (sample, 35),
+    "tests": (tests, TESTS_LIMIT + 10),
+    "glow_step": (glow_step, 95),
+    "compiled": (compiled, 70),
+    "gaussianization": (gaussianization, 35),
+    "eikonal": (eikonal, 30),
+    "trumpet": (trumpet, 45),
+    "inversions": (inversions, 105),
+    "sampling": (sample, 20),
 }
-"""Functions, and the most seconds that each may take."""
+"""Functions, and the most seconds that each may take: less than nine minutes together."""

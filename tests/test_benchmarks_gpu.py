@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks import gpu
 from benchmarks.glows import Size, flowprior_glow
-from benchmarks.gpu_parts import Scale, compared_glows, timed
+from benchmarks.gpu_parts import PARTS, Scale, compared_glows, compiled, tables_of_tests, timed
 
 
 def run(folder: Path, *arguments: str, device: str = "cpu") -> int:
@@ -69,3 +69,45 @@ def test_benchmarked_glow_has_the_library_s_limits(memory_efficient):
     model = flowprior_glow(Size(1, 4, 16, 1), memory_efficient).model
     assert model.memory_efficient is memory_efficient
     assert model.arguments["log_scale_limit"] == 0.5
+
+
+def test_all_parts_end_within_nine_minutes():
+    assert sum(limit for _, limit in PARTS.values()) < 9 * 60
+
+
+def test_compiled_glow_has_a_table():
+    (table,) = compiled(Scale("cpu", True))
+    assert list(table.columns[0].cells) == ["plain", "compiled"]
+    assert table.caption.startswith("Compiling: ")
+
+
+PRINTED = """
+tests/test_cuda.py::test_a PASSED [ 10%]
+tests/test_cuda.py::test_b[x-1] FAILED [ 20%]
+tests/test_cuda.py::test_c SKIPPED (there is no GPU) [ 30%]
+[gw1] [ 40%] FAILED tests/test_cuda_inversion.py::test_d
+[gw0] [ 50%] PASSED tests/test_cuda_inversion.py::test_e
+=========================== short test summary info ============================
+FAILED tests/test_cuda.py::test_b[x-1] - AssertionError: off by 1
+"""
+
+
+def test_results_of_the_tests_are_counted_and_failures_keep_their_messages():
+    counts, failures = tables_of_tests(PRINTED, "1")
+    assert "exit status 1" in counts.title
+    assert list(counts.columns[1].cells) == ["2", "2", "0", "1"]
+    assert list(failures.columns[0].cells) == [
+        "tests/test_cuda.py::test_b[x-1]",
+        "tests/test_cuda_inversion.py::test_d",
+    ]
+    assert list(failures.columns[1].cells) == ["AssertionError: off by 1", "see tests.txt"]
+
+
+def test_the_tests_of_the_gpu_are_a_part(tmp_path):
+    assert run(tmp_path, "--parts", "tests") == 0, (tmp_path / "page.md").read_text()
+    rows = json.loads((tmp_path / "results.json").read_text())["parts"]["tests"]["tables"][0][
+        "rows"
+    ]
+    assert int(rows[0][1]) > 0
+    assert [row[1] for row in rows[1:3]] == ["0", "0"]
+    assert "passed" in (tmp_path / "tests.txt").read_text()

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowprior.flows.channels_last import channels_last, relu_of_1x1
+
 
 class CouplingNet(nn.Module):
     """conv 3×3 → ReLU → conv 1×1 → ReLU → conv 3×3 with zero initial weights.
@@ -23,6 +25,5 @@ class CouplingNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the net to x (B, in_channels, H, W)."""
-        h = F.relu(self.conv1(x), inplace=True)
-        h = F.relu(self.conv2(h), inplace=True)
-        return self.conv3(h)
+        h = F.relu(self.conv1(channels_last(x)), inplace=True)
+        return self.conv3(relu_of_1x1(self.conv2, h)).contiguous()
