@@ -118,7 +118,8 @@ class DensityEvaluation(Evaluation):
         self.likelihoods = likelihoods
         self.images = images
         self.batch_size = batch_size
-        self.device = checked_device(device)
+        checked_device(device)
+        self._device = device
 
     def check(self) -> None:
         """The flows must fit their data, and `published` the metrics."""
