@@ -121,6 +121,11 @@ class DensityEvaluation(Evaluation):
         checked_device(device)
         self._device = device
 
+    @property
+    def device(self) -> str:
+        """Of this process: another that measures may have a GPU where this one has none."""
+        return checked_device(self._device)
+
     def check(self) -> None:
         """The flows must fit their data, and `published` the metrics."""
         for flow in self.flows.values():
