@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import io
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,13 +38,15 @@ from flowprior.weights import SHIPPED
 
 
 class Busy(Evaluation):
-    """Batches of one image that take some CPU time, and keep an array or not."""
+    """Batches of one image that take some CPU time or wait, and keep an array or not."""
 
     title = "Busy"
     metrics = (Metric("value"),)
 
-    def __init__(self, batches: int, seconds: float, keeps: bool = False) -> None:
-        self.batches, self.seconds, self.keeps = batches, seconds, keeps
+    def __init__(
+        self, batches: int, seconds: float, keeps: bool = False, waits: bool = False
+    ) -> None:
+        self.batches, self.seconds, self.keeps, self.waits = batches, seconds, keeps, waits
 
     def cells(self) -> Sequence[Cell]:
         """Ten rows."""
@@ -54,6 +57,9 @@ class Busy(Evaluation):
         self, cell: Cell, images: Sequence[int], arrays: ArrayStore
     ) -> Sequence[Mapping[str, float]]:
         """Count until the thread has had its time."""
+        if self.waits:
+            time.sleep(self.seconds)
+            return [{"value": 1.0} for _ in images]
         end, count = time.thread_time() + self.seconds, 0
         while time.thread_time() < end:
             count += 1
@@ -71,7 +77,12 @@ def main() -> None:
         clusters = {n: stack.enter_context(_Cluster(Path(folder), n)) for n in arguments.workers}
         for cluster in clusters.values():
             _measured(Busy(40, 0.0), cluster.executor)  # workers import what they need
-        console.print(_scaling(clusters, arguments))
+        sweeps = {
+            f"{arguments.images} images, {arguments.iterations} iterations": _inversions(arguments),
+            "100 batches that wait 0.2 s": Busy(100, 0.2, waits=True),
+        }
+        for title, sweep in sweeps.items():
+            console.print(_scaling(title, sweep, clusters, arguments.repeats))
         console.print(_costs(clusters[max(clusters)], arguments))
 
 
@@ -148,19 +159,18 @@ def _inversions(arguments: argparse.Namespace) -> InversionEvaluation:
     )
 
 
-def _scaling(clusters: Mapping[int, _Cluster], arguments: argparse.Namespace) -> Table:
-    evaluation = _inversions(arguments)
-    executors = {"this process": None, **{str(n): c.executor for n, c in clusters.items()}}
+def _scaling(
+    title: str, evaluation: Evaluation, clusters: Mapping[int, _Cluster], repeats: int
+) -> Table:
+    executors = {"none": None, **{str(n): one.executor for n, one in clusters.items()}}
     functions = {name: partial(_measured, evaluation, one) for name, one in executors.items()}
-    seconds = alternate(functions, arguments.repeats, time.perf_counter)
-    table = Table("workers", title=f"{arguments.images} images, {arguments.iterations} iterations")
-    for column in ("min s", "max s", "images/s", "times 1 worker"):
+    seconds = alternate(functions, repeats, time.perf_counter)
+    table = Table("workers", title=title)
+    for column in ("min s", "median s", "times one process"):
         table.add_column(column, justify="right")
-    one = min(seconds["1"]) if "1" in seconds else float("nan")
     for name, its in seconds.items():
-        best = min(its)
-        rate = f"{arguments.images / best:.2f}"
-        table.add_row(name, f"{best:.1f}", f"{max(its):.1f}", rate, f"{one / best:.2f}")
+        best, ratio = min(its), min(seconds["none"]) / min(its)
+        table.add_row(name, f"{best:.1f}", f"{statistics.median(its):.1f}", f"{ratio:.2f}")
     return table
 
 

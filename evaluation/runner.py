@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -139,12 +140,11 @@ def _measure(
     advice = ""
     with SweepProgress(total, done, console) as progress:
         progress.start(_values(batches[0].cell))
-        for batch, measured in _measured(Job(evaluation, cells, arrays), batches, executor):
-            kept = [image for image in measured if arrays.has(batch.cell.key, image)]
+        for group in _measured(Job(evaluation, cells, arrays), batches, executor):
             with interrupts_held():  # what is measured is kept
-                store.append(batch.cell, measured, kept)
-            progress.start(_values(batch.cell))
-            progress.advance(len(measured))
+                store.extend([(*one, _kept(arrays, *one)) for one in group])
+            progress.start(_values(group[-1][0]))
+            progress.advance(sum(len(measured) for _, measured in group))
             if executor is None and evaluation.parallel and not advice:
                 advice = _advice(progress.seconds_left)
                 if advice:
@@ -158,23 +158,34 @@ def _values(cell: Cell) -> str:
     return ", ".join(map(label_text, cell.labels.values()))
 
 
+def _kept(arrays: ArrayStore, cell: Cell, measured: Measured) -> list[int]:
+    return [image for image in measured if arrays.has(cell.key, image)]
+
+
 def _measured(
     job: Job, batches: Sequence[Batch], executor: Executor | None
-) -> Iterator[tuple[Batch, Measured]]:
-    """Results of all batches as they come."""
+) -> Iterator[list[tuple[Cell, Measured]]]:
+    """Results of all batches as they come, those together that have come together."""
     if executor is None:
-        evaluation, _, arrays = job
-        yield from ((batch, measure_batch(evaluation, batch, arrays)) for batch in batches)
+        for batch in batches:
+            yield [(batch.cell, measure_batch(job.evaluation, batch, job.arrays))]
         return
     numbers = {cell.key: number for number, cell in enumerate(job.cells)}
+    finished: SimpleQueue[Future] = SimpleQueue()
+    cells: dict[Future, Cell] = {}
     try:
         with sent(job) as file:
-            futures = {
-                executor.submit(measure_sent, file, numbers[batch.cell.key], batch.images): batch
-                for batch in batches
-            }
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
+            for cell, images in batches:
+                future = executor.submit(measure_sent, file, numbers[cell.key], images)
+                cells[future] = cell
+                future.add_done_callback(finished.put)
+            while cells:
+                done = [finished.get(), *(finished.get() for _ in range(finished.qsize()))]
+                good = [future for future in done if future.exception() is None]
+                if good:
+                    yield [(cells.pop(future), future.result()) for future in good]
+                for future in done:
+                    future.result()  # raises what has failed, after the others are kept
     except BrokenExecutor as error:
         raise OSError(
             "a process of the evaluation was killed, perhaps for lack of memory: try fewer "

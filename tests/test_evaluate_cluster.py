@@ -90,7 +90,7 @@ def test_batches_of_a_killed_worker_are_done_elsewhere(tmp_path, cluster, expect
         os.kill(pid, signal.SIGKILL)
         Path(f"{log}.go").touch()
 
-    killer = threading.Thread(target=kill_one)
+    killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     with ClusterExecutor(cluster.address) as executor:
         run(Waits(log, at=("a", 1, 4)), tmp_path / "out", "", quiet(), executor)
@@ -103,11 +103,10 @@ def test_batches_of_a_killed_worker_are_done_elsewhere(tmp_path, cluster, expect
     cluster.add(2 - len(cluster.client.nthreads()))
 
 
-def test_interrupt_stops_what_workers_do_and_a_later_run_continues(tmp_path, cluster, expected):
-    log, output = tmp_path / "log", tmp_path / "out"
+def started(cluster, at, log, output):
     # A shell that starts the tests in the background would have SIGINT ignored.
     child = subprocess.Popen(
-        [sys.executable, __file__, cluster.address, str(log), str(output)],
+        [sys.executable, __file__, cluster.address, *at, str(log), str(output)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
         text=True,
@@ -115,7 +114,17 @@ def test_interrupt_stops_what_workers_do_and_a_later_run_continues(tmp_path, clu
         stderr=subprocess.STDOUT,
     )
     wait(lambda: Path(f"{log}.waits").exists() or child.poll() is not None)
-    wait(lambda: (output / "records.jsonl").read_text().count('"image"') == 36)
+    return child
+
+
+def images_kept(output):
+    return (output / "records.jsonl").read_text().count('"image"')
+
+
+def test_interrupt_stops_what_workers_do_and_a_later_run_continues(tmp_path, cluster, expected):
+    log, output = tmp_path / "log", tmp_path / "out"
+    child = started(cluster, ("a", "1", "4"), log, output)
+    wait(lambda: images_kept(output) == 36)
     child.send_signal(signal.SIGINT)
     text = child.communicate(timeout=PATIENCE)[0]
     assert (child.returncode, text.strip()) == (130, "stopped")
@@ -134,22 +143,14 @@ def calls():
 
 def test_lost_scheduler_is_one_line_and_nothing_is_lost(tmp_path, expected):
     log, output = tmp_path / "log", tmp_path / "out"
-
-    def kill_scheduler():
-        wait(Path(f"{log}.waits").exists)
-        wait(lambda: '"image"' in (output / "records.jsonl").read_text())
-        cluster.scheduler.kill()
-
     with Cluster(tmp_path, workers=1) as cluster:
-        killer = threading.Thread(target=kill_scheduler)
-        killer.start()
-        with (
-            pytest.raises(OSError, match=f"the scheduler at {cluster.address} is gone") as error,
-            ClusterExecutor(cluster.address) as executor,
-        ):
-            run(Waits(log, at=("b", 1, 8)), output, "", quiet(), executor)
-        killer.join()
-    assert "\n" not in str(error.value)
+        child = started(cluster, ("b", "1", "8"), log, output)
+        wait(lambda: images_kept(output) > 0)
+        cluster.scheduler.kill()
+        text = child.communicate(timeout=PATIENCE)[0]
+    assert child.returncode == 1
+    (line,) = text.splitlines()
+    assert f"error: the scheduler at {cluster.address} is gone" in line
     Path(f"{log}.go").touch()
     run(Fake(log), output, "", quiet())
     assert records(output) == expected
@@ -289,9 +290,10 @@ def test_same_software_passes():
     check_software(software(), "this process")
 
 
-def main(address, log, output):
+def main(address, method, repeat, first, log, output):
+    at = method, int(repeat), int(first)
     with ClusterExecutor(address) as executor:
-        run(Waits(log, at=("a", 1, 4)), output, "", quiet(), executor)
+        run(Waits(log, at=at), output, "", quiet(), executor)
 
 
 if __name__ == "__main__":
