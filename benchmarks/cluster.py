@@ -79,7 +79,7 @@ def main() -> None:
             _measured(Busy(40, 0.0), cluster.executor)  # workers import what they need
         sweeps = {
             f"{arguments.images} images, {arguments.iterations} iterations": _inversions(arguments),
-            "100 batches that wait 0.2 s": Busy(100, 0.2, waits=True),
+            "40 batches that wait 0.5 s": Busy(40, 0.5, waits=True),
         }
         for title, sweep in sweeps.items():
             console.print(_scaling(title, sweep, clusters, arguments.repeats))
@@ -179,24 +179,28 @@ def _costs(cluster: _Cluster, arguments: argparse.Namespace) -> Table:
     table = Table("batches", "of", "kept", "by", title=f"per batch, {cluster.workers} workers")
     for column in ("wall ms", "this process ms", "scheduler ms"):
         table.add_column(column, justify="right")
-    count = arguments.batches
-    for seconds, keeps in ((arguments.milliseconds / 1000, False), (0.0, False), (0.0, True)):
-        for by, executor in (("this process", None), ("workers", cluster.executor)):
-            wall, here, there = (
-                time.perf_counter(),
-                time.process_time(),
-                cluster.scheduler_seconds(),
-            )
-            _measured(Busy(count, seconds, keeps), executor)
-            spent = (
-                time.perf_counter() - wall,
-                time.process_time() - here,
-                cluster.scheduler_seconds() - there,
-            )
-            kept = "arrays" if keeps else "records"
-            numbers = [f"{1000 * value / count:.2f}" for value in spent]
-            table.add_row(str(count), f"{1000 * seconds:g} ms", kept, by, *numbers)
+    work, workers = arguments.milliseconds / 1000, cluster.executor
+    for seconds, keeps, executor in (
+        (0.0, False, None),
+        (0.0, False, workers),
+        (work, False, workers),
+        (0.0, True, workers),
+    ):
+        before = _clocks(cluster)
+        _measured(Busy(arguments.batches, seconds, keeps), executor)
+        spent = [after - one for after, one in zip(_clocks(cluster), before, strict=True)]
+        table.add_row(
+            str(arguments.batches),
+            f"{1000 * seconds:g} ms",
+            "records, arrays" if keeps else "records",
+            "workers" if executor else "this process",
+            *(f"{1000 * value / arguments.batches:.2f}" for value in spent),
+        )
     return table
+
+
+def _clocks(cluster: _Cluster) -> tuple[float, float, float]:
+    return time.perf_counter(), time.process_time(), cluster.scheduler_seconds()
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class ClusterExecutor(Executor):
         self._done: list[distributed.Future] = []
         self._running: dict[str, tuple[distributed.Future, Future]] = {}
         self._client = _connected(cluster)
+        self._address = self._client.scheduler.address
         try:
             self._check()
         except BaseException:
@@ -100,7 +101,14 @@ class ClusterExecutor(Executor):
         if not new:
             return
         calls = [pickled for pickled, _ in new]
-        sent = self._client.map(call, calls, setup=self._setup, key="evaluation", pure=False)
+        try:
+            if self._client.status != "running":
+                raise ConnectionError(self._client.status)
+            sent = self._client.map(call, calls, setup=self._setup, key="evaluation", pure=False)
+        except Exception as error:  # or nobody would ever hear of these calls again
+            for _, future in new:
+                future.set_exception(self._gone(error))
+            return
         for one, (_, future) in zip(sent, new, strict=True):
             self._running[one.key] = one, future
             one.add_done_callback(self._note)
@@ -118,16 +126,18 @@ class ClusterExecutor(Executor):
         for one in done:
             if one.status != "finished":
                 self._running.pop(one.key)[1].set_exception(await self._failure(one))
-        if good:
-            for one, result in zip(good, await self._client.gather(good), strict=True):
-                self._running.pop(one.key)[1].set_result(result)
+        try:
+            results = await self._client.gather(good)
+        except (Exception, asyncio.CancelledError) as error:
+            for one in good:
+                self._running.pop(one.key)[1].set_exception(self._gone(error))
+            return
+        for one, result in zip(good, results, strict=True):
+            self._running.pop(one.key)[1].set_result(result)
 
     async def _failure(self, one: distributed.Future) -> BaseException:
         if one.cancelled():
-            return OSError(
-                f"the scheduler at {self._client.scheduler.address} is gone. What is measured is "
-                "kept: once there is a scheduler again, the same command continues"
-            )
+            return self._gone()
         error = await one.exception()
         if isinstance(error, distributed.KilledWorker):
             return OSError(
@@ -135,6 +145,14 @@ class ClusterExecutor(Executor):
                 "try a smaller batch_size, or workers with more memory. What is measured is kept"
             )
         return error.with_traceback(await one.traceback())
+
+    def _gone(self, error: BaseException | None = None) -> OSError:
+        gone = OSError(
+            f"the scheduler at {self._address} is gone. What is measured is kept: once there is a "
+            "scheduler again, the same command continues"
+        )
+        gone.__cause__ = error
+        return gone
 
     async def _give_up(self) -> None:
         async with asyncio.timeout(_END):

@@ -96,6 +96,9 @@ def check_worker(setup: Setup, dask_worker: Worker) -> None:
         )
     if not setup.folder.is_dir():
         raise ValueError(f"{who} does not see {setup.folder}: it must share the file system")
+    with _lock:
+        if _calls.keys() - {setup.token}:  # what another process's call needs stays as it is
+            return
     _forget()
     try:
         with contextlib.chdir(setup.folder):

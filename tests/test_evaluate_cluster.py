@@ -1,5 +1,6 @@
 """Sweeps on the workers of a Dask cluster: processes that come, die and differ."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -103,6 +104,7 @@ def test_batches_of_a_killed_worker_are_done_elsewhere(tmp_path, cluster, expect
     cluster.add(2 - len(cluster.client.nthreads()))
 
 
+@contextlib.contextmanager
 def started(cluster, at, log, output):
     # A shell that starts the tests in the background would have SIGINT ignored.
     child = subprocess.Popen(
@@ -113,8 +115,12 @@ def started(cluster, at, log, output):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    wait(lambda: Path(f"{log}.waits").exists() or child.poll() is not None)
-    return child
+    try:
+        wait(lambda: Path(f"{log}.waits").exists() or child.poll() is not None)
+        yield child
+    finally:
+        child.kill()
+        child.wait()
 
 
 def images_kept(output):
@@ -123,10 +129,10 @@ def images_kept(output):
 
 def test_interrupt_stops_what_workers_do_and_a_later_run_continues(tmp_path, cluster, expected):
     log, output = tmp_path / "log", tmp_path / "out"
-    child = started(cluster, ("a", "1", "4"), log, output)
-    wait(lambda: images_kept(output) == 36)
-    child.send_signal(signal.SIGINT)
-    text = child.communicate(timeout=PATIENCE)[0]
+    with started(cluster, ("a", "1", "4"), log, output) as child:
+        wait(lambda: images_kept(output) == 36)
+        child.send_signal(signal.SIGINT)
+        text = child.communicate(timeout=PATIENCE)[0]
     assert (child.returncode, text.strip()) == (130, "stopped")
     wait(lambda: not any(cluster.client.processing().values()))
     assert not any(cluster.client.run(calls).values())
@@ -143,8 +149,10 @@ def calls():
 
 def test_lost_scheduler_is_one_line_and_nothing_is_lost(tmp_path, expected):
     log, output = tmp_path / "log", tmp_path / "out"
-    with Cluster(tmp_path, workers=1) as cluster:
-        child = started(cluster, ("b", "1", "8"), log, output)
+    with (
+        Cluster(tmp_path, workers=1) as cluster,
+        started(cluster, ("b", "1", "8"), log, output) as child,
+    ):
         wait(lambda: images_kept(output) > 0)
         cluster.scheduler.kill()
         text = child.communicate(timeout=PATIENCE)[0]
