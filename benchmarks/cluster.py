@@ -81,7 +81,7 @@ def main() -> None:
             f"{arguments.images} images, {arguments.iterations} iterations": _inversions(arguments),
             "40 batches that wait 0.5 s": Busy(40, 0.5, waits=True),
         }
-        for title, sweep in sweeps.items():
+        for title, sweep in sweeps.items() if arguments.repeats else ():
             console.print(_scaling(title, sweep, clusters, arguments.repeats))
         console.print(_costs(clusters[max(clusters)], arguments))
 
@@ -89,7 +89,9 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=3, help="minima count")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="of sweeps, minima count; 0 for none"
+    )
     parser.add_argument("--images", type=int, default=32, help="of the sweep of inversions")
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--batches", type=int, default=2000, help="that are short")

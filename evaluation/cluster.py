@@ -172,7 +172,9 @@ def _connected(cluster: str) -> distributed.Client:
             f"--cluster {cluster}: neither the file of a Dask scheduler nor an address such as "
             "tcp://host:8786"
         )
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is told below
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":  # what is lost is told in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return distributed.Client(address, set_as_default=False)
     except ValueError as error:
