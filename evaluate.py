@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
@@ -35,6 +35,7 @@ from flowprior.command_line import (
     output_folder,
     run_command,
 )
+from flowprior.extras import MissingExtra
 
 CONFIGS = ROOT / "configs" / "evaluate"
 
@@ -58,6 +59,13 @@ def make_parser() -> ArgumentParser:
         help="number of processes, which start slowly; says when more would help (default: 1)",
     )
     parser.add_argument(
+        "--cluster",
+        type=str | None,
+        default=None,
+        metavar="ADDRESS_OR_FILE",
+        help="address or file of a Dask scheduler, whose workers measure: docs/clusters.md",
+    )
+    parser.add_argument(
         "--tune",
         action="store_true",
         help="choose the options of methods that have `tune` on validation images first",
@@ -74,9 +82,7 @@ def main() -> None:
     try:
         torch.manual_seed(0)  # networks without weights of their own are the same when resumed
         evaluation = parser.instantiate(config).evaluation
-        several = config.processes > 1
-        workers = ProcessPool(config.processes, imported_beside(config)) if several else None
-        with workers or nullcontext() as pool:
+        with _workers(config) or nullcontext() as pool:
             if config.tune:
                 evaluation = _tuned(evaluation, output / "tuning", settings, pool)
             run(evaluation, output, settings, Console(), pool)
@@ -86,6 +92,23 @@ def main() -> None:
         raise UsageError(f"{one_line(error)}{hint}") from error
     except ValueError as error:
         raise UsageError(one_line(error)) from error
+
+
+def _workers(config: Namespace) -> Executor | None:
+    """What measures, other than this process."""
+    if config.cluster is None:
+        several = config.processes > 1
+        return ProcessPool(config.processes, imported_beside(config)) if several else None
+    if config.processes > 1:
+        raise UsageError("--processes is the number on this machine: give it or --cluster")
+    try:
+        from evaluation.cluster import ClusterExecutor
+    except MissingExtra as error:
+        raise UsageError(f"--cluster: {error}") from error
+    cluster = ClusterExecutor(config.cluster, imported_beside(config))
+    workers = f"{cluster.workers} workers" if cluster.workers != 1 else "1 worker"
+    Console().print(f"{workers} at {config.cluster}; more may come.", highlight=False)
+    return cluster
 
 
 def _tuned(

@@ -118,7 +118,13 @@ class DensityEvaluation(Evaluation):
         self.likelihoods = likelihoods
         self.images = images
         self.batch_size = batch_size
-        self.device = checked_device(device)
+        checked_device(device)
+        self._device = device
+
+    @property
+    def device(self) -> str:
+        """Of this process: another that measures may have a GPU where this one has none."""
+        return checked_device(self._device)
 
     def check(self) -> None:
         """The flows must fit their data, and `published` the metrics."""

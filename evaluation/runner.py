@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from queue import SimpleQueue
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Result, label_text
+from evaluation.batches import (
+    Batch,
+    Job,
+    Measured,
+    measure_batch,
+    measure_sent,
+    missing_batches,
+    remove_sent,
+    sent,
+)
 from evaluation.records import RecordStore
 from evaluation.table import SECONDS, Table, aggregate
 from flowprior.command_line import import_beside
@@ -28,17 +37,6 @@ from flowprior.progress import SweepProgress
 RECORDS = "records.jsonl"
 WORTH_PROCESSES = 120.0
 """Seconds of work that are worth other processes, each of which takes some ten to start."""
-
-
-class Batch(NamedTuple):
-    """Images of a cell to measure in one call."""
-
-    cell: Cell
-    images: Sequence[int]
-
-
-Measured = dict[int, Mapping[str, float]]
-"""Metrics by image."""
 
 
 def run(
@@ -138,15 +136,15 @@ def _measure(
     if done:
         console.print(f"Continuing: {done} of {total} images are done.", highlight=False)
     remove_temporaries(arrays.folder)
+    remove_sent(arrays.folder.parent)
     advice = ""
     with SweepProgress(total, done, console) as progress:
         progress.start(_values(batches[0].cell))
-        for batch, measured in _measured(evaluation, batches, arrays, executor):
-            kept = [image for image in measured if arrays.has(batch.cell.key, image)]
+        for group in _measured(Job(evaluation, cells, arrays), batches, executor):
             with interrupts_held():  # what is measured is kept
-                store.append(batch.cell, measured, kept)
-            progress.start(_values(batch.cell))
-            progress.advance(len(measured))
+                store.extend([(*one, _kept(arrays, *one)) for one in group])
+            progress.start(_values(group[-1][0]))
+            progress.advance(sum(len(measured) for _, measured in group))
             if executor is None and evaluation.parallel and not advice:
                 advice = _advice(progress.seconds_left)
                 if advice:
@@ -160,65 +158,39 @@ def _values(cell: Cell) -> str:
     return ", ".join(map(label_text, cell.labels.values()))
 
 
-def missing_batches(cell: Cell, done: frozenset[int]) -> list[Batch]:
-    """Images still to do, in the same batches as in a run that is not interrupted."""
-    size = cell.batch_size
-    batches = [cell.images[i : i + size] for i in range(0, len(cell.images), size)]
-    missing = [[image for image in batch if image not in done] for batch in batches]
-    return [Batch(cell, images) for images in missing if images]
+def _kept(arrays: ArrayStore, cell: Cell, measured: Measured) -> list[int]:
+    return [image for image in measured if arrays.has(cell.key, image)]
 
 
 def _measured(
-    evaluation: Evaluation,
-    batches: Sequence[Batch],
-    arrays: ArrayStore,
-    executor: Executor | None,
-) -> Iterator[tuple[Batch, Measured]]:
-    """Results of all batches as they come."""
+    job: Job, batches: Sequence[Batch], executor: Executor | None
+) -> Iterator[list[tuple[Cell, Measured]]]:
+    """Results of all batches as they come, those together that have come together."""
     if executor is None:
-        yield from ((batch, measure_batch(evaluation, batch, arrays)) for batch in batches)
+        for batch in batches:
+            yield [(batch.cell, measure_batch(job.evaluation, batch, job.arrays))]
         return
+    numbers = {cell.key: number for number, cell in enumerate(job.cells)}
+    finished: SimpleQueue[Future] = SimpleQueue()
+    cells: dict[Future, Cell] = {}
     try:
-        pickled = pickle.dumps(evaluation)
-    except Exception as error:  # whatever a part of a user's raises
-        raise ValueError(
-            "a part of the evaluation cannot be sent to another process "
-            f"({' '.join(str(error).split())}): use --processes 1"
-        ) from error
-    futures = {executor.submit(measure_pickled, pickled, batch, arrays): batch for batch in batches}
-    try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        with sent(job) as file:
+            for cell, images in batches:
+                future = executor.submit(measure_sent, file, numbers[cell.key], images)
+                cells[future] = cell
+                future.add_done_callback(finished.put)
+            while cells:
+                done = [finished.get(), *(finished.get() for _ in range(finished.qsize()))]
+                good = [future for future in done if future.exception() is None]
+                if good:
+                    yield [(cells.pop(future), future.result()) for future in good]
+                for future in done:
+                    future.result()  # raises what has failed, after the others are kept
     except BrokenExecutor as error:
         raise OSError(
             "a process of the evaluation was killed, perhaps for lack of memory: try fewer "
             "--processes or a smaller batch_size. What is measured is kept"
         ) from error
-
-
-def measure_batch(evaluation: Evaluation, batch: Batch, arrays: ArrayStore) -> Measured:
-    """Metrics of a batch, with the time that each image took."""
-    start = time.perf_counter()
-    metrics = evaluation.evaluate(batch.cell, batch.images, arrays)
-    seconds = {SECONDS.name: (time.perf_counter() - start) / len(batch.images)}
-    where = f"{type(evaluation).__name__}.evaluate"
-    if len(metrics) != len(batch.images):
-        raise ValueError(f"{where} returned {len(metrics)} results for {len(batch.images)} images")
-    known = {SECONDS.name, *(metric.name for metric in evaluation.metrics)}
-    unknown = sorted({name for values in metrics for name in values} - known)
-    if unknown:
-        raise ValueError(f"{where} returned {unknown}, which its `metrics` do not list")
-    return {i: {**seconds, **values} for i, values in zip(batch.images, metrics, strict=True)}
-
-
-def measure_pickled(evaluation: bytes, batch: Batch, arrays: ArrayStore) -> Measured:
-    """Measure a batch in a worker, which keeps the evaluation and its models for the next one."""
-    return measure_batch(_unpickled(evaluation), batch, arrays)
-
-
-@lru_cache(maxsize=1)
-def _unpickled(evaluation: bytes) -> Evaluation:
-    return pickle.loads(evaluation)
 
 
 def _advice(seconds_left: float) -> str:

@@ -197,8 +197,14 @@ class PriorSource:
         self.given = {
             name: path_or_prior(given, f"priors.{name}") for name, given in priors.items()
         }
-        self.device = checked_device(device)
+        checked_device(device)
+        self._device = device
         self._loaded: dict[str, Prior] = {}
+
+    @property
+    def device(self) -> str:
+        """Of this process: another that measures may have a GPU where this one has none."""
+        return checked_device(self._device)
 
     def load(self, name: str) -> Prior:
         """The prior of a name."""

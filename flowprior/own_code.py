@@ -58,6 +58,34 @@ def code_digest(kind: Any) -> str | None:
     return digest(*(file_digest(file) for file in files))
 
 
+def our_digest() -> str:
+    """SHA-256 of all Python files of flowprior, and of the modules of its pipeline."""
+    found = hashlib.sha256()
+    root = Path(__file__).resolve().parent.parent
+    for file in sorted(file for package in _OURS for file in (root / package).rglob("*.py")):
+        found.update(f"{file.relative_to(root)} {file_digest(file)} ".encode())
+    return found.hexdigest()
+
+
+def own_modules() -> dict[str, str]:
+    """SHA-256 by name of every Python file of a user's own that is imported."""
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    return {
+        name: file_digest(file)
+        for name, file in files.items()
+        if (file or "").endswith(".py")
+        and _is_own_name(name)
+        and not _is_of_a_library(file)
+        and Path(file).is_file()
+    }
+
+
+def _is_own_name(name: str) -> bool:
+    top = name.partition(".")[0]
+    known = top in _OURS or top in sys.stdlib_module_names
+    return not known and top not in ("__main__", "__mp_main__")
+
+
 def is_own(kind: Any) -> bool:
     """Whether a class or function is a user's own: neither ours nor a library's."""
     space = getattr(kind, "__globals__", {"__name__": getattr(kind, "__module__", None)})

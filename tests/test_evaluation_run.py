@@ -15,7 +15,8 @@ from rich.console import Console
 
 from evaluation import Cell, Evaluation, Metric, run, runner
 from evaluation.arrays import ArrayStore
-from evaluation.runner import ProcessPool, _measured, _values, missing_batches
+from evaluation.batches import Job, missing_batches
+from evaluation.runner import ProcessPool, _measured, _values
 from flowprior.command_line import run_command
 from flowprior.figures import histogram
 from flowprior.progress import SweepProgress
@@ -427,5 +428,5 @@ class Stubborn:
 
 def test_what_cannot_be_sent_to_a_process_is_one_line(tmp_path):
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="--processes 1") as e:
-        list(_measured(Stubborn(), [], ArrayStore(tmp_path), executor))
+        list(_measured(Job(Stubborn(), [], ArrayStore(tmp_path)), [], executor))
     assert "\n" not in str(e.value)
