@@ -5,6 +5,7 @@ from typing import Any
 
 from flowprior.physics.noise import (
     SNR,
+    BandLimited,
     Contaminated,
     Gaussian,
     Laplace,
@@ -15,6 +16,7 @@ from flowprior.physics.noise import (
 
 # Operators stand on deepinv, which takes seconds to import: they are imported when first asked for.
 _MODULES = {
+    "born": ["LinearizedBorn", "linearized_born"],
     "by_name": ["OPERATORS", "find_operator", "make_operator"],
     "eikonal": ["EikonalTomography", "crosshole"],
     "operators": [
@@ -30,11 +32,13 @@ _MODULES = {
         "random_inpainting",
         "super_resolution",
     ],
+    "waveforms": ["FullWaveform", "full_waveform"],
 }
 
 __all__ = [
     *(name for names in _MODULES.values() for name in names),
     "SNR",
+    "BandLimited",
     "Contaminated",
     "Gaussian",
     "Laplace",
