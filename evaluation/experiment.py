@@ -10,7 +10,7 @@ from flowprior.identity import identity
 from flowprior.inversion import Solver
 from flowprior.physics import Noise, find_operator, make_operator
 
-StartName = Literal["random", "constant", "data", "smoothed_truth", "file"]
+StartName = Literal["random", "constant", "depth", "data", "smoothed_truth", "file"]
 ImageShape = tuple[int, int, int]
 REFINEMENT = 4
 """Data of an operator on a grid are made on one so many times finer."""
