@@ -30,7 +30,7 @@ from flowprior.inversion import (
     project_to_latents,
     smoothed,
 )
-from flowprior.physics import SNR, Contaminated, Gaussian, Laplace, Poisson, Relative
+from flowprior.physics import SNR, BandLimited, Contaminated, Gaussian, Laplace, Poisson, Relative
 from flowprior.physics.noise import standard_normal
 from tests.gpu import DEVICE, agree, moved, on_gpu, uniform
 from tests.inversion_problems import (
@@ -267,6 +267,7 @@ NOISES = {
     "Laplace": Laplace(0.1),
     "Poisson": Poisson(50.0),
     "Contaminated": Contaminated(0.1),
+    "BandLimited": BandLimited(0.1, 10.0, 0.02),
 }
 
 
