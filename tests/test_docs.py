@@ -27,6 +27,7 @@ PAGES = [
     "docs/uncertainty.md",
     "docs/own_data.md",
     "docs/choosing.md",
+    "docs/seismic.md",
 ]
 LINKED = [*PAGES, "docs/clusters.md"]
 SHORT = ("own_data",)
