@@ -207,11 +207,11 @@ def test_small_latents_are_whitened_by_default(family):
 
 
 def test_large_latents_are_not_whitened():
-    prior = LinearGaussian(size=23)
-    y = torch.full((1, 1, 23, 23), 0.5).double()
+    prior = LinearGaussian(size=33)
+    y = torch.full((1, 1, 33, 33), 0.5).double()
     options = {"sigma": 0.1, "iterations": 1}
     found = invert(prior, lambda x: x, y, solver=Variational(draws=2), **options)
     assert found.posterior.coordinates is None
     for solver in (Variational(whiten=True), Langevin(metric="whitened")):
-        with pytest.raises(ValueError, match="takes latents of at most 512"):
+        with pytest.raises(ValueError, match="takes latents of at most 1024"):
             invert(prior, lambda x: x, y, solver=solver, **options)

@@ -63,7 +63,7 @@ class Langevin(Solver):
         leapfrog: steps of an iteration.
         thin: every so many iterations draws are kept.
         metric: "diagonal", or "dense" for latents of some hundred numbers at most, which are
-            then rid of their correlations too; or "whitened", for latents of at most 512.
+            then rid of their correlations too; or "whitened", for latents of at most 1024.
         acceptance: rate of acceptance to reach, between 0 and 1.
         descent_iterations: for a probable latent, from which each chain starts: of L-BFGS, or,
             if whitened, as those of `Variational`.

@@ -11,10 +11,20 @@ from flowprior.inversion.descent import chosen
 from flowprior.inversion.problem import Problem
 from flowprior.physics.noise import Noise
 from flowprior.posterior.likelihood import Likelihood, normal_draws
-from flowprior.posterior.mode import REACH, Mode, Search, gram_matrix, misfit_gradient, root_of
+from flowprior.posterior.mode import (
+    REACH,
+    Mode,
+    Search,
+    gram_matrix,
+    misfit_gradient,
+    real_data,
+    root_of,
+)
 
-LARGEST = 512
+LARGEST = 1024
 """Size of latents above which a root for each image takes too much memory and time."""
+FEW = 512
+"""Size of latents up to which it is worth its time wherever nothing else is asked for."""
 SEARCHES, NORMAL_STEPS = 3, 12
 _STEP = 4
 """What random numbers are for."""
@@ -107,8 +117,7 @@ def _doubtful(likelihood: Likelihood, mode: Mode) -> Tensor:
     There twice the energy is a χ² variable with as many degrees of freedom as there are data. For
     other noise than a normal one nothing of that kind is known, and every row is doubtful.
     """
-    y = likelihood.problem.y
-    count = y[0].numel() * (2 if y.is_complex() else 1)
+    count = real_data(likelihood.problem.y)
     limit = count + (2 * count) ** 0.5 if likelihood.noise.normal else 0.0
     return ~(2 * mode.energy <= limit)
 

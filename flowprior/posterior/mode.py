@@ -161,28 +161,53 @@ def misfit_gradient(likelihood: Likelihood, z: Tensor, rows: Tensor) -> Tensor:
 def gram_matrix(likelihood: Likelihood, v: Tensor, steps: Tensor, rows: Tensor) -> Tensor:
     """JᵀJ (k, n, n) float64 of data in units of the noise, by latents v (k, n) of `rows`.
 
-    By central differences along the columns of steps (k, n, n), lower triangular float64.
+    By central differences along the columns of steps (k, n, n), lower triangular float64, with 2·n
+    images; or by derivatives of each of the data, if these are fewer than half of the latents.
     """
+    if real_data(likelihood.problem.y) < v.shape[1] / 2:
+        jacobian = _by_data(likelihood, v, rows).double()
+        return jacobian.mT @ jacobian
     along = _differences(likelihood, v, steps.mT.to(v), rows).double()
     jacobian = torch.linalg.solve_triangular(steps.mT, along, upper=True)
     return jacobian @ jacobian.mT
 
 
+def real_data(y: Tensor) -> int:
+    """Real numbers in the data of an image."""
+    return y[0].numel() * (2 if y.is_complex() else 1)
+
+
 @torch.no_grad()
 def _differences(likelihood: Likelihood, v: Tensor, steps: Tensor, rows: Tensor) -> Tensor:
     """Half of what data (k, l, m) at v + steps are more than those at v − steps (k, l, n)."""
-    problem, noise, found = likelihood.problem, likelihood.noise, []
-    y = problem.y[rows]
+    found = []
     for part in steps.split(_PER_CALL, 1):
         sides = torch.cat([v[:, None] + part, v[:, None] - part], 1)
-        predicted = problem.forward.several(images(problem, sides, rows), rows)
-        repeated = y.repeat_interleave(sides.shape[1], 0)
-        standard = noise.standardised(predicted.flatten(0, 1), repeated).unflatten(0, (len(v), -1))
-        if standard.is_complex():
-            standard = torch.view_as_real(standard)
-        above, below = standard.flatten(2).chunk(2, 1)
+        above, below = _standardised(likelihood, sides, rows).chunk(2, 1)
         found.append((above - below) / 2)
     return torch.cat(found, 1)
+
+
+def _by_data(likelihood: Likelihood, v: Tensor, rows: Tensor) -> Tensor:
+    """Derivatives (k, m, n) at latents v (k, n)."""
+    found = []
+    for numbers in torch.arange(real_data(likelihood.problem.y), device=v.device).split(_PER_CALL):
+        z = v[:, None].expand(-1, len(numbers), -1).detach().clone().requires_grad_()
+        with torch.enable_grad():
+            data = _standardised(likelihood, z, rows)
+            chosen_ones = data[:, torch.arange(len(numbers), device=v.device), numbers]
+            found.append(torch.autograd.grad(chosen_ones.sum(), z)[0])
+    return torch.cat(found, 1)
+
+
+def _standardised(likelihood: Likelihood, z: Tensor, rows: Tensor) -> Tensor:
+    """Residuals (k, l, m) in units of the noise, real, of latents z (k, l, n)."""
+    problem, noise = likelihood.problem, likelihood.noise
+    predicted = problem.forward.several(images(problem, z, rows), rows)
+    y = problem.y[rows].repeat_interleave(z.shape[1], 0)
+    standard = noise.standardised(predicted.flatten(0, 1), y).unflatten(0, z.shape[:2])
+    standard = torch.view_as_real(standard) if standard.is_complex() else standard
+    return standard.flatten(2)
 
 
 def root_of(precision: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from flowprior.physics.noise import Noise
 from flowprior.posterior.base import LatentPosterior
 from flowprior.posterior.families import Coupling, Family
 from flowprior.posterior.laplace import (
+    FEW,
     LARGEST,
     NORMAL_STEPS,
     SEARCHES,
@@ -62,13 +63,15 @@ class Variational(Solver):
         whiten: fit z = c + S w by a distribution of w that starts as N(0, I), where N(c, S Sᵀ) is
             nearly the normal distribution of the least divergence: see `whitened`. It takes far
             fewer iterations where the data determine some latents much better than others. By
-            default it does for latents of at most 512 numbers, and more are refused.
+            default it does for latents of at most 512 numbers, where it takes little time; more
+            than 1024 are refused.
         start_scale: standard deviation of z at the start, if not whitened.
         descent_iterations: at most, for the most probable latent, about which it starts: of
-            Levenberg and Marquardt's method with 2·n images each if whitened, otherwise of L-BFGS.
+            Levenberg and Marquardt's method with 2·n images each (or the number of
+            data, if that is below n/2) if whitened, otherwise of L-BFGS.
         searches: for the most probable latent, at most, if whitened: all but the first only where
             the one before explains the data badly.
-        normal_steps: towards the normal distribution N(c, S Sᵀ), with 2·n images each.
+        normal_steps: towards the normal distribution N(c, S Sᵀ), with as many each.
         misfit: noise model to fit the data by; that of the data by default.
 
     Raises:
@@ -118,7 +121,7 @@ class Variational(Solver):
             raise ValueError(f"whiten=True takes latents of at most {LARGEST} numbers, got {size}")
         self.family.try_out(self.family.begin(problem.like.new_zeros(1, size), 1.0), size)
         noise = problem.misfit(self.misfit, type(self).__name__)
-        if self.whiten or (self.whiten is None and size <= LARGEST):
+        if self.whiten or (self.whiten is None and size <= FEW):
             coordinates = self._whitened(problem, noise)
             parameters = self.family.begin(torch.zeros_like(coordinates.centre), 1.0)
             return VariationalRun(self, problem, parameters, coordinates)
