@@ -361,7 +361,10 @@ def test_an_objective_that_still_falls_is_named(known):
         solver = Variational(LowRank(8), start_scale=1e-3, whiten=False)
         found = known.solve(solver, iterations)
         assert any("the objective still fell by up to" in w for w in found.warnings)
-    for solver, iterations in ((Variational(FullGaussian(), whiten=False), 1000), (Variational(), 60)):
+    for solver, iterations in (
+        (Variational(FullGaussian(), whiten=False), 1000),
+        (Variational(), 60),
+    ):
         found = known.solve(solver, iterations)
         assert found.residual.max() < 0.7  # the mean of draws fits the data better than the truth
         assert found.warnings == ()

@@ -5,7 +5,7 @@ import torch
 from scipy.optimize import least_squares
 
 from flowprior.inversion import invert
-from flowprior.inversion.batch_invariant import batch_invariant, by_rows
+from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.problem import make_problem
 from flowprior.posterior import Coupling, FullGaussian, Langevin, LowRank, Variational
 from flowprior.posterior.laplace import whitened

@@ -132,8 +132,8 @@ class FullGaussian(Family):
 class LowRank(Family):
     """Normal distributions, wider or narrower than a diagonal one in a few directions.
 
-    The map is m + d ∘ (I + W Cᵀ) t, with W and C (n, rank). Parameters are those of √rank W and √n C,
-    so that a step of Adam changes draws by as much for all sizes.
+    The map is m + d ∘ (I + W Cᵀ) t, with W and C (n, rank). The parameters are √rank W and √n C, so
+    that a step of Adam changes draws by as much for all sizes.
 
     Args:
         rank: number of directions, at least 1: of those that the data tell something about.

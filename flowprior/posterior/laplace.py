@@ -125,7 +125,7 @@ def _doubtful(likelihood: Likelihood, mode: Mode) -> Tensor:
 def _nearest(
     likelihood: Likelihood, mode: Mode, normals: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Centre (k, n) and root (k, n, n), float64, after a step for each of normals (k, rounds, n)."""
+    """Centre (k, n) and root (k, n, n), float64, after steps with normals (k, steps, n)."""
     centre, root = mode.z.double(), mode.root.double()
     eye = torch.eye(root.shape[1]).to(root)
     precision = torch.linalg.inv(root @ root.mT)

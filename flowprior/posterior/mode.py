@@ -78,7 +78,7 @@ class Search:
         self.steps = torch.zeros_like(rows)
 
     def run(self, iterations: int, tolerance: float) -> Mode:
-        """Make up to so many steps; one that promises less than `tolerance` nats is a row's last."""
+        """Make up to so many steps; one that promises less than so many nats is a row's last."""
         for _ in range(iterations):
             if self.ended.all():
                 break

@@ -26,7 +26,7 @@ from flowprior.posterior.laplace import (
 from flowprior.posterior.likelihood import Likelihood, descended, log_normal, normal_draws, starts
 
 STILL = 0.01
-"""Nats for each latent: an objective that falls by more in a tenth of its iterations still falls."""
+"""Nats for each latent: more in a tenth of the iterations, and the objective still falls."""
 _FAST, _SLOW = 8, 3
 _STEADY = 100
 """Iterations before the learning rate begins to fall."""
