@@ -165,7 +165,7 @@ def test_steps_of_the_natural_gradient_lower_the_objective():
     assert objective[40].sum() < objective[0].sum()
 
 
-@pytest.mark.parametrize("count", [5, 17])
+@pytest.mark.parametrize("count", [5, 17, 33])
 def test_coordinates_are_the_same_in_every_batch(count):
     decoder = small_decoder().float()
     y = blur(0.5 + 0.2 * normal(count, 1, 4, 4)).float()

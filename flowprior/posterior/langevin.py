@@ -51,7 +51,8 @@ class Langevin(Solver):
     The estimated images are means of the kept draws, and the latents those of the first chain.
     Warnings name images whose chains do not agree (R-hat > 1.05) or that have fewer than 100
     effective draws; both numbers are with the posterior. Chains that all miss a part of the
-    posterior agree: R-hat tells the less, the closer together they began.
+    posterior agree: R-hat tells the less, the closer together they began, and whitened ones begin
+    in one normal distribution.
 
     References: Roberts & Tweedie, Exponential convergence of Langevin distributions and their
     discrete approximations (1996); Neal, MCMC using Hamiltonian dynamics (2011); Hoffman & Gelman,
@@ -114,7 +115,9 @@ class Langevin(Solver):
         size = problem.prior.latent.size
         if size > LARGEST:
             raise ValueError(f'metric="whitened" takes latents of at most {LARGEST}, got {size}')
-        begun = starts(problem, self.misfit, SEARCHES if problem.latents is None else self.chains)
+        begun = problem.latents
+        if begun is None:
+            begun = starts(problem, self.misfit, SEARCHES)
         found = whitened(problem, noise, begun, self.descent_iterations)
         w = normal_draws(problem, (0, _START), self.chains)
         z = by_rows(found.latents, w, torch.arange(len(w), device=w.device))
@@ -161,7 +164,7 @@ class LangevinRun:
         self.x = self.point.x.mean(1)
         self.finite = self.point.energy.isfinite().all(1)
         given = problem.latents
-        self.together = given is not None and len(given) == len(z)
+        self.together = root is None and given is not None and len(given) == len(z)
         self._known: tuple[int, Tensor, Tensor] | None = None
 
     @property
