@@ -132,15 +132,15 @@ def test_a_bad_mode_is_left_for_a_better_one():
     y = prior.to_unit_range(prior.generate(torch.tensor([[1.8, 0.2]]).double()))
     problem = make_problem(prior, lambda x: x, y, sigma=0.01)
     bad, good = torch.tensor([-1.6, 0.0]).double(), torch.tensor([2.5, 0.0]).double()
-    alone = whitened(problem, problem.noise, bad[None], 40)
-    both = whitened(problem, problem.noise, torch.stack([bad, good]), 40)
+    alone = whitened(problem, problem.noise, bad[None, None], 40)
+    both = whitened(problem, problem.noise, torch.stack([bad, good])[None], 40)
     assert (alone.centre[0, 0] - 1.8).abs() > 1
     torch.testing.assert_close(both.centre[0, 0], torch.tensor(1.8).double(), rtol=0, atol=0.05)
 
 
 def test_the_nearest_normal_distribution_is_exact_for_linear_problems():
     problem, mean, hessian = linear_problem()
-    found = whitened(problem, problem.noise, normal(2, 16), 20)
+    found = whitened(problem, problem.noise, normal(2, 1, 16), 20)
     torch.testing.assert_close(found.centre, mean, rtol=0, atol=1e-7)
     covariance = found.root @ found.root.mT
     torch.testing.assert_close(covariance, hessian.inverse().expand_as(covariance))
@@ -152,7 +152,7 @@ def test_the_nearest_normal_distribution_is_exact_for_linear_problems():
 
 def test_steps_of_the_natural_gradient_lower_the_objective():
     problem = bent_problem()
-    start = 0.3 * normal(3, 5, seed=4)
+    start = 0.3 * normal(3, 1, 5, seed=4)
     t = normal(1, 4000, 5, seed=9).expand(3, -1, -1)
     likelihood = Likelihood(problem, problem.noise, "")
     objective = {}
@@ -169,7 +169,7 @@ def test_steps_of_the_natural_gradient_lower_the_objective():
 def test_coordinates_are_the_same_in_every_batch(count):
     decoder = small_decoder().float()
     y = blur(0.5 + 0.2 * normal(count, 1, 4, 4)).float()
-    begun = normal(count, 5).float()
+    begun = normal(count, 1, 5).float()
 
     def of(rows):
         problem = make_problem(decoder, blur, y[rows], sigma=0.1, indices=rows)

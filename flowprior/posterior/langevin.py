@@ -115,10 +115,8 @@ class Langevin(Solver):
         size = problem.prior.latent.size
         if size > LARGEST:
             raise ValueError(f'metric="whitened" takes latents of at most {LARGEST}, got {size}')
-        begun = problem.latents
-        if begun is None:
-            begun = starts(problem, self.misfit, SEARCHES)
-        found = whitened(problem, noise, begun, self.descent_iterations)
+        begun = starts(problem, self.misfit, self.chains).detach().unflatten(0, (-1, self.chains))
+        found = whitened(problem, noise, begun[:, :SEARCHES], self.descent_iterations)
         w = normal_draws(problem, (0, _START), self.chains)
         z = by_rows(found.latents, w, torch.arange(len(w), device=w.device))
         return LangevinRun(self, problem, z.flatten(0, 1), found.root)

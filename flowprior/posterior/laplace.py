@@ -76,11 +76,11 @@ def whitened(
     Args:
         problem: the batch.
         noise: whose misfit is meant.
-        starts: latents (B·searches, n); those of one image are adjacent.
+        starts: latents (B, searches, n).
         iterations: of each search, at most.
         normal_steps: of the natural gradient.
     """
-    begun = starts.detach().to(problem.like).view(len(problem.y), -1, starts.shape[1])
+    begun = starts.to(problem.like)
     normals = normal_draws(problem, (0, _STEP), normal_steps)
     fit = partial(_fitted, Likelihood(problem, noise, ""), iterations)
     return Coordinates(*by_rows(fit, begun, normals, problem.rows))

@@ -69,8 +69,8 @@ class Variational(Solver):
         descent_iterations: at most, for the most probable latent, about which it starts: of
             Levenberg and Marquardt's method with 2·n images each (or the number of
             data, if that is below n/2) if whitened, otherwise of L-BFGS.
-        searches: for the most probable latent, at most, if whitened: all but the first only where
-            the one before explains the data badly.
+        searches: for the most probable latent, at most, if whitened: all but the first from draws
+            of N(0, I), and only where the one before explains the data badly.
         normal_steps: towards the normal distribution N(c, S Sᵀ), with as many each.
         misfit: noise model to fit the data by; that of the data by default.
 
@@ -131,9 +131,11 @@ class Variational(Solver):
         return VariationalRun(self, problem, self.family.begin(centre, self.start_scale))
 
     def _whitened(self, problem: Problem, noise: Noise) -> Coordinates:
-        begun = problem.latents
-        if begun is None:
-            begun = self.start(problem, self.searches)
+        begun = self.start(problem) if problem.latents is None else problem.latents
+        begun = begun.detach()[:, None]
+        if problem.start is None and self.searches > 1:
+            others = self.start(replace(problem, latents=None), self.searches)
+            begun = torch.cat([begun, others.unflatten(0, (-1, self.searches))[:, 1:]], 1)
         return whitened(problem, noise, begun, self.descent_iterations, self.normal_steps)
 
     def terms(self, problem: Problem, coordinates: Coordinates | None) -> "VariationalTerms":
