@@ -215,3 +215,28 @@ def test_large_latents_are_not_whitened():
     for solver in (Variational(whiten=True), Langevin(metric="whitened")):
         with pytest.raises(ValueError, match="takes latents of at most 1024"):
             invert(prior, lambda x: x, y, solver=solver, **options)
+
+
+class Steep(torch.nn.Module):
+    """A number whose data rise by e^8 within a prior deviation of what is likely."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(8.0, dtype=torch.float64))
+
+    def forward(self, z):
+        return torch.cat([torch.exp(self.rate * z[:, :1]), z[:, 1:]], 1).view(-1, 1, 1, 2)
+
+
+def test_steps_that_raise_the_divergence_are_not_taken():
+    prior = Module(Steep(), (1, 1, 2), [2]).eval()
+    y = torch.tensor([0.0, 0.0]).double().view(1, 1, 1, 2)
+    problem = make_problem(prior, lambda x: x, y, sigma=0.5)
+    likelihood, t = Likelihood(problem, problem.noise, ""), normal(1, 400, 2, seed=9)
+    objective = {}
+    for steps in (0, 30):
+        found = whitened(problem, problem.noise, torch.zeros(1, 1, 2).double(), 40, steps)
+        z = found.latents(t, problem.rows)
+        energy = likelihood(z, problem.rows)[1] + 0.5 * z.square().sum(-1)
+        objective[steps] = (energy.mean(1) - found.log_det(problem.rows)[:, 0]).item()
+    assert objective[30] < 0.1 * objective[0]

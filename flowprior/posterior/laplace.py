@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from flowprior.posterior.mode import (
     Mode,
     Search,
     gram_matrix,
+    log_det,
     misfit_gradient,
     real_data,
     root_of,
@@ -26,6 +28,7 @@ LARGEST = 1024
 FEW = 512
 """Size of latents up to which it is worth its time wherever nothing else is asked for."""
 SEARCHES, NORMAL_STEPS = 3, 12
+_TRIES, _ROUNDING = 4, 1e-9
 _STEP = 4
 """What random numbers are for."""
 _NEAR = 0.01
@@ -68,7 +71,8 @@ def whitened(
     largest evidence by Laplace's approximation, whose S Sᵀ = (I + JᵀJ)⁻¹ is where the second part
     begins: steps of the natural gradient towards the normal distribution of the least divergence,
     whose precision is the mean of I + JᵀJ over its draws, and for which the mean of the gradient
-    is 0. Where posterior and noise are normal and the operator is linear, both are exact.
+    is 0. One that raises the divergence, as draws of the same t tell it, is shortened or left
+    out. Where posterior and noise are normal and the operator is linear, both are exact.
 
     References: MacKay, Information theory, inference and learning algorithms (2003), chapter 27;
     Khan & Rue, The Bayesian learning rule (2023), section 3, with JᵀJ + I for the Hessian.
@@ -126,22 +130,73 @@ def _nearest(
     likelihood: Likelihood, mode: Mode, normals: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Centre (k, n) and root (k, n, n), float64, after steps with normals (k, steps, n)."""
-    centre, root = mode.z.double(), mode.root.double()
-    eye = torch.eye(root.shape[1]).to(root)
-    precision = torch.linalg.inv(root @ root.mT)
-    for k, t in enumerate(normals.double().unbind(1)):
-        step = (root @ t[..., None])[..., 0]
-        sides = torch.stack([centre + step, centre - step], 1)
-        gradient = misfit_gradient(likelihood, sides.to(normals), rows).mean(1) + centre
-        gram = gram_matrix(likelihood, sides[:, 0].to(normals), REACH * root, rows)
+    now, normals = _Normal(mode.z.double(), mode.root.double()), normals.double()
+    objective = _objective(likelihood, now, normals, rows)
+    for k, t in enumerate(normals.unbind(1)):
         share = 2 / (k + 4)
-        new = precision + share * (gram + eye - precision)
-        sound = gradient.isfinite().all(1) & new.isfinite().flatten(1).all(1)
-        precision = chosen(sound, new, precision)
-        root = root_of(precision)
-        move = (root.mT @ gradient.nan_to_num()[..., None])[..., 0]
-        # A step is never longer than draws are far away.
-        short = (root.shape[1] ** 0.5 / move.norm(dim=1)).clamp(max=share)
-        moved = centre - short[:, None] * (root @ move[..., None])[..., 0]
-        centre = chosen(sound, moved, centre)
-    return centre, root
+        direction = _direction(likelihood, now, t, rows)
+        pending = torch.ones_like(rows, dtype=torch.bool)
+        for _ in range(_TRIES):
+            new = _moved(now, *direction, share)
+            found = _objective(likelihood, new, normals, rows)
+            # A posterior that bends much is far from what its curvature at one place tells.
+            better = pending & (found <= objective + _ROUNDING * objective.abs())
+            now = _Normal(*(chosen(better, n, o) for n, o in zip(new, now, strict=True)))
+            objective = torch.where(better, found, objective)
+            pending = pending & ~better
+            if not pending.any():
+                break
+            share = share / 4
+    return now
+
+
+class _Normal(NamedTuple):
+    """Normal distributions by centre (k, n) and lower root (k, n, n), float64."""
+
+    centre: Tensor
+    root: Tensor
+
+    def sides(self, t: Tensor) -> Tensor:
+        """The draws (k, 2 m, n) of t and −t (k, m, n)."""
+        step = t @ self.root.mT
+        return torch.cat([self.centre[:, None] + step, self.centre[:, None] - step], 1)
+
+
+@torch.no_grad()
+def _objective(likelihood: Likelihood, normal: _Normal, t: Tensor, rows: Tensor) -> Tensor:
+    """The divergence (k,) as draws of t and −t (k, m, n) tell it, up to a constant."""
+    if not t.shape[1]:
+        return torch.zeros_like(normal.centre[:, 0])
+    sides = normal.sides(t)
+    misfit = likelihood(sides.to(likelihood.problem.like), rows)[1].double()
+    energy = (misfit + 0.5 * sides.square().sum(2)).mean(1) - log_det(normal.root)
+    return energy.nan_to_num(nan=torch.inf)
+
+
+def _direction(
+    likelihood: Likelihood, normal: _Normal, t: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean gradient (k, n) at draws of t and −t (k, n), and the Hessian (k, n, n) at that of t."""
+    sides = normal.sides(t[:, None])
+    given = sides.to(likelihood.problem.like)
+    gradient = misfit_gradient(likelihood, given, rows).mean(1) + normal.centre
+    gram = gram_matrix(likelihood, given[:, 0], REACH * normal.root, rows)
+    hessian = gram + torch.eye(gram.shape[1]).to(gram)
+    return gradient.nan_to_num(0.0, 0.0, 0.0), hessian
+
+
+def _moved(normal: _Normal, gradient: Tensor, hessian: Tensor, share: float) -> _Normal:
+    """The distributions after a step by some share of the way; those that are not finite stay."""
+    precision = torch.linalg.inv(normal.root @ normal.root.mT)
+    precision = precision + share * (hessian - precision)
+    sound = precision.isfinite().flatten(1).all(1)
+    root = chosen(sound, root_of(chosen(sound, precision, _unit(precision))), normal.root)
+    move = (root.mT @ gradient[..., None])[..., 0]
+    # A step is never longer than draws are far away.
+    length = (root.shape[1] ** 0.5 / move.norm(dim=1)).clamp(max=share)
+    centre = normal.centre - length[:, None] * (root @ move[..., None])[..., 0]
+    return _Normal(centre, root)
+
+
+def _unit(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[1]).to(like).expand_as(like)
