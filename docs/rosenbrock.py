@@ -217,7 +217,7 @@ METHODS = {
     "preconditioned, density of x": ("flow", {"density": Density()}),
     "preconditioned, given A⁻¹ y": ("flow", {"density": Density(), "condition": undone}),
     "from x = t, density of x": ("nothing", {"density": Density()}),
-    "generator of x, most probable z": ("density", {"kind": Variational}),
+    "generator of x, most probable z": ("density", {"kind": Variational, "whiten": False}),
     "preconditioned, density of the flow": ("flow", {}),
     "preconditioned, that to the power 0.2": ("flow", {"tempering": 0.2}),
 }

@@ -133,7 +133,8 @@ class FullGaussian(Family):
 class LowRank(Family):
     """Normal distributions, wider or narrower than a diagonal one in a few directions.
 
-    The map is m + d ∘ (I + W Cᵀ) t, with W and C (n, rank).
+    The map is m + d ∘ (I + W Cᵀ) t, with W and C (n, rank). The parameters are √rank W and √n C, so
+    that a step of Adam changes draws by as much for all sizes.
 
     Args:
         rank: number of directions, at least 1: of those that the data tell something about.
@@ -151,7 +152,7 @@ class LowRank(Family):
 
     def initial(self, size: int) -> dict[str, Tensor]:
         """Orthonormal columns of C; with W = 0 and C = 0 neither would ever move."""
-        return {"inner": torch.linalg.qr(_normal(size, self.rank)).Q}
+        return {"inner": size**0.5 * torch.linalg.qr(_normal(size, self.rank)).Q}
 
     def check(self, size: int) -> None:
         """The rank is at most the size."""
@@ -159,19 +160,26 @@ class LowRank(Family):
 
     def shape(self, t: Tensor, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(I + W Cᵀ) t, whose determinant is that of I + Cᵀ W."""
-        outer, inner = parameters["outer"], parameters["inner"]
-        return t + (t @ inner) @ outer.mT, torch.linalg.slogdet(self._small(parameters))[1][:, None]
+        outer, inner = self._matrices(parameters)
+        small = self._small(outer, inner)
+        return t + (t @ inner) @ outer.mT, torch.linalg.slogdet(small)[1][:, None]
 
     def unshape(self, s: Tensor, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """By the formula of Sherman, Morrison and Woodbury."""
-        small = self._small(parameters)
-        part = torch.linalg.solve(small.mT, s @ parameters["inner"], left=False)
-        t = s - part @ parameters["outer"].mT
+        outer, inner = self._matrices(parameters)
+        small = self._small(outer, inner)
+        part = torch.linalg.solve(small.mT, s @ inner, left=False)
+        t = s - part @ outer.mT
         return t, torch.linalg.slogdet(small)[1][:, None]
 
-    def _small(self, parameters: dict[str, Tensor]) -> Tensor:
+    def _matrices(self, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """W and C."""
+        outer, inner = parameters["outer"], parameters["inner"]
+        return outer / self.rank**0.5, inner / inner.shape[1] ** 0.5
+
+    def _small(self, outer: Tensor, inner: Tensor) -> Tensor:
         """I + Cᵀ W."""
-        product = parameters["inner"].mT @ parameters["outer"]
+        product = inner.mT @ outer
         return product + torch.eye(self.rank, dtype=product.dtype, device=product.device)
 
 

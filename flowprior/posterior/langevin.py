@@ -18,13 +18,21 @@ from flowprior.physics.noise import Noise
 from flowprior.posterior.adaptation import StepSizes, square_root, window_ends
 from flowprior.posterior.base import LatentPosterior
 from flowprior.posterior.diagnostics import effective_draws, r_hat
-from flowprior.posterior.likelihood import Likelihood, descended, drawn, log_normal, starts
+from flowprior.posterior.laplace import LARGEST, SEARCHES, whitened
+from flowprior.posterior.likelihood import (
+    Likelihood,
+    descended,
+    drawn,
+    log_normal,
+    normal_draws,
+    starts,
+)
 
 MIXED = 1.05
 """R-hat above which chains do not agree."""
 FEW = 100
 """Effective draws below which a standard deviation is off by 7 % and more."""
-_STEP, _SAMPLE = 1, 2
+_STEP, _SAMPLE, _START = 1, 2, 3
 """What random numbers are for."""
 
 
@@ -37,12 +45,16 @@ class Langevin(Solver):
     with probability min(1, exp(H − H′)), H = U + ½‖velocity‖². With one step this is the
     Metropolis-adjusted Langevin algorithm. Each image has a step size ε of its own, learned from
     its own rate of acceptance, and coordinates of its own: z = S w, where S Sᵀ is the covariance
-    of its draws so far, or the diagonal of it. Both are learned in the warm-up and then fixed.
+    of its draws so far, or the diagonal of it. Both are learned in the warm-up and then fixed. Or
+    S Sᵀ is the covariance of the normal distribution that `Variational` begins with, from which
+    the chains then start: where the data determine some latents much better than others, a warm-up
+    of some ten iterations is enough then, to learn the step size.
 
     The estimated images are means of the kept draws, and the latents those of the first chain.
     Warnings name images whose chains do not agree (R-hat > 1.05) or that have fewer than 100
     effective draws; both numbers are with the posterior. Chains that all miss a part of the
-    posterior agree: R-hat tells the less, the closer together they began.
+    posterior agree: R-hat tells the less, the closer together they began, and whitened ones begin
+    in one normal distribution.
 
     References: Roberts & Tweedie, Exponential convergence of Langevin distributions and their
     discrete approximations (1996); Neal, MCMC using Hamiltonian dynamics (2011); Hoffman & Gelman,
@@ -54,9 +66,10 @@ class Langevin(Solver):
         leapfrog: steps of an iteration.
         thin: every so many iterations draws are kept.
         metric: "diagonal", or "dense" for latents of some hundred numbers at most, which are
-            then rid of their correlations too.
+            then rid of their correlations too; or "whitened", for latents of at most 1024.
         acceptance: rate of acceptance to reach, between 0 and 1.
-        descent_iterations: of L-BFGS for a probable latent, from which each chain starts.
+        descent_iterations: for a probable latent, from which each chain starts: of L-BFGS, or,
+            if whitened, as those of `Variational`.
         misfit: noise model to fit the data by; that of the data by default.
 
     Raises:
@@ -67,7 +80,7 @@ class Langevin(Solver):
     warm_up: int = 300
     leapfrog: int = 8
     thin: int = 1
-    metric: Literal["diagonal", "dense"] = "diagonal"
+    metric: Literal["diagonal", "dense", "whitened"] = "diagonal"
     acceptance: float = 0.8
     descent_iterations: int = 30
     misfit: Noise | None = None
@@ -79,7 +92,7 @@ class Langevin(Solver):
         check_integer("chains", self.chains, least=2)
         for name in ("warm_up", "leapfrog", "thin"):
             check_integer(name, getattr(self, name), least=1)
-        check_choice("metric", self.metric, ("diagonal", "dense"))
+        check_choice("metric", self.metric, ("diagonal", "dense", "whitened"))
         check_number("acceptance", self.acceptance, least=0.1, most=0.99)
         check_integer("descent_iterations", self.descent_iterations, least=0)
         check_noise("misfit", self.misfit)
@@ -95,9 +108,21 @@ class Langevin(Solver):
 
     def begin(self, problem: Problem) -> "LangevinRun":
         """Find a probable latent for each chain."""
-        problem.misfit(self.misfit, type(self).__name__)
+        noise = problem.misfit(self.misfit, type(self).__name__)
+        if self.metric == "whitened":
+            return self._begin_whitened(problem, noise)
         v = descended(problem, self.misfit, self.chains, self.descent_iterations)
         return LangevinRun(self, problem, v.detach())
+
+    def _begin_whitened(self, problem: Problem, noise: Noise) -> "LangevinRun":
+        size = problem.prior.latent.size
+        if size > LARGEST:
+            raise ValueError(f'metric="whitened" takes latents of at most {LARGEST}, got {size}')
+        begun = starts(problem, self.misfit, self.chains).detach().unflatten(0, (-1, self.chains))
+        found = whitened(problem, noise, begun[:, :SEARCHES], self.descent_iterations)
+        w = normal_draws(problem, (0, _START), self.chains)
+        z = by_rows(found.latents, w, torch.arange(len(w), device=w.device))
+        return LangevinRun(self, problem, z.flatten(0, 1), found.root)
 
 
 class _Point(NamedTuple):
@@ -121,24 +146,26 @@ class LangevinRun:
     optimizer = None
     averages = True
 
-    def __init__(self, solver: Langevin, problem: Problem, v: Tensor) -> None:
+    def __init__(
+        self, solver: Langevin, problem: Problem, v: Tensor, root: Tensor | None = None
+    ) -> None:
         self.solver, self.problem, self.iteration = solver, problem, 0
         self.likelihood = Likelihood(problem, solver.misfit, type(solver).__name__)
         self.v = v
         z = v.unflatten(0, (-1, solver.chains)).clone()
-        dense = solver.metric == "dense"
+        dense = solver.metric != "diagonal"
         size = rows_per_call(self._point, z[:1], problem.rows[:1])
         self.rows_per_call = 1 if dense else size
         self.point = by_rows(self._point, z, problem.rows, size=self.rows_per_call)
         unit = torch.eye(z.shape[-1]).to(z) if dense else z.new_ones(z.shape[-1])
-        self.root = unit.expand(len(z), *unit.shape)
+        self.root = unit.expand(len(z), *unit.shape) if root is None else root
         self.steps = StepSizes(self.point.energy[:, 0], solver.acceptance)
         self.accepted = torch.ones_like(self.steps.now)
         self.kept: list[Tensor] = []
         self.x = self.point.x.mean(1)
         self.finite = self.point.energy.isfinite().all(1)
         given = problem.latents
-        self.together = given is not None and len(given) == len(z)
+        self.together = root is None and given is not None and len(given) == len(z)
         self._known: tuple[int, Tensor, Tensor] | None = None
 
     @property
@@ -228,7 +255,8 @@ class LangevinRun:
     def _learn(self) -> None:
         self.steps.update(self.accepted)
         self.kept.append(self.point.z)
-        ended = self.iteration in window_ends(self.solver.warm_up)
+        known = self.solver.metric == "whitened"
+        ended = self.iteration in window_ends(self.solver.warm_up) and not known
         if ended and len(self.kept) * self.solver.chains > 20:
             root = square_root(torch.stack(self.kept), self.solver.metric == "dense")
             self.root = chosen(self.finite, root, self.root)

@@ -53,6 +53,7 @@ class Preconditioned(Variational):
         ValueError: names the option.
     """
 
+    whiten: bool | None = False
     start_scale: float = 1.0
     descent_iterations: int = 0
     tempering: float = 1.0
@@ -85,9 +86,9 @@ class Preconditioned(Variational):
                 f"prior makes images {prior.image_shape}"
             )
 
-    def start(self, problem: Problem) -> Tensor:
-        """Latents (B, n) in the middle of the flow's."""
-        return problem.like.new_zeros(len(problem.y), problem.prior.latent.size)
+    def start(self, problem: Problem, count: int = 1) -> Tensor:
+        """Latents (B·count, n) in the middle of the flow's."""
+        return problem.like.new_zeros(len(problem.y) * count, problem.prior.latent.size)
 
     def terms(self, problem: Problem, coordinates: Coordinates | None) -> VariationalTerms:
         """The objective of a batch."""
