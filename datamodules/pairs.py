@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -191,8 +191,8 @@ class Rosenbrock(PairDataModule):
 class SimulatedPairs(PairDataModule):
     """Images of another data module, and data that an operator makes of them.
 
-    Data are y = A(x) + ε, or with `adjoint` what migration makes of them, y = s Aᵀ(A(x) + ε).
-    Where the operator takes long, `python -m datamodules.prepare_pairs` makes all data once, into
+    Data are s·(A(x) + ε), or with `adjoint` what migration makes of A(x) + ε
+    (`flowprior.physics.Condition`, which has the same options for later use). Where the operator takes long, `python -m datamodules.prepare_pairs` makes all data once, into
     a `folder`.
 
     Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
@@ -206,6 +206,7 @@ class SimulatedPairs(PairDataModule):
         options: of the operator.
         adjoint: take the data back to images; the operator must be linear.
         scale: s > 0; flows are best given data of about 1.
+        depth_power: of the weights of the rows of migrated images.
         folder: of the data, once they are made; null to make them whenever they are asked for.
 
     Raises:
@@ -221,6 +222,7 @@ class SimulatedPairs(PairDataModule):
         options: dict[str, Any] | None = None,
         adjoint: bool = False,
         scale: float = 1.0,
+        depth_power: float = 0.0,
         folder: Path | None = None,
     ) -> None:
         flips = images.horizontal_flips
@@ -237,7 +239,7 @@ class SimulatedPairs(PairDataModule):
         )
         self.source, self.noise = images, noise
         self.named_operator = {"operator": operator, "options": options or {}}
-        self.given = Condition(adjoint, scale)
+        self.given = Condition(adjoint, scale, depth_power)
         self.folder = None if folder is None else Path(folder)
         find_operator(operator)
         self._shape = self._found_shape()
@@ -247,6 +249,11 @@ class SimulatedPairs(PairDataModule):
         """The operator; built when it is first used."""
         named = self.named_operator
         return make_operator(named["operator"], self.image_shape, **named["options"])
+
+    @cached_property
+    def _of_grey(self) -> Tensor | None:
+        """What migration makes of grey."""
+        return self.given.of_grey(self.physics, torch.empty(1, *self.image_shape))
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
@@ -270,7 +277,8 @@ class SimulatedPairs(PairDataModule):
         rows = torch.stack([source[index] for index in indices]).split(1)
         clean = torch.cat([self.physics.A(row) for row in rows])
         seed = int(random_stream(self.seed, f"data noise/{split}").integers(2**31))
-        return self.given(self.physics, self.noise.add(clean, seed=seed, indices=indices))
+        noisy = self.noise.add(clean, seed=seed, indices=indices)
+        return self.given(self.physics, noisy, self._of_grey)
 
     def check(self, world_size: int) -> None:
         """See ``ImageDataModule``; also that data of a folder are finished and these."""
@@ -282,7 +290,7 @@ class SimulatedPairs(PairDataModule):
         """See ``ImageDataModule``."""
         made = {**self.named_operator, "noise": identity(self.noise)}
         if self.given != Condition():
-            made |= {"adjoint": self.given.adjoint, "scale": self.given.scale}
+            made |= asdict(self.given)
         return {**super().fingerprint(split), "data": made}
 
     def described(self) -> dict[str, Any]:
@@ -308,7 +316,7 @@ class SimulatedPairs(PairDataModule):
         return {s: StoredData(self.folder, s, counts[s], self._shape) for s in SPLITS}
 
     def __getstate__(self) -> dict[str, Any]:
-        built = ("physics", "_stored")  # each process builds its own
+        built = ("physics", "_of_grey", "_stored")  # each process builds its own
         return {name: value for name, value in vars(self).items() if name not in built}
 
     def _found_shape(self) -> tuple[int, ...]:
