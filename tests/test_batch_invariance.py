@@ -153,6 +153,9 @@ def test_gaussianization(layers, dtype):
     check(layers, (1, 16, 16), dtype, sizes=(1, 5, 33))
 
 
+WAVES = ("linearized_born", "full_waveform")
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators(name):
     options = {
@@ -160,8 +163,9 @@ def test_operators(name):
         "gaussian_blur": {"kernel_size": 9},
         "random_gaussian": {"measurements": 31},
         "phase_retrieval": {"measurements": 31},
+        **{key: {"sources": 2, "receivers": 3, "duration": 0.1} for key in WAVES},
     }.get(name, {})
-    image = (1 if "tomography" in name else 2, 15, 15)
+    image = (1 if "tomography" in name or name in WAVES else 2, 15, 15)
     check(make_operator(name, image, **options).A, image, sizes=(1, 5, 17, 33))
 
 

@@ -148,8 +148,10 @@ IMAGE = {
     "DeepImagePrior": DeepImagePrior(channels=4, layers=3),
     "Reconstructor": Reconstructor(Resized()),
 }
-NONLINEAR = ("phase_retrieval", "crosshole_tomography")
+NONLINEAR = ("phase_retrieval", "crosshole_tomography", "full_waveform")
 OPTIONS = {"random_gaussian": {"measurements": 20}, "phase_retrieval": {"measurements": 20}}
+WAVES = {"sources": 1, "receivers": 4, "duration": 0.15}
+OPTIONS |= {"linearized_born": WAVES, "full_waveform": WAVES}
 SCALED_FOR_IMAGES = [("glow_ip", "crosshole_tomography")]
 """Its weight is for errors of images, and travel times are in seconds."""
 START_IS_BEST = [
@@ -158,10 +160,14 @@ START_IS_BEST = [
     for operator in ("denoising", "box_inpainting")
 ]
 """The projection of data that are images is about the closest in the range."""
+QUICK = [operator for operator in OPERATORS if operator not in ("linearized_born", "full_waveform")]
 CASES = [
-    *((prior, operator, solver) for prior in PRIORS for operator in OPERATORS for solver in LATENT),
-    *((prior, operator, solver) for prior in PRIORS for operator in OPERATORS for solver in RANGE),
-    *(("none", operator, solver) for operator in OPERATORS for solver in IMAGE),
+    *((prior, operator, solver) for prior in PRIORS for operator in QUICK for solver in LATENT),
+    *((prior, operator, solver) for prior in PRIORS for operator in QUICK for solver in RANGE),
+    *(("none", operator, solver) for operator in QUICK for solver in IMAGE),
+    # Waves take seconds.
+    *(("Glow", operator, "MAP, latent norm") for operator in OPERATORS if operator not in QUICK),
+    *(("none", operator, "TotalVariation") for operator in OPERATORS if operator not in QUICK),
 ]
 
 

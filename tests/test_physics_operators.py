@@ -28,8 +28,9 @@ CASES = {
     "random_gaussian": {"measurements": 20},
     "cartesian_mri": {},
     "limited_angle_ct": {"angles": 7},
+    "linearized_born": {"sources": 2, "receivers": 3, "duration": 0.15},
 }
-NONLINEAR = {"crosshole_tomography", "phase_retrieval"}
+NONLINEAR = {"crosshole_tomography", "full_waveform", "phase_retrieval"}
 SHAPES = [(1, 16, 16), (3, 16, 16), (1, 16, 20), (3, 20, 16), (2, 16, 20)]
 
 
@@ -39,6 +40,8 @@ def fits(name, shape):
         return shape[0] > 1
     if operator == "cartesian_mri":
         return shape[0] < 3
+    if operator == "linearized_born":
+        return shape[0] == 1
     return operator != "limited_angle_ct" or shape[1] == shape[2]
 
 

@@ -19,7 +19,7 @@ PIPELINE = {
 BLOCKED = (
     *("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics", "lpips", "datasets"),
     *("tensorboard", "jsonargparse", "yaml", "matplotlib", "pandas", "jinja2", "numba", "bm3d"),
-    *("filelock", "sklearn", "skimage", "skfmm", *sorted(PIPELINE)),
+    *("filelock", "sklearn", "skimage", "skfmm", "deepwave", *sorted(PIPELINE)),
 )
 BLOCK = f"""
 import sys
@@ -39,7 +39,7 @@ assert flowprior.__file__.startswith(sys.path[0]), flowprior.__file__
 
 from flowprior.inversion import MAP, Recording, TotalVariation, invert
 from flowprior.metrics import lpips, psnr, ssim
-from flowprior.physics import Gaussian, crosshole, gaussian_blur
+from flowprior.physics import Gaussian, crosshole, gaussian_blur, linearized_born
 
 flow = flowprior.load("glow_mnist")
 draws = flow.sample(4, generator=torch.Generator().manual_seed(0))
@@ -59,6 +59,7 @@ wanted = {
     "metrics": lambda: ssim(truth, truth),
     "metrics ": lambda: lpips(truth, truth),
     "tomography": lambda: crosshole((1, 12, 12), sources=2).A(model),
+    "seismic": lambda: linearized_born((1, 12, 12), sources=2).A(model),
     "pipeline": lambda: __import__("flowprior.command_line"),
 }
 for name, use in wanted.items():

@@ -6,6 +6,7 @@ from typing import Any
 from flowprior.physics.condition import Condition
 from flowprior.physics.noise import (
     SNR,
+    BandLimited,
     Contaminated,
     Gaussian,
     Laplace,
@@ -16,6 +17,7 @@ from flowprior.physics.noise import (
 
 # Operators stand on deepinv, which takes seconds to import: they are imported when first asked for.
 _MODULES = {
+    "born": ["LinearizedBorn", "linearized_born"],
     "by_name": ["OPERATORS", "find_operator", "make_operator"],
     "eikonal": ["EikonalTomography", "crosshole"],
     "operators": [
@@ -31,11 +33,13 @@ _MODULES = {
         "random_inpainting",
         "super_resolution",
     ],
+    "waveforms": ["FullWaveform", "full_waveform"],
 }
 
 __all__ = [
     *(name for names in _MODULES.values() for name in names),
     "SNR",
+    "BandLimited",
     "Condition",
     "Contaminated",
     "Gaussian",

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from flowprior.physics import operators
+from flowprior.physics.born import linearized_born
 from flowprior.physics.eikonal import crosshole
+from flowprior.physics.waveforms import full_waveform
 
 Builder = Callable[..., nn.Module]
 ImageShape = tuple[int, int, int]
@@ -27,6 +29,8 @@ OPERATORS: dict[str, Builder] = {
     "cartesian_mri": operators.cartesian_mri,
     "limited_angle_ct": operators.limited_angle_ct,
     "crosshole_tomography": crosshole,
+    "linearized_born": linearized_born,
+    "full_waveform": full_waveform,
 }
 
 SHAPE_OPTIONS = ("image_shape", "img_size")

@@ -1,17 +1,15 @@
 """Travel-time tomography: first arrivals between sources and receivers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from deepinv.physics import Physics
 from torch import Tensor
-from torch.nn import functional
 
 from flowprior.checks import check_integer, check_positive
+from flowprior.physics.grids import Positions, as_positions, check_inside, refined, spread
 from flowprior.physics.travel_times import travel_times
-
-Positions = Sequence[Sequence[int]] | Tensor
 
 
 def linear_velocity(x: Tensor) -> Tensor:
@@ -50,8 +48,8 @@ class EikonalTomography(Physics):
         super().__init__()
         check_positive("spacing", spacing)
         check_integer("refine", refine, least=1)
-        self.register_buffer("sources", _positions("sources", sources))
-        self.register_buffer("receivers", _positions("receivers", receivers))
+        self.register_buffer("sources", as_positions("sources", sources))
+        self.register_buffer("receivers", as_positions("receivers", receivers))
         self.spacing = float(spacing)
         self.velocity = velocity
         self.refine = refine
@@ -66,9 +64,9 @@ class EikonalTomography(Physics):
         """Travel times (B, n_sources, H, W) to every grid point of x."""
         if x.ndim != 4 or x.shape[1] != 1:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, 1, H, W)")
-        _check_inside("sources", self.sources, x.shape[2:])
-        _check_inside("receivers", self.receivers, x.shape[2:])
-        fine = _refined(x, self.refine)
+        check_inside("sources", self.sources, x.shape[2:])
+        check_inside("receivers", self.receivers, x.shape[2:])
+        fine = refined(x, self.refine)
         c = self.velocity(fine)
         if c.shape != fine.shape:
             raise ValueError(
@@ -109,37 +107,7 @@ def crosshole(
         check_integer(name, count, least=1, most=height)
     check_positive("extent", extent)
     first, second = (
-        [(row, column) for row in _spread(count, height)]
+        [(row, column) for row in spread(count, height)]
         for count, column in zip(counts.values(), (0, width - 1), strict=True)
     )
     return EikonalTomography(first, second, extent / (width - 1), refine=refine)
-
-
-def _refined(x: Tensor, refine: int) -> Tensor:
-    if refine == 1:
-        return x
-    size = [refine * (side - 1) + 1 for side in x.shape[2:]]
-    return functional.interpolate(x, size, mode="bilinear", align_corners=True)
-
-
-def _spread(count: int, length: int) -> list[int]:
-    """Middles of equal parts of 0..length − 1."""
-    return [int((i + 0.5) * length / count) for i in range(count)]
-
-
-def _positions(name: str, positions: Positions) -> Tensor:
-    found = torch.as_tensor(positions)
-    if found.ndim != 2 or found.shape[1] != 2 or len(found) == 0:
-        raise ValueError(f"{name} has shape {tuple(found.shape)}, expected (n, 2): (row, column)")
-    if found.is_complex() or not torch.equal(found.long().to(found.dtype), found):
-        raise ValueError(f"{name} must be whole numbers (row, column) on the grid")
-    if int(found.min()) < 0:
-        raise ValueError(f"{name} holds {int(found.min())}, expected no negative index")
-    return found.long()
-
-
-def _check_inside(name: str, positions: Tensor, shape: torch.Size) -> None:
-    outside = (positions >= positions.new_tensor(shape)).any(1)
-    if outside.any():
-        where = tuple(positions[outside][0].tolist())
-        raise ValueError(f"{name} holds {where}, outside of the grid of {tuple(shape)} points")

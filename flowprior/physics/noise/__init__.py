@@ -1,5 +1,6 @@
 """Noise models: each one draws the noise of data and gives the misfit that follows from it."""
 
+from flowprior.physics.noise.band_limited import BandLimited
 from flowprior.physics.noise.base import Noise
 from flowprior.physics.noise.contaminated import Contaminated
 from flowprior.physics.noise.draws import standard_normal
@@ -9,6 +10,7 @@ from flowprior.physics.noise.poisson import Poisson
 
 __all__ = [
     "SNR",
+    "BandLimited",
     "Contaminated",
     "Gaussian",
     "Laplace",
