@@ -192,8 +192,8 @@ class SimulatedPairs(PairDataModule):
     """Images of another data module, and data that an operator makes of them.
 
     Data are s·(A(x) + ε), or with `adjoint` what migration makes of A(x) + ε
-    (`flowprior.physics.Condition`, which has the same options for later use). Where the operator takes long, `python -m datamodules.prepare_pairs` makes all data once, into
-    a `folder`.
+    (`flowprior.physics.Condition`, which has the same options for later use). Where the operator
+    takes long, `python -m datamodules.prepare_pairs` makes all data once, into a `folder`.
 
     Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
     with normalizing flows (2021), for pairs of reflectivities and migrated images.
@@ -251,8 +251,8 @@ class SimulatedPairs(PairDataModule):
         return make_operator(named["operator"], self.image_shape, **named["options"])
 
     @cached_property
-    def _of_grey(self) -> Tensor | None:
-        """What migration makes of grey."""
+    def _of_grey(self) -> Tensor:
+        """What migration makes of grey; it is the same for all."""
         return self.given.of_grey(self.physics, torch.empty(1, *self.image_shape))
 
     @property
@@ -278,7 +278,7 @@ class SimulatedPairs(PairDataModule):
         clean = torch.cat([self.physics.A(row) for row in rows])
         seed = int(random_stream(self.seed, f"data noise/{split}").integers(2**31))
         noisy = self.noise.add(clean, seed=seed, indices=indices)
-        return self.given(self.physics, noisy, self._of_grey)
+        return self.given(self.physics, noisy, self._of_grey if self.given.adjoint else None)
 
     def check(self, world_size: int) -> None:
         """See ``ImageDataModule``; also that data of a folder are finished and these."""
@@ -320,7 +320,9 @@ class SimulatedPairs(PairDataModule):
         return {name: value for name, value in vars(self).items() if name not in built}
 
     def _found_shape(self) -> tuple[int, ...]:
-        """That of the data in the folder, or of those of a grey image."""
+        """That of images, of the data in the folder, or of those of a grey image."""
+        if self.given.adjoint:
+            return self.image_shape
         info = None if self.folder is None else read_info(self.folder)
         if info is not None:
             return tuple(info["shape"])
@@ -328,4 +330,4 @@ class SimulatedPairs(PairDataModule):
             grey = self.physics.A(torch.full((1, *self.image_shape), 0.5))
         name = self.named_operator["operator"]
         require(not grey.is_complex(), "operator", name, "one that gives real data")
-        return tuple(self.given(self.physics, grey).shape[1:])
+        return tuple(grey.shape[1:])

@@ -115,10 +115,11 @@ def test_data_are_taken_back_to_images():
         module(scale=0.0)
     with pytest.raises(ValueError, match="depth_power needs adjoint=True"):
         module(adjoint=False)
+    no_adjoint = SimulatedPairs(
+        LayerModels(image_size=16), f"{__name__}.Broken", Gaussian(0.1), {"value": 1.0}, True
+    )
     with pytest.raises(ValueError, match="has no A_adjoint: expected a linear operator"):
-        SimulatedPairs(
-            LayerModels(image_size=16), f"{__name__}.Broken", Gaussian(0.1), adjoint=True
-        )
+        no_adjoint.simulated("train", [0])
 
 
 def test_prepared_pairs_are_those_made_when_asked_for(tmp_path):

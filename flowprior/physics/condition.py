@@ -1,5 +1,6 @@
 """What conditional flows are given of data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,12 +50,7 @@ class Condition:
         """
         if not self.adjoint:
             return self.scale * y
-        if not hasattr(physics, "A_adjoint"):
-            raise ValueError(
-                f"{type(physics).__name__} has no A_adjoint: expected a linear operator, such as a "
-                "deepinv LinearPhysics"
-            )
-        images = torch.cat([physics.A_adjoint(row) for row in y.split(1)])
+        images = torch.cat([_adjoint(physics)(row) for row in y.split(1)])
         grey = self.of_grey(physics, images[:1]) if grey is None else grey
         height = images.shape[2]
         depth = (torch.arange(height, device=y.device) + 0.5) / height
@@ -62,6 +58,16 @@ class Condition:
         return weight[:, None] * (images - grey)
 
     @torch.no_grad()
-    def of_grey(self, physics: nn.Module, like: Tensor) -> Tensor | None:
-        """AᵀA(½), (1, C, H, W) as `like`; None without `adjoint`."""
-        return physics.A_adjoint(physics.A(torch.full_like(like, 0.5))) if self.adjoint else None
+    def of_grey(self, physics: nn.Module, like: Tensor) -> Tensor:
+        """AᵀA(½), (1, C, H, W) as `like`."""
+        return _adjoint(physics)(physics.A(torch.full_like(like, 0.5)))
+
+
+def _adjoint(physics: nn.Module) -> Callable[[Tensor], Tensor]:
+    found = getattr(physics, "A_adjoint", None)
+    if found is None:
+        raise ValueError(
+            f"{type(physics).__name__} has no A_adjoint: expected a linear operator, such as a "
+            "deepinv LinearPhysics"
+        )
+    return found
