@@ -60,8 +60,8 @@ def activation_peak(candidate: Candidate, x: Tensor) -> float:
     training_step(candidate, x)
     gradients = sum(p.grad.nbytes for p in candidate.model.parameters() if p.grad is not None)
     candidate.model.zero_grad(set_to_none=True)
-    forward = _allocation_peak(lambda: candidate.log_prob(x), x.device.type)
-    step = _allocation_peak(lambda: training_step(candidate, x), x.device.type)
+    forward = allocation_peak(lambda: candidate.log_prob(x), x.device.type)
+    step = allocation_peak(lambda: training_step(candidate, x), x.device.type)
     candidate.model.zero_grad(set_to_none=True)
     return max(forward, step - gradients) / MIB
 
@@ -85,7 +85,8 @@ def wall_clock(device: str) -> Callable[[], float]:
     return now
 
 
-def _allocation_peak(function: Callable[[], object], device: str) -> float:
+def allocation_peak(function: Callable[[], object], device: str) -> float:
+    """Bytes that a call allocates at its peak."""
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()

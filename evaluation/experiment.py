@@ -13,7 +13,7 @@ from flowprior.inversion import Solver
 from flowprior.physics import Condition, Noise, find_operator, make_operator
 from flowprior.priors import Prior
 
-StartName = Literal["random", "constant", "data", "smoothed_truth", "file"]
+StartName = Literal["random", "constant", "depth", "data", "smoothed_truth", "file"]
 ImageShape = tuple[int, int, int]
 REFINEMENT = 4
 """Data of an operator on a grid are made on one so many times finer."""

@@ -74,9 +74,9 @@ class InversionEvaluation(Evaluation):
         images: number of test images, from the first; null for all.
         seeds: of the noise and of the start; every image is recovered once with each.
         iterations: maximum number, of methods that have none of their own.
-        start: "random", one draw of N(0, I) for all images; "constant", grey; "data", where these
-            are images; "smoothed_truth", the truth under a Gaussian of `start_deviation` pixels;
-            "file", the start in `observations`.
+        start: "random", one draw of N(0, I) for all images; "constant", grey; "depth", brighter
+            with depth, from 0.25 to 0.75; "data", where these are images; "smoothed_truth", the
+            truth under a Gaussian of `start_deviation` pixels; "file", the start in `observations`.
         start_deviation: in pixels.
         batch_size: number of images that a process inverts at once. It changes nothing else.
         tune_images: number of validation images that `--tune` chooses options on.

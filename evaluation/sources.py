@@ -58,6 +58,9 @@ class _Source:
             return y.clamp(0, 1)
         if name == "constant":
             return torch.full((len(images), *shape), 0.5)
+        if name == "depth":
+            rows = torch.linspace(0.25, 0.75, shape[1])[:, None]
+            return rows.expand(len(images), *shape).clone()
         if name == "file":
             return self.given[list(images)]
         return smoothed(self.truth(images), deviation)

@@ -27,6 +27,7 @@ PAGES = [
     "docs/uncertainty.md",
     "docs/own_data.md",
     "docs/choosing.md",
+    "docs/seismic.md",
 ]
 SHORT = ("own_data",)
 BLOCK = re.compile(r"^(?:<!-- (no score) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -608,3 +608,13 @@ def prior() -> Prior:
             return z
     return Module(Local(), (1, 16, 16), [1, 16, 16]).eval().requires_grad_(False)
 """
+
+
+def test_start_that_rises_with_depth():
+    source = configured("fwi_layers_demo").source
+    start = source.start("depth", [0, 1], torch.zeros(2, 4, 16, 53), (1, 32, 32), 5.0)
+    assert start.shape == (2, 1, 32, 32)
+    assert (start[:, :, 0] == 0.25).all()
+    assert (start[:, :, -1] == 0.75).all()
+    assert (start.diff(dim=2) > 0).all()
+    assert (start.diff(dim=3) == 0).all()

@@ -217,6 +217,17 @@ def test_no_wave_field_outlives_its_call(monkeypatch):
     assert [n for n, kept in calls if kept] == 8 * [1]
 
 
+def test_gradients_of_every_second_step():
+    x, found = uniform(2, *SHAPE).requires_grad_(), []
+    for stride in (1, 2):
+        physics = full_waveform(SHAPE, stride=stride, **WAVES)
+        y = physics.A(x)
+        found.append((y.detach(), *torch.autograd.grad(y.square().sum(), x)))
+    assert torch.equal(found[0][0], found[1][0])
+    gap = (found[0][1] - found[1][1]).norm() / found[0][1].norm()
+    assert 0 < gap < 1e-2
+
+
 def test_no_model_has_no_data():
     for physics in (linearized_born(SHAPE, **BORN), full_waveform(SHAPE, **WAVES)):
         x = torch.empty(0, *SHAPE, requires_grad=True)
@@ -317,18 +328,19 @@ def test_calls_are_counted():
 
 @pytest.mark.parametrize("name", ["linearized_born", "full_waveform"])
 def test_total_variation_goes_towards_the_truth(name):
-    physics = make_operator(name, (1, 10, 10), sources=2, receivers=5, spacing=12.0).double()
-    truth = torch.full((1, 1, 10, 10), 0.5, dtype=torch.float64)
-    truth[:, :, 4:7, 3:7] = 0.8
+    few = {"sources": 1, "receivers": 4, "spacing": 12.0, "frequency": 20.0, "duration": 0.2}
+    physics = make_operator(name, (1, 8, 8), **few).double()
+    truth = torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64)
+    truth[:, :, 3:6, 2:5] = 0.8
     y = physics.A(truth)
     sigma = 0.05 * y.square().mean().sqrt().item()
     y = y + sigma * normal(*y.shape)
     start = torch.full_like(truth, 0.5)
-    options = {"solver": TotalVariation(1.0), "start": start, "iterations": 12}
+    options = {"solver": TotalVariation(1.0), "start": start, "iterations": 8}
     found = invert(None, physics, y, sigma=sigma, **options)
     assert found.finite.all()
-    assert (found.x - truth).norm() < 0.8 * (start - truth).norm()
-    assert found.calls.forward.min() >= 12
+    assert (found.x - truth).norm() < 0.9 * (start - truth).norm()
+    assert found.calls.forward.min() >= 8
 
 
 def band_noise(**options):

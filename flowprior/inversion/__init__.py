@@ -17,6 +17,7 @@ from flowprior.inversion.iflow import IFlow
 from flowprior.inversion.images import ImageRun, row_seed
 from flowprior.inversion.invert import invert
 from flowprior.inversion.map import MAP, csgm, glow_ip, l1_map, project_to_latents
+from flowprior.inversion.multi_scale import MultiScale
 from flowprior.inversion.plug_and_play import PlugAndPlay
 from flowprior.inversion.problem import Problem, make_problem
 from flowprior.inversion.progress import Progress
@@ -40,6 +41,7 @@ __all__ = [
     "Forward",
     "IFlow",
     "ImageRun",
+    "MultiScale",
     "PlugAndPlay",
     "Posterior",
     "Problem",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from flowprior.checks import check_integer, check_positive
 from flowprior.extras import extra
@@ -16,13 +17,15 @@ from flowprior.physics.grids import Positions, as_positions, check_inside
 
 ABSORBING = 10
 """Points of the absorbing layer around the grid, before it is refined."""
-COURANT = 0.6
+COURANT = 0.7
 POINTS = 5
 """Least number of grid points in the shortest wavelength of the peak frequency."""
 DELAY = 1.5
 """The wavelet's peak comes after so many of its periods."""
 ROUNDING = 1 + 1e-6
 """By which float32 velocities may be above the fastest."""
+PACE = 3000
+"""Operations of a matrix product in the time of one point's time step and its derivative."""
 WORKING_MEMORY = 2**29
 """Bytes of wave fields that one call of deepwave may keep."""
 
@@ -50,6 +53,8 @@ class Survey(nn.Module):
         slowest: velocity in m/s, for which the grid must be fine enough.
         fastest: velocity in m/s, for which the time steps must be short enough.
         interval: seconds between samples of the record; 1/(8·frequency) if None.
+        stride: gradients of `recorded` and `migrated` sum over every stride-th time step only. With
+            1 they are exact; larger ones, faster, are for strides much shorter than a period.
         refine: r ≥ 1: waves are computed on r(H − 1) + 1 by r(W − 1) + 1 points.
         weights: of simultaneous sources, (n, sources): all sources in each of n shots. If None
             every source has a shot of its own.
@@ -71,17 +76,20 @@ class Survey(nn.Module):
         fastest: float,
         interval: float | None = None,
         refine: int = 1,
+        stride: int = 1,
         weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_integer("refine", refine, least=1)
+        check_integer("stride", stride, least=1)
         numbers = {"frequency": frequency, "duration": duration}
         for name, value in {**numbers, "slowest": slowest, "fastest": fastest}.items():
             check_positive(name, value)
         self.interval = 1 / (8 * frequency) if interval is None else interval
         check_positive("interval", self.interval)
         self.spacing = tuple(float(side) / refine for side in spacing)
-        self.frequency, self.fastest, self.refine = float(frequency), float(fastest), refine
+        self.frequency, self.fastest = float(frequency), float(fastest)
+        self.refine, self.stride = refine, stride
         self.fine_shape = tuple(refine * (side - 1) + 1 for side in shape)
         _check_wavelengths(slowest / frequency, max(self.spacing), refine)
         fired = _on_grid("sources", sources, shape)
@@ -97,7 +105,9 @@ class Survey(nn.Module):
         self.every = math.ceil(self.interval / longest * ROUNDING**2)
         samples = math.floor(duration / self.interval * (1 + 1e-9)) + 1
         self.data_shape = len(self.sources), len(self.receivers), samples
-        self.steps = self.every * (samples - 1) + 1
+        # Steps, and those whose wave fields a derivative keeps.
+        self.steps = math.ceil((self.every * (samples - 1) + 1) / stride) * stride
+        self.kept = self.steps // stride
 
     def wavelet(self) -> Tensor:
         """The wavelet q at every time step, (steps,), float64."""
@@ -129,9 +139,10 @@ class Survey(nn.Module):
     def gradient(self, c: Tensor, y: Tensor) -> Tensor:
         """Gradient of ⟨u, y⟩ with respect to the media c (B, *fine_shape)."""
         found = torch.zeros_like(c)
-        for model, shot in self._parts(c, self.steps):
+        for model, shot in self._parts(c, self.kept):
             leaf, made = self._with_graph(c, model, shot)
             _add_shots(found, model, *torch.autograd.grad(made, leaf, y[model, shot]))
+            del leaf, made  # with their wave fields, before those of the next call
         return found
 
     def _with_graph(self, c: Tensor, model: Tensor, shot: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,16 +154,18 @@ class Survey(nn.Module):
     def _record(self, c: Tensor, shot: Tensor) -> Tensor:
         """Waves in the medium c (k, *fine_shape) of each of these shots (k,)."""
         receivers = (self.receivers * self.refine).to(c.device).expand(len(shot), -1, -1)
-        made = self._waves(_deepwave().scalar, c, shot, receiver_locations=receivers)
-        return made.receiver_amplitudes[..., :: self.every]
+        options = {"model_gradient_sampling_interval": self.stride}
+        made = self._waves(_deepwave().scalar, c, shot, receiver_locations=receivers, **options)
+        return made.receiver_amplitudes[..., :: self.every][..., : self.data_shape[2]]
 
     def _scatter(self, c: Tensor, dc: Tensor, shot: Tensor) -> Tensor:
         receivers = (self.receivers * self.refine).to(c.device).expand(len(shot), -1, -1)
         options = {"dv": dc, "sc_receiver_locations": receivers}
         made = self._waves(_deepwave().scalar_born, c.expand_as(dc).contiguous(), shot, **options)
-        return made.sc_receiver_amplitudes[..., :: self.every]
+        return made.sc_receiver_amplitudes[..., :: self.every][..., : self.data_shape[2]]
 
     def _waves(self, function: Callable[..., Any], c: Tensor, shot: Tensor, **options: Any) -> Any:
+        _counted(self.weights, PACE * self.steps * c.numel())
         # deepwave's sources have the other sign, and their unit is that of a cell.
         wavelet = -self.wavelet().to(c) / math.prod(self.spacing)
         weights = self.weights[shot.to(self.weights.device)].to(c)
@@ -165,6 +178,7 @@ class Survey(nn.Module):
             pml_width=ABSORBING * self.refine,
             pml_freq=self.frequency,
             max_vel=self.fastest * ROUNDING,
+            courant_number=COURANT,
             check_output_finite=False,
             **options,
         )
@@ -187,10 +201,21 @@ class Survey(nn.Module):
         """(model, shot) of the rows of each call."""
         shots, rows = self.data_shape[0], torch.arange(len(c) * self.data_shape[0], device=c.device)
         # The last digit of a gradient at the border depends on the number of rows.
-        apart = kept == self.steps and c.device.type == "cpu"
+        apart = kept == self.kept and c.device.type == "cpu"
         groups = rows.split(shots) if apart else [rows]
         parts = [part for group in groups for part in group.split(self._rows(c, kept))]
         return [(part // shots, part % shots) for part in parts if len(part)]
+
+
+@torch.library.custom_op("flowprior::counted", mutates_args=())
+def _counted(like: Tensor, operations: int) -> Tensor:
+    """Nothing, but the work of deepwave shows where PyTorch counts operations."""
+    return like.new_empty(0)
+
+
+@register_flop_formula(torch.ops.flowprior.counted)
+def _operations(like: tuple[int, ...], operations: int, **kwargs: Any) -> int:
+    return operations
 
 
 class _Recorded(torch.autograd.Function):
@@ -198,9 +223,9 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(c: Tensor, survey: Survey, kept: list[Any]) -> Tensor:
-        if len(c) * survey.data_shape[0] > survey._rows(c, survey.steps):
+        if len(c) * survey.data_shape[0] > survey._rows(c, survey.kept):
             return survey._collected(c, survey._record)
-        for model, shot in survey._parts(c, survey.steps):
+        for model, shot in survey._parts(c, survey.kept):
             kept.append((model, *survey._with_graph(c, model, shot)))
         made = [record.detach() for _, _, record in kept] or [
             c.new_empty(0, *survey.data_shape[1:])

@@ -113,6 +113,7 @@ def full_waveform(
     interval: float | None = None,
     repeat: int = 1,
     refine: int = 1,
+    stride: int = 1,
 ) -> FullWaveform:
     """Waves between two boreholes, or at the surface, in media of slowest to fastest m/s.
 
@@ -132,6 +133,7 @@ def full_waveform(
         interval: seconds between samples, 1/(8·frequency) if None.
         repeat: points of the grid along a pixel.
         refine: waves are computed with so many times smaller a spacing (see `Survey`).
+        stride: time steps between those that gradients sum over (see `Survey`).
     """
     height, width = shape = repeated_shape(image_shape, repeat)
     check_choice("geometry", geometry, ("crosshole", "surface"))
@@ -157,6 +159,7 @@ def full_waveform(
         fastest=limits[1],
         interval=interval,
         refine=refine,
+        stride=stride,
     )
     return FullWaveform(survey, slowest, fastest, lowpass, repeat)
 
