@@ -25,7 +25,7 @@ SURVEY = {"sources": 8, "simultaneous": 2, "receivers": 64, "spacing": 12.5}
 SURVEY |= {"water_depth": 125.0, "frequency": 24.0}
 NOISE = Gaussian(1.5e-4)
 CONDITION = Condition(adjoint=True, scale=7e4, depth_power=1.5)
-IMAGES, DRAWS, SHOWN = 16, 200, 1
+IMAGES, DRAWS, SHOWN = 8, 100, 1
 LEVELS = (0.5, 0.9)
 COLUMNS = (16, 32, 48)
 """Of the traces."""
