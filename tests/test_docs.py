@@ -28,6 +28,7 @@ PAGES = [
     "docs/own_data.md",
     "docs/choosing.md",
     "docs/seismic.md",
+    "docs/seismic_posterior.md",
 ]
 SHORT = ("own_data",)
 BLOCK = re.compile(r"^(?:<!-- (no score) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
