@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -178,9 +178,9 @@ class Rosenbrock(PairDataModule):
 class SimulatedPairs(PairDataModule):
     """Images of another data module, and data that an operator makes of them.
 
-    Data are y = A(x) + ε, or with `adjoint` what migration makes of them, y = s Aᵀ(A(x) + ε).
-    Where the operator takes long, `python -m datamodules.prepare_pairs` makes all data once, into
-    a `folder`.
+    Data are s·(A(x) + ε), or with `adjoint` what migration makes of A(x) + ε
+    (`flowprior.physics.Condition`, which has the same options for later use). Where the operator
+    takes long, `python -m datamodules.prepare_pairs` makes all data once, into a `folder`.
 
     Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
     with normalizing flows (2021), for pairs of reflectivities and migrated images.
@@ -193,6 +193,7 @@ class SimulatedPairs(PairDataModule):
         options: of the operator.
         adjoint: take the data back to images; the operator must be linear.
         scale: s > 0; flows are best given data of about 1.
+        depth_power: of the weights of the rows of migrated images.
         folder: of the data, once they are made; null to make them whenever they are asked for.
 
     Raises:
@@ -208,6 +209,7 @@ class SimulatedPairs(PairDataModule):
         options: dict[str, Any] | None = None,
         adjoint: bool = False,
         scale: float = 1.0,
+        depth_power: float = 0.0,
         folder: Path | None = None,
     ) -> None:
         check_types(SimulatedPairs.__init__, locals(), "data.")
@@ -225,7 +227,7 @@ class SimulatedPairs(PairDataModule):
         )
         self.source, self.noise = images, noise
         self.named_operator = {"operator": operator, "options": options or {}}
-        self.given = Condition(adjoint, scale)
+        self.given = Condition(adjoint, scale, depth_power)
         self.folder = None if folder is None else Path(folder)
         find_operator(operator)
         self._shape = self._found_shape()
@@ -235,6 +237,11 @@ class SimulatedPairs(PairDataModule):
         """The operator; built when it is first used."""
         named = self.named_operator
         return make_operator(named["operator"], self.image_shape, **named["options"])
+
+    @cached_property
+    def _of_grey(self) -> Tensor:
+        """What migration makes of grey; it is the same for all."""
+        return self.given.of_grey(self.physics, torch.empty(1, *self.image_shape))
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
@@ -258,7 +265,8 @@ class SimulatedPairs(PairDataModule):
         rows = torch.stack([source[index] for index in indices]).split(1)
         clean = torch.cat([self.physics.A(row) for row in rows])
         seed = int(random_stream(self.seed, f"data noise/{split}").integers(2**31))
-        return self.given(self.physics, self.noise.add(clean, seed=seed, indices=indices))
+        noisy = self.noise.add(clean, seed=seed, indices=indices)
+        return self.given(self.physics, noisy, self._of_grey if self.given.adjoint else None)
 
     def check(self, world_size: int) -> None:
         """See ``ImageDataModule``; also that data of a folder are finished and these."""
@@ -270,7 +278,7 @@ class SimulatedPairs(PairDataModule):
         """See ``ImageDataModule``."""
         made = {**self.named_operator, "noise": identity(self.noise)}
         if self.given != Condition():
-            made |= {"adjoint": self.given.adjoint, "scale": self.given.scale}
+            made |= asdict(self.given)
         return {**super().fingerprint(split), "data": made}
 
     def described(self) -> dict[str, Any]:
@@ -296,11 +304,13 @@ class SimulatedPairs(PairDataModule):
         return {s: StoredData(self.folder, s, counts[s], self._shape) for s in SPLITS}
 
     def __getstate__(self) -> dict[str, Any]:
-        built = ("physics", "_stored")  # each process builds its own
+        built = ("physics", "_of_grey", "_stored")  # each process builds its own
         return {name: value for name, value in vars(self).items() if name not in built}
 
     def _found_shape(self) -> tuple[int, ...]:
-        """That of the data in the folder, or of those of a grey image."""
+        """That of images, of the data in the folder, or of those of a grey image."""
+        if self.given.adjoint:
+            return self.image_shape
         info = None if self.folder is None else read_info(self.folder)
         if info is not None:
             return tuple(info["shape"])
@@ -308,4 +318,4 @@ class SimulatedPairs(PairDataModule):
             grey = self.physics.A(torch.full((1, *self.image_shape), 0.5))
         name = self.named_operator["operator"]
         require(not grey.is_complex(), "operator", name, "one that gives real data")
-        return tuple(self.given(self.physics, grey).shape[1:])
+        return tuple(grey.shape[1:])

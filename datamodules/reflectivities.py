@@ -13,10 +13,10 @@ from flowprior.argument_types import check_types
 
 
 class ReflectivityImages(ImageSource):
-    """High-passed layer models of one split; see `Reflectivities`."""
+    """Band-passed layer models of one split; see `Reflectivities`."""
 
-    def __init__(self, models: LayerModelImages, smoothing: float) -> None:
-        self.models, self.smoothing = models, smoothing
+    def __init__(self, models: LayerModelImages, scales: tuple[float, float]) -> None:
+        self.models, self.scales = models, scales
 
     def __len__(self) -> int:
         return len(self.models)
@@ -28,34 +28,38 @@ class ReflectivityImages(ImageSource):
     def finer(self, indices: Sequence[int], factor: int) -> np.ndarray:
         """The same with N = factor (size - 1) + 1 points a side, (B, 1, N, N), float32."""
         model = self.models.finer(indices, factor)
-        deviation = self.smoothing * self.models.size * factor
-        smooth = gaussian_filter(model, (0, 0, deviation, deviation), mode="nearest")
-        return 0.5 + 0.5 * (model - smooth)
+        fine, coarse = (scale * self.models.size * factor for scale in self.scales)
+        return 0.5 + 0.5 * (_blurred(model, fine) - _blurred(model, coarse))
 
     def digest(self) -> str:
         """The settings, as nothing else decides."""
-        return f"reflectivities {self.smoothing} of {self.models.digest()}"
+        return f"reflectivities {self.scales} of {self.models.digest()}"
+
+
+def _blurred(model: np.ndarray, deviation: float) -> np.ndarray:
+    return gaussian_filter(model, (0, 0, deviation, deviation), mode="nearest")
 
 
 class Reflectivities(LayerModels):
-    """Reflectivities of `LayerModels`: x = ½ + ½ (m − G m), where G is a Gaussian blur.
+    """Reflectivities of `LayerModels`: x = ½ + ½ (F − G) m, with Gaussian blurs F and G.
 
-    So 2x − 1 = m − G m is what of a model m in [0, 1] its smooth background lacks. It is 0 inside
-    of thick layers, where x is ½, changes its sign at each boundary, by the jump of m there, and
-    |2x − 1| is below 0.95. Nothing else is scaled.
+    So 2x − 1 = (F − G) m is what of a model m in [0, 1] its smooth background G m lacks, as sharp
+    as waves can show it. It is 0 inside of thick layers, where x is ½, and has both signs along a
+    boundary, in proportion to the jump of m there; |2x − 1| is below 0.9. Nothing else is scaled.
 
     Args:
-        smoothing: standard deviation of G in image widths; beyond the border the model goes on as
-            it is at the border.
+        scales: standard deviations of F and G in image widths, F's may be 0; beyond the border a
+            model goes on as it is at the border.
         **options: of `LayerModels`.
     """
 
-    def __init__(self, smoothing: float = 0.0625, **options: Any) -> None:
+    def __init__(self, scales: tuple[float, float] = (1 / 64, 1 / 16), **options: Any) -> None:
         check_types(Reflectivities.__init__, locals(), "data.")
         super().__init__(**options)
-        require(0 < smoothing <= 1, "smoothing", smoothing, "above 0 and at most 1")
-        self.smoothing = smoothing
+        ordered = len(scales) == 2 and 0 <= scales[0] < scales[1] <= 1
+        require(ordered, "scales", scales, "(fine, coarse), 0 <= fine < coarse <= 1")
+        self.scales = tuple(scales)
 
     def images(self, split: str) -> ReflectivityImages:
         """Reflectivities of "train", "val" or "test", unquantised."""
-        return ReflectivityImages(super().images(split), self.smoothing)
+        return ReflectivityImages(super().images(split), self.scales)

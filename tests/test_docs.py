@@ -28,6 +28,7 @@ PAGES = [
     "docs/own_data.md",
     "docs/choosing.md",
     "docs/seismic.md",
+    "docs/seismic_posterior.md",
 ]
 LINKED = [*PAGES, "docs/clusters.md"]
 SHORT = ("own_data",)

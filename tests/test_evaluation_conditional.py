@@ -40,7 +40,7 @@ SETTINGS = {
             "operator": "gaussian_blur",
             "options": {"tau": 1.0},
             "noise": noise(0.05),
-            "condition": {"adjoint": True, "scale": 2.0},
+            "condition": {"adjoint": True, "scale": 2.0, "depth_power": 1.0},
         }
     ],
     "measures": [
@@ -60,14 +60,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_condition_is_the_scaled_adjoint_of_the_data() -> None:
-    y = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    given = Condition(adjoint=True, scale=2.0)(PHYSICS, y)
-    x = torch.rand(3, 1, 8, 8)
-    sides = (given * x).sum(), 2 * (y * PHYSICS.A(x)).sum()
-    torch.testing.assert_close(*sides)
-    assert torch.equal(Condition(adjoint=True, scale=2.0)(PHYSICS, y[1:2]), given[1:2])
-    assert torch.equal(Condition(scale=3.0)(PHYSICS, y), 3 * y)
+GIVEN = Condition(adjoint=True, scale=2.0, depth_power=1.0)
+
+
+def test_condition_is_the_weighted_adjoint_of_what_grey_does_not_explain() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, other = torch.rand(2, 3, 1, 8, 8, generator=generator)
+    given = GIVEN(PHYSICS, PHYSICS.A(x))
+    depth = ((torch.arange(8) + 0.5) / 8)[:, None]
+    weighted = 2 * (PHYSICS.A(x - 0.5) * PHYSICS.A(depth * other)).sum()
+    torch.testing.assert_close((given * other).sum(), weighted, rtol=1e-4, atol=1e-4)
+    assert torch.equal(GIVEN(PHYSICS, PHYSICS.A(x)[1:2]), given[1:2])
+    assert torch.equal(Condition(scale=3.0)(PHYSICS, x), 3 * x)
 
 
 def test_table_gives_what_invert_gives(folder: Path) -> None:
@@ -76,7 +80,7 @@ def test_table_gives_what_invert_gives(folder: Path) -> None:
     truth = torch.from_numpy(Reflectivities(**IMAGES).images("test").pixels(range(3)))
     y = Gaussian(0.05).add(PHYSICS.A(truth), seed=0, indices=range(3))
     flow = flowprior.load(folder / "learned").eval().requires_grad_(False)
-    options = {"sigma": 0.05, "condition": 2 * PHYSICS.A_adjoint(y)}
+    options = {"sigma": 0.05, "condition": GIVEN(PHYSICS, y)}
     for name, one, iterations in (
         ("amortised", Amortised(mean_draws=8), 0),
         ("MAP", MAP(start_scale=0.0), 4),

@@ -39,6 +39,7 @@ data:
     noise: {class_path: flowprior.physics.Gaussian, init_args: {sigma: 0.1}}
     adjoint: true
     scale: 2.0
+    depth_power: 1.5
     folder: made
     images:
       class_path: datamodules.Reflectivities
@@ -52,7 +53,13 @@ def module(folder: Path | None = None, sigma: float = 0.1, **options) -> Simulat
     """That of the config."""
     sizes = {"num_train": 40, "num_val": 9, "num_test": 8}
     images = Reflectivities(image_size=16, batch_size=8, n_bits=6, **sizes)
-    options = {"options": {"tau": 1.0}, "adjoint": True, "scale": 2.0, **options}
+    options = {
+        "options": {"tau": 1.0},
+        "adjoint": True,
+        "scale": 2.0,
+        "depth_power": 1.5,
+        **options,
+    }
     return SimulatedPairs(images, "gaussian_blur", Gaussian(sigma), folder=folder, **options)
 
 
@@ -76,37 +83,43 @@ def run(monkeypatch, folder: Path, *options: str) -> int:
 def test_reflectivities_are_models_without_their_background():
     options = {"image_size": 24, "num_train": 5, "n_bits": None}
     model = LayerModels(**options).images("train").pixels(range(3))
-    x = Reflectivities(smoothing=0.1, **options).images("train").pixels(range(3))
+    x = Reflectivities(scales=(0.05, 0.1), **options).images("train").pixels(range(3))
     for one, found in zip(model[:, 0], x[:, 0], strict=True):
-        expected = one - gaussian_filter(one, 2.4, mode="nearest")
-        np.testing.assert_allclose(2 * found - 1, expected, atol=1e-6)
+        fine, coarse = (gaussian_filter(one, scale, mode="nearest") for scale in (1.2, 2.4))
+        np.testing.assert_allclose(2 * found - 1, fine - coarse, atol=1e-6)
     assert x.dtype == np.float32
-    finer = Reflectivities(smoothing=0.1, **options).finer([0, 1, 2], 3, "train")
+    finer = Reflectivities(scales=(0.05, 0.1), **options).finer([0, 1, 2], 3, "train")
     assert finer.shape == (3, 1, 70, 70)
-    assert (finer[..., ::3, ::3] - torch.from_numpy(x)).abs().mean() < 0.02  # G on another grid
-    other = Reflectivities(smoothing=0.2, **options)
-    assert other.fingerprint() != Reflectivities(smoothing=0.1, **options).fingerprint()
-    with pytest.raises(ValueError, match=r"data.smoothing=0: expected above 0"):
-        Reflectivities(smoothing=0)
+    assert (finer[..., ::3, ::3] - torch.from_numpy(x)).abs().mean() < 0.01  # another grid's blurs
+    other = Reflectivities(scales=(0, 0.1), **options)
+    assert other.fingerprint() != Reflectivities(scales=(0.05, 0.1), **options).fingerprint()
+    with pytest.raises(ValueError, match=r"data.scales=\(0.1, 0.1\): expected \(fine, coarse\)"):
+        Reflectivities(scales=(0.1, 0.1))
 
 
 def test_data_are_taken_back_to_images():
-    data = module()
+    data, physics = module(), gaussian_blur((1, 16, 16), tau=1.0)
     indices, _, y = next(data.pairs("test", 4))
-    physics = gaussian_blur((1, 16, 16), tau=1.0)
     truth = torch.stack([data.images("test")[index] for index in indices])
-    plain = module(adjoint=False, scale=1.0)
+    plain = module(adjoint=False, scale=1.0, depth_power=0.0)
     noisy = next(plain.pairs("test", 4))[2]
     assert (noisy - physics.A(truth)).std().item() == pytest.approx(0.1, rel=0.1)
-    torch.testing.assert_close(y, 2 * physics.A_adjoint(noisy))
+    depth = ((torch.arange(16) + 0.5) / 16)[:, None]
+    expected = 2 * depth**1.5 * physics.A_adjoint(noisy - physics.A(torch.full_like(truth, 0.5)))
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(next(data.pairs("test", 1, [2]))[2][0], y[2])
-    found = [one.fingerprint() for one in (data, plain, module(scale=3.0), module(adjoint=False))]
+    others = [plain, module(scale=3.0), module(depth_power=0.0)]
+    found = [one.fingerprint() for one in (data, *others)]
     assert all(found.count(one) == 1 for one in found)
     with pytest.raises(ValueError, match="scale must be a positive finite number"):
         module(scale=0.0)
-    images = LayerModels(image_size=16)
+    with pytest.raises(ValueError, match="depth_power needs adjoint=True"):
+        module(adjoint=False)
+    no_adjoint = SimulatedPairs(
+        LayerModels(image_size=16), f"{__name__}.Broken", Gaussian(0.1), {"value": 1.0}, True
+    )
     with pytest.raises(ValueError, match="has no A_adjoint: expected a linear operator"):
-        SimulatedPairs(images, f"{__name__}.Broken", Gaussian(0.1), adjoint=True)
+        no_adjoint.simulated("train", [0])
 
 
 def test_prepared_pairs_are_those_made_when_asked_for(tmp_path):
@@ -178,7 +191,9 @@ def test_killed_command_continues(tmp_path):
     rows = np.concatenate([np.load(path) for path in sorted(made.glob("train/*.npy"))])
     images = Reflectivities(image_size=16, num_train=40).images("train")
     assert rows.shape == (40, 1, 16, 16)
-    assert np.abs(rows / 2 - images.pixels(range(40))).std() < 0.11  # the noise alone
+    depth = ((np.arange(16) + 0.5) / 16)[:, None]
+    noise = rows / (2 * depth**1.5) - (images.pixels(range(40)) - 0.5)
+    assert noise.std() == pytest.approx(0.1, rel=0.05)
 
 
 def test_flow_is_trained_on_prepared_pairs(tmp_path, monkeypatch, capsys):

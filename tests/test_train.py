@@ -543,6 +543,9 @@ SMALL = {
     "trumpet": "--model.flow.low_hidden_channels 8 --model.flow.low_steps 1 "
     "--model.flow.widths [4,4]",
     "rosenbrock": "--model.flow.hidden_channels 8",
+    # Waves take long, and have tests of their own.
+    "seismic": "--model.flow.hidden_channels 8 --model.flow.steps 1 --data.operator denoising "
+    "--data.options {} --data.folder null",
 }
 
 
@@ -561,8 +564,9 @@ def test_every_config_makes_a_step(
         picture_files.trusted_mnist(tmp_path / "data", monkeypatch)
     if name.endswith("cifar10"):
         picture_files.trusted_cifar(tmp_path / "data", monkeypatch, noisy=True)
+    images = "data.images" if name.startswith("seismic") else "data"
     options = (
-        f"{SMALL[name.partition('_')[0]]} --data.batch_size 2 --data.num_workers 0 "
+        f"{SMALL[name.partition('_')[0]]} --{images}.batch_size 2 --{images}.num_workers 0 "
         "--trainer.accelerator cpu --trainer.devices 1 --trainer.fast_dev_run true"
     )
     arguments = ["--config", name, *options.split()]

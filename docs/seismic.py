@@ -1,0 +1,102 @@
+"""Posteriors of seismic images: python docs/seismic.py WEIGHTS PICTURE.
+
+WEIGHTS are those of `python train.py --config seismic_64`: a flow that has learned p(x | y) of
+reflectivities x given migrated images y. Draws from it are compared with the truth of test images:
+how near their mean is, and how often the truth is inside of their bands. The picture has one image,
+and traces of it with the bands.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import flowprior
+from datamodules import Reflectivities
+from flowprior.inversion import invert
+from flowprior.metrics import snr
+from flowprior.physics import Condition, Gaussian, linearized_born
+from flowprior.posterior import Amortised, summarise
+
+SURVEY = {"sources": 8, "simultaneous": 2, "receivers": 64, "spacing": 12.5}
+SURVEY |= {"water_depth": 125.0, "frequency": 24.0}
+NOISE = Gaussian(1.5e-4)
+CONDITION = Condition(adjoint=True, scale=7e4, depth_power=1.5)
+IMAGES, DRAWS, SHOWN = 8, 100, 1
+LEVELS = (0.5, 0.9)
+COLUMNS = (16, 32, 48)
+"""Of the traces."""
+
+
+def band(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """Ends of the interval of each pixel in which this share of the draws (m, ...) is."""
+    ends = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=draws.dtype)
+    low, high = draws.quantile(ends, 0)
+    return low, high
+
+
+def main(weights: str, picture: str) -> None:
+    """Print how good the posteriors are, and draw one."""
+    flow = flowprior.load(weights).requires_grad_(False)
+    shape = flow.image_shape
+    truth = torch.stack([Reflectivities(image_size=64).images("test")[i] for i in range(IMAGES)])
+    physics = linearized_born(shape, **SURVEY).float()
+    data = NOISE.add(physics.A(truth), seed=0, indices=range(IMAGES))
+    y = CONDITION(physics, data)
+    found = invert(flow, physics, data, noise=NOISE, solver=Amortised(), iterations=0, condition=y)
+    draws = found.posterior.sample(DRAWS, seed=0)
+    mean = draws.mean(0)
+    print(f"mean of {DRAWS} draws: SNR {snr(mean, truth).mean():.2f} dB, ", end="")
+    print(f"one draw: {snr(draws[0], truth).mean():.2f} dB, {IMAGES} test images")
+    for level in LEVELS:
+        low, high = band(draws, level)
+        inside = ((truth >= low) & (truth <= high)).float()
+        print(f"truth in the {100 * level:.0f} % bands: {inside.mean():.3f}, ", end="")
+        print(f"below the water {inside[:, :, 10:].mean():.3f}")
+    deviation = summarise(found.posterior, DRAWS).deviation
+    error = (mean - truth).abs()
+    print(f"correlation of deviation and error: {correlation(deviation, error):.2f}")
+    shown = {"truth": truth, "migrated": y, "mean": mean, "deviation": deviation}
+    shown |= {f"draw {k + 1}": draws[k] for k in range(4)}
+    figure({name: images[SHOWN, 0] for name, images in shown.items()}, draws[:, SHOWN, 0]).savefig(
+        Path(picture), dpi=90, bbox_inches="tight"
+    )
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Of the entries below the water, over all images."""
+    return torch.corrcoef(torch.stack([t[:, :, 10:].flatten() for t in (a, b)]))[0, 1].item()
+
+
+def figure(images: dict[str, Tensor], draws: Tensor) -> Figure:
+    """Images (H, W) in two rows, and traces of the truth in the bands of draws (m, H, W)."""
+    made, axes = plt.subplots(2, 6, figsize=(15, 5.2), layout="constrained")
+    for axis, (name, image) in zip(axes[:, :4].flat, images.items(), strict=True):
+        signed = name not in ("migrated", "deviation")
+        colours = {"cmap": "gray", "vmin": 0.35, "vmax": 0.65} if signed else {"cmap": "magma"}
+        colours = {"cmap": "gray", "vmin": -2, "vmax": 2} if name == "migrated" else colours
+        axis.imshow(image, **colours)
+        axis.set_title(name, fontsize=10)
+        axis.set_axis_off()
+    traces = [axes[0, 4], axes[0, 5], axes[1, 4]]
+    for axis, column in zip(traces, COLUMNS, strict=True):
+        of_draws, depth = draws[:, :, column], range(draws.shape[1])
+        for level, shade in zip(reversed(LEVELS), (0.25, 0.45), strict=True):
+            low, high = band(of_draws, level)
+            label = f"{100 * level:.0f} % of the draws"
+            axis.fill_between(depth, low, high, alpha=shade, color="C0", lw=0, label=label)
+        axis.plot(depth, of_draws.mean(0), color="C0", lw=1, label="mean")
+        axis.plot(depth, images["truth"][:, column], color="k", lw=1, label="truth")
+        axis.set_title(f"column {column}", fontsize=10)
+        axis.set_xlabel("row", fontsize=8)
+        axis.tick_params(labelsize=7)
+    axes[1, 5].set_axis_off()
+    axes[1, 5].legend(*traces[0].get_legend_handles_labels(), loc="center", fontsize=9)
+    return made
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
