@@ -36,6 +36,13 @@ _STEP, _SAMPLE, _START = 1, 2, 3
 """What random numbers are for."""
 
 
+_REMEDIES = {
+    "diagonal": 'more iterations, a longer warm_up, more leapfrog steps, or metric="dense"',
+    "dense": "more iterations, a longer warm_up, more leapfrog steps",
+    "whitened": "more iterations or more leapfrog steps",
+}
+
+
 @dataclass(frozen=True)
 class Langevin(Solver):
     r"""Draw from the posterior of each image by Markov chains in the latent.
@@ -302,8 +309,7 @@ class LangevinRun:
             )
             yield Warned(reason, "mixing_unknown", unknown)
         apart = self.finite & (worst > MIXED)
-        remedy = "more iterations, a longer warm_up, more leapfrog steps"
-        remedy += "" if self.solver.metric == "dense" else ', or metric="dense"'
+        remedy = _REMEDIES[self.solver.metric]
         if apart.any():
             size = worst[apart].max()
             reason = f"the chains do not agree (R-hat up to {size:.3g}, above {MIXED}): it takes "

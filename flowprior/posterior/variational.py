@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
 from flowprior.checks import (
-    check_choice,
     check_integer,
     check_no_effect,
     check_number,
@@ -112,13 +111,14 @@ class Variational(Solver):
         if self.draws % 2:
             raise ValueError(f"draws must be even, got {self.draws}")
         check_integer("mean_draws", self.mean_draws, least=self.draws)
-        check_choice("whiten", self.whiten, (None, False, True))
         check_integer("searches", self.searches, least=1)
         for name in ("descent_iterations", "normal_steps"):
             check_integer(name, getattr(self, name), least=0)
         check_noise("misfit", self.misfit)
         if self.whiten:
             check_no_effect(self, "whiten=True", "start_scale")
+        if self.whiten is False:
+            check_no_effect(self, "whiten=False", "searches", "normal_steps")
 
     def start(self, problem: Problem, count: int = 1) -> Tensor:
         """Latents (B·count, n) to begin from; those of one image are adjacent."""
