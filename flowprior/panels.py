@@ -42,7 +42,8 @@ def curve_panels(
             axis.fill_between(x, y - band[0], y + band[0], color=colour, alpha=alpha, lw=0)
         return line
 
-    return _panels(panels, draw, x_label, y_label, y_scale="log" if log_y else "linear")
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    return _panels(panels, draw, names, (x_label, y_label), y_scale="log" if log_y else "linear")
 
 
 def point_panels(
@@ -54,19 +55,23 @@ def point_panels(
 
     Args:
         panels: title of each panel to its points: name to (x, y, half the length of its bar). With
-            None in the place of x it is a level, drawn as a line.
+            None in the place of x it is a level, drawn as a black line; it takes no colour, so that
+            the others have those of `curve_panels`.
         x_label: what x > 0 is, with its unit.
         y_label: what y is, with its unit.
     """
 
     def draw(axis: Axes, number: int, point: Sequence[Any]) -> Any:
         x, y, bar = point
-        colour, _, marker = _style(number)
         if x is None:
-            return axis.axhline(y, color=colour, lw=1.2, ls="--")
+            return axis.axhline(y, color="black", lw=1.2, ls="--")
+        colour, _, marker = _style(number)
         return axis.errorbar(x, y, bar, fmt=marker, color=colour, ms=6, elinewidth=1.2)
 
-    return _panels(panels, draw, x_label, y_label, x_scale="log")
+    every = [named for points in panels.values() for named in points.items()]
+    names = dict.fromkeys(name for name, (x, *_) in every if x is not None)
+    names |= dict.fromkeys(name for name, _ in every)  # levels come last
+    return _panels(panels, draw, list(names), (x_label, y_label), x_scale="log")
 
 
 def _style(number: int) -> tuple[Any, Any, str]:
@@ -79,8 +84,8 @@ def _style(number: int) -> tuple[Any, Any, str]:
 def _panels(
     panels: Mapping[str, Mapping[str, Any]],
     draw: Draw,
-    x_label: str,
-    y_label: str,
+    names: Sequence[str],
+    labels: tuple[str, str],
     x_scale: str = "linear",
     y_scale: str = "linear",
 ) -> Figure:
@@ -88,7 +93,6 @@ def _panels(
 
     columns = min(_PANELS_IN_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
-    names = list(dict.fromkeys(name for series in panels.values() for name in series))
     width = max(3.6 * columns, 6.0)
     per_line = max(1, int(width / (0.6 + 0.08 * max(map(len, names)))))
     height = 2.9 * rows + 0.24 * -(-len(names) // per_line)
@@ -102,7 +106,7 @@ def _panels(
         drawn |= {name: draw(axis, names.index(name), one) for name, one in series.items()}
     for axis in axes[len(panels) :]:
         axis.remove()
-    _label_panels(axes[: len(panels)], columns, x_label, y_label)
+    _label_panels(axes[: len(panels)], columns, *labels)
     place = {"loc": "outside lower left", "ncols": per_line, "frameon": False, "fontsize": 9}
     figure.legend([drawn[name] for name in names], names, **place)
     return figure

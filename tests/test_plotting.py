@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import flowprior
+from flowprior.figures import COLORS
 from flowprior.inversion import Estimate, TotalVariation, invert
 from flowprior.metrics import psnr
 from flowprior.panels import point_panels
@@ -102,6 +103,7 @@ def test_points_stand_at_their_times_and_more_names_than_colours_differ():
     figure = point_panels({"one": {"data": (None, 3.0, 0.0), **points}}, "s", "dB")
     (axis,) = figure.axes
     level, *lines = axis.lines[:1] + [bars.lines[0] for bars in axis.containers]
+    assert (level.get_color(), lines[0].get_color()) == ("black", COLORS[0])
     assert list(level.get_ydata()) == [3.0, 3.0]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines] == [
         (x, y) for x, y, _ in points.values()
