@@ -133,7 +133,7 @@ class Similarity(Measure):
 
 def _fall(arrays: Mapping[str, np.ndarray]) -> float:
     """`fall` of the curves (iterations + 1,) of one image, in percent."""
-    curves = {name: arrays[name] for name in ("loss", "misfit") if name in arrays}
+    curves = {name: arrays[name] for name in ("loss", "misfit", "scale") if name in arrays}
     return fall({name: torch.from_numpy(curve)[:, None] for name, curve in curves.items()}).item()
 
 

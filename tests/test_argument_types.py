@@ -19,6 +19,7 @@ from flowprior.argument_types import check_types
 from flowprior.checks import shown
 from flowprior.inversion import MAP, make_problem
 from flowprior.physics import Gaussian
+from flowprior.physics.survey import Survey
 from tests.inversion_problems import LinearGaussian, blur
 
 PACKAGES = (
@@ -83,9 +84,14 @@ GIVEN: dict[str, Any] = {
     "weights": "weights",
     "problem": make_problem(PRIOR, blur, IMAGES, sigma=0.1),
     "patch_size": 4,
+    "survey": Survey((8, 8), [(0, 1)], [(7, 6)], (10.0, 10.0), 20.0, 0.1, 2000.0, 3250.0),
+    "background": torch.full((8, 8), 2500.0),
 }
 """Arguments that are right, by name; others that are needed come from `OF_TYPE`."""
-OF_ONE = {"SimulatedPairs": {"images": LayerModels(image_size=8)}}
+OF_ONE = {
+    "SimulatedPairs": {"images": LayerModels(image_size=8)},
+    "Survey": {"shape": (8, 8), "spacing": (10.0, 10.0), "slowest": 2000.0, "fastest": 3000.0},
+}
 OF_TYPE = {float: 0.5, int: 2, bool: True, str: "name", Tensor: IMAGES, int | None: 3}
 WRONG: dict[str, Any] = {
     "text": "3",
@@ -128,6 +134,7 @@ def public() -> dict[str, Any]:
     found = {}
     for package in map(importlib.import_module, PACKAGES):
         found |= {name: getattr(package, name) for name in package.__all__}
+    found["Survey"] = Survey
     return {name: one for name, one in found.items() if name not in NOT_CALLED and callable(one)}
 
 

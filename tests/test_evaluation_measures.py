@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from evaluation import inversion
-from evaluation.measures import Measure, derived, fit_notes
+from evaluation.base import Result
+from evaluation.measures import Measure, Similarity, derived, fit_notes
 from evaluation.table import Metric, Row, Table, summarise
 from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
 from flowprior.inversion.convergence import fall
@@ -293,6 +294,16 @@ def test_fall_is_that_of_the_curves_that_are_kept(folder):
     assert len(falls) == rows[1]["metrics"]["falling"]["n"] == 3
     assert rows[1]["metrics"]["falling"]["mean"] == pytest.approx(np.mean(falls))
     assert "falling" not in rows[0]["metrics"]
+
+
+def test_fall_is_that_since_the_data_have_changed():
+    arrays = {
+        "loss": np.array([*range(124, 84, -1), 2595.0, 939.0, 800.0, 500.0]),
+        "scale": np.array([*40 * [0.0], *4 * [1.0]]),
+        "finite": np.array(True),
+    }
+    (columns,) = Similarity().derived([Result(None, 0, {}, arrays)])
+    assert columns == {"falling": pytest.approx(60.0)}
 
 
 def test_rows_that_had_not_converged_are_named():

@@ -2,12 +2,24 @@
 
 import copy
 import math
+import re
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from flowprior.inversion import MAP, Checkpoint, MultiScale, Restarts, TotalVariation, invert
+from flowprior.inversion import (
+    MAP,
+    Checkpoint,
+    MultiScale,
+    Restarts,
+    TotalVariation,
+    invert,
+    make_problem,
+)
+from flowprior.inversion.convergence import fall
+from flowprior.posterior import Langevin
 from flowprior.priors import Module
 
 SAMPLES = 64
@@ -106,11 +118,116 @@ def test_it_goes_on_from_a_checkpoint(wide, at, tmp_path):
         ({"frequencies": (0.0,)}, "frequencies"),
         ({"stage": 0}, "stage"),
         ({"solver": "MAP"}, "solver"),
+        ({"frequencies": 5.0}, "frequencies"),
     ],
 )
 def test_wrong_options_are_named(options, named):
     with pytest.raises(ValueError, match=rf"^{named} [^\n]*$"):
         MultiScale(**{"solver": MAP(), **options})
+
+
+def test_lists_of_frequencies_are_as_tuples():
+    listed, expected = (MultiScale(MAP(), kind([4, 5.0])) for kind in (list, tuple))
+    assert listed == expected
+    assert hash(listed) == hash(expected)
+
+
+@pytest.mark.parametrize(("iterations", "frequency"), [(3, 4), (4, 4), (5, 8), (8, 8), (9, None)])
+def test_data_that_were_not_used_are_told(wide, iterations, frequency):
+    _, y = data()
+    solver = MultiScale(MAP(), (4.0, 8.0), stage=4)
+    found = invert(wide, Delay(), y, solver=solver, sigma=0.1, iterations=iterations)
+    told = [warning for warning in found.warnings if warning.kind == "low_frequencies"]
+    expected = f"only data up to {frequency} Hz were used: it takes more than 8 iterations"
+    assert told == ([] if frequency is None else [expected])
+
+
+def test_a_fall_is_judged_on_the_same_data(wide):
+    _, y = data()
+    solver = MultiScale(MAP(optimizer="adam", learning_rate=0.003), (5.0,), stage=10)
+    start = torch.full((3, 1), 0.25)
+    options = {"solver": solver, "sigma": 0.01, "latents": start}
+    found = invert(wide, Delay(), y, iterations=15, **options)
+    loss = found.history["loss"]
+    assert (loss[-1] > loss[0]).any()  # of more data
+    expected = 100 * (loss[-2] - loss[-1]).clamp(min=0) / loss[-1]
+    torch.testing.assert_close(fall(found.history), expected)
+    first = invert(wide, Delay(), y, iterations=11, **options)
+    assert fall(first.history).isnan().all()  # of one loss
+
+
+def test_losses_that_still_fall_after_the_last_change():
+    loss = torch.tensor([*range(124, 84, -1), 2594.9, 939.0, 886.0, 703.0]).double()
+    scale = torch.tensor([*40 * [0.0], *4 * [1.0]])
+    history = {"loss": loss[:, None], "scale": scale[:, None]}
+    assert fall(history).item() == pytest.approx(100 * (886 - 703) / 703)
+    at_once = {**history, "scale": torch.zeros(44, 1)}
+    assert fall(at_once).item() == fall({"loss": loss[:, None]}).item() == 0
+
+
+def test_a_posterior_is_that_of_all_data(wide):
+    _, y = data()
+    y = y[:1]
+    solver = Langevin(chains=2, warm_up=4, descent_iterations=2)
+    whole = MultiScale(solver, (5.0,), stage=6)
+    assert whole.posterior_after == 11
+    assert MultiScale(MAP(), (5.0,)).posterior_after is None
+    options = {"sigma": 0.1, "solver": whole}
+    short = invert(wide, Delay(), y, iterations=6, **options)
+    assert short.posterior is None
+    assert [warning.kind for warning in short.own_warnings] == ["low_frequencies"]
+    found = invert(wide, Delay(), y, iterations=11, **options)
+    draws = found.posterior.sample(3, seed=0)
+    assert draws.shape == (3, 1, 1, 1, 1)
+    # With all data from where the chains were: the same draws.
+    run = whole.begin(make_problem(wide, Delay(), y, sigma=0.1))
+    assert run.averages
+    for _ in range(6):
+        run.step()
+    latents = run.run.v.detach().clone()
+    alone = invert(wide, Delay(), y, sigma=0.1, solver=solver, latents=latents, iterations=5)
+    assert torch.equal(draws, alone.posterior.sample(3, seed=0))
+
+
+def test_where_no_descent_is_found_is_told(wide):
+    _, y = data()
+    found = invert(wide, Delay(), y, solver=MAP(), sigma=1e-3, iterations=60)
+    stuck = [warning for warning in found.warnings if warning.kind == "stuck"]
+    assert stuck
+    whole = MultiScale(MAP(), (31.0,), stage=60)
+    found = invert(wide, Delay(), y, solver=whole, sigma=1e-3, iterations=120)
+    later = [warning for warning in found.warnings if warning.kind == "stuck"]
+    assert later
+    number = int(re.search(r"stopped by iteration (\d+),", later[0]).group(1))
+    assert 60 <= number <= 120
+
+
+def test_the_run_shows_what_its_solver_has(wide):
+    _, y = data()
+    run = SOLVER.begin(make_problem(wide, Delay(), y, sigma=0.01))
+    assert run.optimizer is run.run.optimizer
+    assert not run.averages
+    assert not run.tests_prior  # of low frequencies alone
+    assert (run.ended == -1).all()
+    for _ in range(21):
+        run.step()
+    assert run.tests_prior == run.run.tests_prior
+    assert run.posterior() is None
+
+
+@dataclass(frozen=True)
+class Blind(TotalVariation):
+    """Says that it makes no use of a start."""
+
+    uses_start = False
+
+
+def test_a_start_that_is_not_used_is_told():
+    _, y = data()
+    for solver, count in ((TotalVariation(0.1), 0), (Blind(0.1), 1)):
+        options = {"solver": MultiScale(solver), "sigma": 0.1, "iterations": 1}
+        found = invert(None, Delay(), y, start=torch.full((3, 1, 1, 1), 0.5), **options)
+        assert sum("makes no use of start" in warning for warning in found.warnings) == count
 
 
 def test_problems_without_frequencies(wide):

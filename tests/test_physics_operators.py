@@ -322,7 +322,8 @@ def test_seeds(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_buffers_move(name):
-    physics = make(name, (2, 16, 16)).to("meta")
+    shape = next(s for s in ((2, 16, 16), (1, 16, 16)) if fits(name, s))
+    physics = make(name, shape).to("meta")
     assert all(buffer.device.type == "meta" for buffer in physics.buffers())
 
 

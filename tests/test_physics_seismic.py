@@ -484,6 +484,10 @@ SURVEY = {
         ("receivers", [(0, 1), (0, 1)]),
         ("frequency", 60.0),
         ("weights", torch.ones(2, 3)),
+        ("weights", [[1.0]]),
+        ("spacing", (0.0, 0.0)),
+        ("spacing", 10.0),
+        ("fastest", 1999.0),
     ],
 )
 def test_surveys_that_cannot_be_made(option, value):

@@ -1,4 +1,4 @@
-"""From low frequencies to high ones: waves of half a period too late have no descent."""
+"""Inversion from low to high frequencies: it avoids fits that are a period off."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_positive
 from flowprior.inversion.descent import Values
 from flowprior.inversion.forward import Forward
 from flowprior.inversion.problem import Problem
-from flowprior.inversion.solving import Run, Solver
+from flowprior.inversion.solving import Posterior, Run, Solver
+from flowprior.inversion.warned import Warned
 from flowprior.priors import Prior
 
 
@@ -29,7 +31,8 @@ class MultiScale(Solver):
     Args:
         solver: what to run.
         frequencies: in Hz, increasing, before all frequencies.
-        stage: iterations with each of them; the others are for all frequencies.
+        stage: number of iterations with each of them; only those after them are for all
+            frequencies.
 
     Raises:
         ValueError: names the option.
@@ -40,11 +43,13 @@ class MultiScale(Solver):
     stage: int = 20
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_integer("stage", self.stage, least=1)
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver of MultiScale must be a Solver, got {self.solver!r}")
         for frequency in self.frequencies:
             check_positive("frequencies", frequency)
+        object.__setattr__(self, "frequencies", tuple(map(float, self.frequencies)))
         if list(self.frequencies) != sorted(set(self.frequencies)):
             raise ValueError(f"frequencies must increase, got {self.frequencies}")
 
@@ -62,6 +67,22 @@ class MultiScale(Solver):
     def through(self) -> bool:
         """See `Solver.through`."""
         return self.solver.through
+
+    @property
+    def uses_start(self) -> bool:
+        """As the solver."""
+        return self.solver.uses_start
+
+    @property
+    def before(self) -> int:
+        """Number of iterations before those with all frequencies."""
+        return self.stage * len(self.frequencies)
+
+    @property
+    def posterior_after(self) -> int | None:
+        """That of the solver, on all frequencies."""
+        after = self.solver.posterior_after
+        return None if after is None else self.before + max(after, 1)
 
     def check(self, prior: Prior | None, who: str = "") -> None:
         """See `Solver.check`."""
@@ -81,7 +102,11 @@ class MultiScale(Solver):
 
 
 class MultiScaleRun:
-    """The batch of a `MultiScale`; its values are those at the present frequencies."""
+    """The batch of a `MultiScale`; its values are those at the present frequencies.
+
+    `values["scale"]` is how many frequencies it is beyond: losses of another number are of other
+    data.
+    """
 
     def __init__(self, settings: MultiScale, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
@@ -104,8 +129,9 @@ class MultiScaleRun:
 
     @property
     def values(self) -> Values:
-        """Those of the present run."""
-        return self.run.values
+        """Those of the present run, and the number of the present frequency."""
+        scale = torch.full_like(self.sound, self.scale, dtype=torch.float64)
+        return {**self.run.values, "scale": scale}
 
     @property
     def finite(self) -> Tensor:
@@ -115,18 +141,45 @@ class MultiScaleRun:
     @property
     def active(self) -> Tensor:
         """All finite rows, until the last run has begun, and then those that it moves."""
-        last = self.scale == len(self.settings.frequencies)
-        return self.run.active & self.sound if last else self.finite
+        return self.run.active & self.sound if self.last else self.finite
+
+    @property
+    def last(self) -> bool:
+        """Whether all frequencies are in use."""
+        return self.scale == len(self.settings.frequencies)
 
     @property
     def tests_prior(self) -> bool:
-        """See `Descent.tests_prior`."""
-        return getattr(self.run, "tests_prior", False)
+        """See `Descent.tests_prior`; latents of low frequencies alone do not tell."""
+        return self.last and getattr(self.run, "tests_prior", False)
+
+    @property
+    def averages(self) -> bool:
+        """Whether images are means of draws."""
+        return getattr(self.run, "averages", False)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """That of the present run, if it has one."""
+        return getattr(self.run, "optimizer", None)
+
+    @property
+    def ended(self) -> Tensor:
+        """Iteration at which all data gave no descent any more, (B,); -1 elsewhere."""
+        ended = getattr(self.run, "ended", None) if self.last else None
+        if ended is None:
+            return torch.full_like(self.sound, -1, dtype=torch.long)
+        return torch.where(ended >= 0, ended + self.settings.before, -1)
+
+    def posterior(self) -> Posterior | None:
+        """That of the last run, given all data; None before it."""
+        found = getattr(self.run, "posterior", None) if self.last else None
+        return None if found is None else found()
 
     def step(self) -> None:
         """Make one iteration; at the end of a stage take more frequencies before it."""
         due = self.steps > 0 and self.steps % self.settings.stage == 0
-        if due and self.scale < len(self.settings.frequencies):
+        if due and not self.last:
             self.sound = self.finite
             self.scale += 1
             self.run = self._begun(self._from_here())
@@ -142,7 +195,7 @@ class MultiScaleRun:
 
     def _begun(self, problem: Problem) -> Run:
         """A run of the solver at the present frequencies."""
-        if self.scale == len(self.settings.frequencies):
+        if self.last:
             return self.settings.solver.begin(problem)
         whole = problem.forward
         physics = whole.physics.with_lowpass(self.settings.frequencies[self.scale])
@@ -150,10 +203,15 @@ class MultiScaleRun:
         y = physics.lowpassed(problem.y)
         return self.settings.solver.begin(replace(problem, forward=forward, y=y))
 
-    def warnings(self, rows: Tensor | None = None) -> list[str]:
-        """Those of the last run, see `Run`."""
-        own = getattr(self.run, "warnings", None)
-        return [] if own is None else own() if rows is None else own(rows)
+    def warnings(self) -> list[str]:
+        """Those of the last run; before it, that there are data which were not used."""
+        if self.last:
+            return list(self.run.warnings()) if hasattr(self.run, "warnings") else []
+        reason = (
+            f"only data up to {self.settings.frequencies[self.scale]:g} Hz were used: it takes "
+            f"more than {self.settings.before} iterations"
+        )
+        return [Warned(reason, "low_frequencies")] if self.finite.any() else []
 
     def state_dict(self) -> dict[str, Any]:
         """State of the present run, and where it is on the way."""

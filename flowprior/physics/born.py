@@ -8,6 +8,7 @@ import torch
 from deepinv.physics import LinearPhysics, adjoint_function
 from torch import Tensor
 
+from flowprior.argument_types import check_types
 from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.physics.grids import both_ways, places, refined, repeated, repeated_shape
 from flowprior.physics.survey import DELAY, Survey
@@ -38,6 +39,7 @@ class LinearizedBorn(LinearPhysics):
     def __init__(
         self, survey: Survey, background: Tensor, fixed_rows: int = 0, repeat: int = 1
     ) -> None:
+        check_types(LinearizedBorn.__init__, locals())
         super().__init__()
         check_integer("fixed_rows", fixed_rows, least=0)
         check_integer("repeat", repeat, least=1)
@@ -119,6 +121,7 @@ def linearized_born(
         repeat: points of the grid along a pixel.
         refine: waves are computed with so many times smaller a spacing (see `Survey`).
     """
+    check_types(linearized_born, locals())
     height, width = shape = repeated_shape(image_shape, repeat)
     steps = both_ways(spacing)
     check_positive("frequency", frequency)

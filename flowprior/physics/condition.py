@@ -40,7 +40,7 @@ class Condition:
 
     @torch.no_grad()
     def __call__(self, physics: nn.Module, y: Tensor, grey: Tensor | None = None) -> Tensor:
-        """Of data y (B, ...) of an operator, (B, ...), each row whatever the others are.
+        """The condition (B, ...) of data y; each row depends on its own data only.
 
         Args:
             physics: the operator.

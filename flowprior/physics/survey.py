@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from flowprior.checks import check_integer, check_positive
+from flowprior.argument_types import check_types
+from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.extras import extra
 from flowprior.physics.grids import Positions, as_positions, check_inside
 
@@ -79,12 +80,12 @@ class Survey(nn.Module):
         stride: int = 1,
         weights: Tensor | None = None,
     ) -> None:
+        check_types(Survey.__init__, locals())
         super().__init__()
         check_integer("refine", refine, least=1)
         check_integer("stride", stride, least=1)
-        numbers = {"frequency": frequency, "duration": duration}
-        for name, value in {**numbers, "slowest": slowest, "fastest": fastest}.items():
-            check_positive(name, value)
+        _check_positive(spacing, frequency=frequency, duration=duration, slowest=slowest)
+        check_number("fastest", fastest, least=slowest)
         self.interval = 1 / (8 * frequency) if interval is None else interval
         check_positive("interval", self.interval)
         self.spacing = tuple(float(side) / refine for side in spacing)
@@ -290,6 +291,13 @@ def _add_shots(found: Tensor, model: Tensor, of_shots: Tensor) -> None:
         found[row] += one
 
 
+def _check_positive(spacing: tuple[float, float], **others: float) -> None:
+    for side in spacing:
+        check_positive("spacing", side)
+    for name, value in others.items():
+        check_positive(name, value)
+
+
 def _on_grid(name: str, positions: Positions, shape: tuple[int, int]) -> Tensor:
     found = as_positions(name, positions)
     check_inside(name, found, shape)
@@ -313,8 +321,8 @@ def _deepwave() -> ModuleType:
     # It takes seconds to import, and is an extra.
     with extra("seismic"):
         import deepwave
-    # Of its earlier releases, which did not extend models beyond the grid; and below six points in
-    # a wavelength, where `_check_wavelengths` has the last word.
+    # It warns of perturbations at the border, which were wrong only in its earlier releases, and of
+    # fewer than six points in a wavelength, of which `_check_wavelengths` allows five.
     for message in (
         "dv is non-zero in the outermost cells",
         "At least six grid cells per wavelength",

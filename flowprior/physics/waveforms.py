@@ -9,7 +9,8 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from flowprior.checks import check_choice, check_integer, check_positive
+from flowprior.argument_types import check_types
+from flowprior.checks import check_integer, check_positive
 from flowprior.physics.grids import both_ways, places, refined, repeated, repeated_shape
 from flowprior.physics.survey import DELAY, Survey
 
@@ -44,6 +45,7 @@ class FullWaveform(Physics):
         lowpass: float | None = None,
         repeat: int = 1,
     ) -> None:
+        check_types(FullWaveform.__init__, locals())
         super().__init__()
         self.limits = velocity_limits(slowest, fastest)
         if self.limits[1] > survey.fastest * (1 + 1e-9):
@@ -135,8 +137,8 @@ def full_waveform(
         refine: waves are computed with so many times smaller a spacing (see `Survey`).
         stride: time steps between those that gradients sum over (see `Survey`).
     """
+    check_types(full_waveform, locals())
     height, width = shape = repeated_shape(image_shape, repeat)
-    check_choice("geometry", geometry, ("crosshole", "surface"))
     check_positive("frequency", frequency)
     steps, limits = both_ways(spacing), velocity_limits(slowest, fastest)
     down, over = (height - 1) * steps[0], (width - 1) * steps[1]

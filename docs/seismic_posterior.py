@@ -1,4 +1,4 @@
-"""Posteriors of seismic images: python docs/seismic.py WEIGHTS PICTURE.
+"""Posteriors of seismic images: python docs/seismic_posterior.py WEIGHTS PICTURE.
 
 WEIGHTS are those of `python train.py --config seismic_64`: a flow that has learned p(x | y) of
 reflectivities x given migrated images y. Draws from it are compared with the truth of test images:
@@ -43,7 +43,7 @@ def main(weights: str, picture: str) -> None:
     flow = flowprior.load(weights).requires_grad_(False)
     shape = flow.image_shape
     truth = torch.stack([Reflectivities(image_size=64).images("test")[i] for i in range(IMAGES)])
-    physics = linearized_born(shape, **SURVEY).float()
+    physics = linearized_born(shape, **SURVEY)
     data = NOISE.add(physics.A(truth), seed=0, indices=range(IMAGES))
     y = CONDITION(physics, data)
     found = invert(flow, physics, data, noise=NOISE, solver=Amortised(), iterations=0, condition=y)
