@@ -344,7 +344,7 @@ def test_buffers_move(name):
         ("box_inpainting", (1, 8, 8), {"box": 1.5}, "box"),
         ("box_inpainting", (1, 8, 8), {"box": (9, 2)}, "box"),
         ("box_inpainting", (1, 8, 8), {"box": (2, 2, 2)}, "box must be two"),
-        ("box_inpainting", (1, 8, 8), {"box": (2, 2.5)}, "box must be two integers"),
+        ("box_inpainting", (1, 8, 8), {"box": (2, 2.5)}, "box must be an integer"),
         ("box_inpainting", (1, 8, 8), {"box": (2, 2), "centre": 4}, "centre must be two"),
         ("box_inpainting", (1, 8, 8), {"box": (4, 4), "centre": (1, 4)}, "centre"),
         ("random_inpainting", (1, 8, 8), {"kept": 15}, "kept"),
