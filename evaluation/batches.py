@@ -106,9 +106,24 @@ def measure_sent(job: SentJob, number: int, images: Sequence[int]) -> Measured:
 
     Raises:
         OSError: this process does not see the file.
+        RuntimeError: instead of an error that cannot be sent, with what it says.
     """
-    evaluation, cells, arrays = read_job(job)
-    return measure_batch(evaluation, Batch(cells[number], images), arrays)
+    try:
+        evaluation, cells, arrays = read_job(job)
+        return measure_batch(evaluation, Batch(cells[number], images), arrays)
+    except Exception as error:
+        failure = _sendable(error)
+    raise failure  # out here: Dask would send the error that is being handled with it
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, if another process can read it: one of a user's own may take other arguments."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a user's raises
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        return told.with_traceback(error.__traceback__)
+    return error
 
 
 @lru_cache(maxsize=1)

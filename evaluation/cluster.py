@@ -23,6 +23,8 @@ with extra("cluster"):
 
 from evaluation.cluster_worker import Setup, call, check_software, check_worker, software, stop
 
+_ANSWER = 10.0
+"""Seconds that a scheduler has to answer at first."""
 _END = 10.0
 """Seconds that workers have to stop what they compute, and the scheduler to forget it."""
 
@@ -119,32 +121,35 @@ class ClusterExecutor(Executor):
         self._client.loop.add_callback(self._receive)
 
     async def _receive(self) -> None:
-        """Results of all calls that are done, together."""
+        """Results of all calls that are done, together; of those that have failed, one by one."""
         with self._lock:
             done, self._done = self._done, []
         good = [one for one in done if one.status == "finished"]
-        for one in done:
-            if one.status != "finished":
-                self._running.pop(one.key)[1].set_exception(await self._failure(one))
         try:
             results = await self._client.gather(good)
-        except (Exception, asyncio.CancelledError) as error:
-            for one in good:
-                self._running.pop(one.key)[1].set_exception(self._gone(error))
-            return
+        except (Exception, asyncio.CancelledError):  # of one of them, and it may be one only
+            good, results = [], []
         for one, result in zip(good, results, strict=True):
             self._running.pop(one.key)[1].set_result(result)
+        await asyncio.gather(*(self._receive_one(one) for one in done if one.key in self._running))
 
-    async def _failure(self, one: distributed.Future) -> BaseException:
-        if one.cancelled():
-            return self._gone()
-        error = await one.exception()
+    async def _receive_one(self, one: distributed.Future) -> None:
+        """A result that was lost with its worker comes once another has done the call again."""
+        try:
+            result = await one.result()
+        except BaseException as error:  # or nobody would ever hear of this call again
+            self._running.pop(one.key)[1].set_exception(self._failure(one, error))
+            return
+        self._running.pop(one.key)[1].set_result(result)
+
+    def _failure(self, one: distributed.Future, error: BaseException) -> BaseException:
         if isinstance(error, distributed.KilledWorker):
             return OSError(
                 "workers died of the same batch, one after another, perhaps for lack of memory: "
                 "try a smaller batch_size, or workers with more memory. What is measured is kept"
             )
-        return error.with_traceback(await one.traceback())
+        lost = isinstance(error, OSError | CancelledError | asyncio.CancelledError)
+        return self._gone(error) if lost and one.status != "error" else error
 
     def _gone(self, error: BaseException | None = None) -> OSError:
         gone = OSError(
@@ -165,6 +170,8 @@ def _connected(cluster: str) -> distributed.Client:
     if Path(cluster).is_file():
         try:
             address = json.loads(Path(cluster).read_text())["address"]
+            if not isinstance(address, str) or not address:
+                raise ValueError("address")
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"--cluster {cluster} is not a file of a Dask scheduler") from None
     elif ":" not in cluster:
@@ -176,7 +183,7 @@ def _connected(cluster: str) -> distributed.Client:
         if name.partition(".")[0] == "distributed":  # what is lost is told in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return distributed.Client(address, set_as_default=False)
+        return distributed.Client(address, timeout=_ANSWER, set_as_default=False)
     except ValueError as error:
         raise ValueError(f"--cluster {cluster}: {error}") from error
     except OSError as error:

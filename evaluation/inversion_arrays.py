@@ -8,8 +8,8 @@ from torch import Tensor
 
 from evaluation.arrays import file_names, save_arrays
 from evaluation.base import Cell, Result, labels_text
-from flowprior.inversion import Estimate, Posterior, Problem, Recording
-from flowprior.posterior.summaries import Moments
+from flowprior.inversion import Estimate, Problem, Recording
+from flowprior.posterior.summaries import Moments, drawn
 
 DRAWS = 32
 """Of a posterior, for pictures of its standard deviation."""
@@ -37,12 +37,16 @@ def kept_of_batch(
         recording: the way there.
         shown: number of images in figures, from the first.
         every: keep what was recovered of every image.
+
+    Raises:
+        ValueError: draws of the posterior are not as many as asked for, or those of a row that has
+            stayed finite are not finite.
     """
     settings = cell.settings
     given = settings["iterations"] and settings["start"] in ("smoothed_truth", "file")
     spread = None
     if min(images) < shown and estimate.posterior is not None:
-        spread = _deviation(estimate.posterior)
+        spread = _deviation(estimate)
     found = []
     for row, image in enumerate(images):
         kept = _curves(row, estimate, recording)
@@ -54,11 +58,11 @@ def kept_of_batch(
     return found
 
 
-def _deviation(posterior: Posterior) -> Tensor:
-    """Standard deviation of each pixel (B, C, H, W)."""
+def _deviation(estimate: Estimate) -> Tensor:
+    """Standard deviation of each pixel (B, C, H, W) of a posterior, which may fail as rows do."""
     moments = Moments()
     for seed in range(DRAWS // _DRAWS_AT_ONCE):
-        moments.update(posterior.sample(_DRAWS_AT_ONCE, seed=seed))
+        moments.update(drawn(estimate.posterior, _DRAWS_AT_ONCE, seed, estimate.finite))
     return moments.deviation.float()
 
 

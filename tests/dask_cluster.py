@@ -1,7 +1,9 @@
 """A Dask cluster of processes of its own, started as a user starts one."""
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,6 +59,7 @@ class Cluster:
                 env={**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
+                preexec_fn=_end_with_parent,
             )
         self.processes.append(process)
         return process
@@ -69,6 +72,16 @@ class Cluster:
         for process in reversed(self.processes):
             process.kill()
             process.wait()
+
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """Tests that are killed have no time to end what they have started."""
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def wait(condition) -> None:

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
-import dask
 import pytest
 
 from evaluation import run
@@ -102,6 +102,56 @@ def test_batches_of_a_killed_worker_are_done_elsewhere(tmp_path, cluster, expect
         if process.poll() is None:
             cluster.kill(process)
     cluster.add(2 - len(cluster.client.nthreads()))
+
+
+def test_result_that_is_lost_with_its_worker_is_computed_again(tmp_path, cluster):
+    with received_later(cluster) as (executor, receive):
+        future = executor.submit(second_waits, tmp_path)
+        wait(lambda: executor._done)
+        (one,) = executor._done
+        first = int((tmp_path / "first").read_text())
+        os.kill(first, signal.SIGKILL)
+        wait(lambda: one.status == "lost")
+        receive()
+        wait(lambda: not executor._done)
+        (tmp_path / "go").touch()
+        assert future.result(PATIENCE) not in (None, first)
+        assert not executor._running
+    wait(lambda: len(cluster.client.nthreads()) == 1)
+    cluster.add(1)
+
+
+def test_results_that_do_not_come_together_come_one_by_one(cluster, monkeypatch):
+    async def gather(group):
+        raise ArithmeticError("one of them")
+
+    with received_later(cluster) as (executor, receive):
+        monkeypatch.setattr(executor._client, "gather", gather)
+        futures = [executor.submit(divmod, 7, number) for number in (2, 0, 3)]
+        wait(lambda: len(executor._done) == 3)
+        receive()
+        assert [futures[0].result(PATIENCE), futures[2].result(PATIENCE)] == [(3, 1), (2, 1)]
+        with pytest.raises(ZeroDivisionError):
+            futures[1].result(PATIENCE)
+        assert not executor._running
+
+
+@contextlib.contextmanager
+def received_later(cluster):
+    """An executor that takes what is done when it is told to."""
+    with ClusterExecutor(cluster.address) as executor:
+        receive, executor._receive = executor._receive, lambda: None
+        yield executor, partial(executor._client.loop.add_callback, receive)
+
+
+def second_waits(place):
+    """The process; the second time, once `go` is there."""
+    try:
+        with (place / "first").open("x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        wait((place / "go").exists)
+    return os.getpid()
 
 
 @contextlib.contextmanager
@@ -272,11 +322,15 @@ def test_command_gives_the_records_of_one_process(folder, cluster, capsys):  # n
 
 
 def test_mistaken_option_is_one_line(folder, capsys):  # noqa: F811
-    (folder / "wrong.json").write_text("{}")
+    wrong = {"wrong": "{}", "number": '{"address": 5}', "null": '{"address": null}'}
+    for name, content in wrong.items():
+        (folder / f"{name}.json").write_text(content)
     mistakes = {
         ("--cluster", "tcp://here:1", "--processes", "2"): "--processes",
         ("--cluster", "scheduler.json"): "neither the file",
         ("--cluster", "wrong.json"): "not a file of a Dask scheduler",
+        ("--cluster", "number.json"): "not a file of a Dask scheduler",
+        ("--cluster", "null.json"): "not a file of a Dask scheduler",
         ("--cluster", "ftp://here:1"): "ftp",
     }
     for arguments, words in mistakes.items():
@@ -286,9 +340,11 @@ def test_mistaken_option_is_one_line(folder, capsys):  # noqa: F811
     assert not (folder / "runs").exists()
 
 
-def test_scheduler_that_is_not_there_is_one_line(folder, capsys):  # noqa: F811
-    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        assert run_here(folder, "--config", "density.yaml", "--cluster", "127.0.0.1:9") == 1
+def test_scheduler_that_is_not_there_is_one_line(folder, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("evaluation.cluster._ANSWER", 1.0)
+    start = time.monotonic()
+    assert run_here(folder, "--config", "density.yaml", "--cluster", "127.0.0.1:9") == 1
+    assert time.monotonic() - start < 20
     (line,) = capsys.readouterr().err.splitlines()
     assert "no Dask scheduler answers at 127.0.0.1:9" in line
     assert not (folder / "runs").exists()

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -264,6 +265,41 @@ def test_deviations_are_kept_of_images_to_be_shown():
     torch.testing.assert_close(found[3, 1], found[1, 1])
     draws = estimate.posterior.sample(400, seed=1)[:, 0]
     torch.testing.assert_close(found[1, 1].double(), draws.std(0), rtol=0.6, atol=0)
+
+
+class Spoiled:
+    """Draws of a posterior, changed."""
+
+    def __init__(self, posterior, change):
+        self.posterior, self.change = posterior, change
+
+    def sample(self, count, *, seed):
+        return self.change(self.posterior.sample(count, seed=seed))
+
+
+def without_numbers(draws):
+    draws[3, 1] = torch.nan
+    return draws
+
+
+def test_draws_that_are_no_draws_are_named_unless_the_row_has_failed():
+    prior, truth = LinearGaussian(), images_of(LinearGaussian(), 3)
+    problem = make_problem(prior, lambda x: x, truth, sigma=0.1)
+    recording = Recording(truth, 3, last=0)
+    estimate = solve(Variational(descent_iterations=0), problem, 0, [recording])
+    cell = Cell({}, [0, 1, 2], {"iterations": 0, "start": "random"})
+
+    def kept(change, finite):
+        spoiled = Spoiled(estimate.posterior, change)
+        found = replace(estimate, posterior=spoiled, finite=torch.tensor(finite))
+        return kept_of_batch(cell, [0, 1, 2], problem, found, recording, 3, every=False)
+
+    with pytest.raises(ValueError, match=r"must give 8 draws of images, got \(3, 8, "):
+        kept(lambda draws: draws.transpose(0, 1), [True] * 3)
+    with pytest.raises(ValueError, match="draws of row 1 are not finite"):
+        kept(without_numbers, [True] * 3)
+    rows = kept(without_numbers, [True, False, True])
+    assert [bool(row["deviation"].isfinite().all()) for row in rows] == [True, False, True]
 
 
 def test_start_is_kept_of_methods_that_begin_there(folder, whole):

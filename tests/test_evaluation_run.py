@@ -185,6 +185,26 @@ def test_killed_worker_is_one_line_and_nothing_is_lost(tmp_path):
     assert without_times(output / "table.json") == without_times(tmp_path / "whole" / "table.json")
 
 
+class SolverFailed(Exception):
+    """Cannot be unpickled: its arguments are not its text."""
+
+    def __init__(self, where, row):
+        super().__init__(f"{where}: row {row} failed")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (SolverFailed, RuntimeError, "^SolverFailed: here: row 3 failed$"),
+        (LookupError, LookupError, "'here', 3"),
+    ],
+)
+def test_error_of_an_evaluation_is_told_by_another_process(tmp_path, error, kind, words):
+    with ProcessPool(1) as pool, pytest.raises(kind, match=words) as raised:
+        run(Fails(tmp_path / "log", error), tmp_path / "out", "", quiet(), pool)
+    assert "raise self.error" in str(raised.value.__cause__)
+
+
 def test_workers_end_that_do_not_heed_a_signal(tmp_path):
     with ProcessPool(1) as pool:
         pool.submit(ignore_signals, tmp_path / "started")
@@ -383,6 +403,17 @@ class Hangs(Fake):
     def evaluate(self, cell, images, arrays):
         object.__setattr__(cell, "used", lambda: None)
         return super().evaluate(cell, images, arrays)
+
+
+class Fails(Fake):
+    """Raises an error."""
+
+    def __init__(self, log, error):
+        super().__init__(log)
+        self.error = error
+
+    def evaluate(self, cell, images, arrays):
+        raise self.error("here", 3)
 
 
 class Exits(Fake):

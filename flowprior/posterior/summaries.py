@@ -97,13 +97,24 @@ def chunks(posterior: Posterior, count: int, seed: int, chunk: int) -> Iterator[
     for number, start in enumerate(range(0, count, chunk)):
         own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
         asked = min(chunk, count - start)
-        draws = posterior.sample(asked, seed=own)
-        if draws.ndim != 5 or len(draws) != asked:
-            raise ValueError(f"posterior must give {asked} draws of images, got {(*draws.shape,)}")
-        if not draws.isfinite().all():
-            wrong = (~draws.isfinite()).transpose(0, 1).flatten(1).any(1)
-            raise ValueError(f"posterior: draws of {named_rows(wrong)} are not finite")
-        yield draws
+        yield drawn(posterior, asked, own)
+
+
+def drawn(posterior: Posterior, count: int, seed: int, rows: Tensor | None = None) -> Tensor:
+    """Draws (count, B, C, H, W), those of `rows` (B,) finite, or all without it.
+
+    Raises:
+        ValueError: the posterior gives another number of draws, or some are not finite.
+    """
+    draws = posterior.sample(count, seed=seed)
+    if draws.ndim != 5 or len(draws) != count:
+        raise ValueError(f"posterior must give {count} draws of images, got {(*draws.shape,)}")
+    wrong = (~draws.isfinite()).transpose(0, 1).flatten(1).any(1)
+    if rows is not None:
+        wrong &= rows.to(wrong.device)
+    if wrong.any():
+        raise ValueError(f"posterior: draws of {named_rows(wrong)} are not finite")
+    return draws
 
 
 def _transformed(draws: Tensor) -> Tensor:
