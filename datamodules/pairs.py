@@ -269,10 +269,11 @@ class SimulatedPairs(PairDataModule):
         return self.given(self.physics, noisy, self._of_grey if self.given.adjoint else None)
 
     def check(self, world_size: int) -> None:
-        """See ``ImageDataModule``; also that data of a folder are finished and these."""
+        """See ``ImageDataModule``; also that data of a folder are finished, these and all there."""
         super().check(world_size)
         if self.folder is not None:
-            _ = self._stored
+            for stored in self._stored.values():
+                stored.check()
 
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
         """See ``ImageDataModule``."""
@@ -300,8 +301,10 @@ class SimulatedPairs(PairDataModule):
                 "datamodules.prepare_pairs --config and the name of this config"
             )
         check_described(self.folder, info, self.described())
-        counts = {split: len(self.images(split)) for split in SPLITS}
-        return {s: StoredData(self.folder, s, counts[s], self._shape) for s in SPLITS}
+        return {
+            s: StoredData(self.folder, s, len(self.images(s)), self._shape, info["files"][s])
+            for s in SPLITS
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         built = ("physics", "_of_grey", "_stored")  # each process builds its own
