@@ -19,6 +19,7 @@ from datamodules.stored_data import StoredData, check_described, read_info
 from flowprior.argument_types import check_types
 from flowprior.checks import check_positive
 from flowprior.identity import identity
+from flowprior.own_code import made_by
 from flowprior.physics import Condition, Noise, find_operator, make_operator
 
 
@@ -283,11 +284,12 @@ class SimulatedPairs(PairDataModule):
         return {**super().fingerprint(split), "data": made}
 
     def described(self) -> dict[str, Any]:
-        """What data in a folder must have been made of: operator, noise, images of all splits."""
+        """What data in a folder must have been made of: code, noise, images of all splits."""
         made = find_operator(self.named_operator["operator"])
         return {
             "shape": list(self.condition_shape),
             "operator": identity(made),
+            "made by": made_by(made),
             "pairs": identity({split: self.fingerprint(split) for split in SPLITS}),
         }
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,24 +115,29 @@ def prepare_pairs(
     folder, wanted = module.folder, module.described()
     total = sum(len(module.images(split)) for split in SPLITS)
     with alone(folder, "--data.folder"):
-        before = read_info(folder)
-        if before is not None:
-            check_described(folder, before, wanted)
-        elif any(path.name != ".lock" for path in folder.iterdir()):
-            raise DataError(f"--data.folder {folder} is not empty: expected a new folder")
-        files = (before or {}).get("files", {})
+        before = _before(folder, wanted)
+        files = before["files"]
         missing = [shard for shard in _shards(module) if not _is_sound(module, shard, files)]
-        if before is not None and before["finished"] and not missing:
+        if before["finished"] and not missing:
             console.print(f"{folder} is finished already: {total} pairs", soft_wrap=True)
             return before
         remove_temporaries(folder)
-        begun = wanted | {"finished": False, "files": files}
-        atomic_write(folder / INFO, json.dumps(begun, indent=1))
+        atomic_write(folder / INFO, json.dumps(before | {"finished": False}, indent=1))
         _write(module, missing, workers, console)
         info = wanted | {"finished": True, "files": _digests(module)}
         atomic_write(folder / INFO, json.dumps(info, indent=1))
     console.print(f"{folder} is finished: {total} pairs", soft_wrap=True, highlight=False)
     return info
+
+
+def _before(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What is in the folder already, which is for the same pairs, or empty."""
+    before = read_info(folder)
+    if before is not None:
+        check_described(folder, before, wanted)
+    elif any(path.name != ".lock" for path in folder.iterdir()):
+        raise DataError(f"--data.folder {folder} is not empty: expected a new folder")
+    return before or wanted | {"finished": False, "files": {}}
 
 
 def _is_sound(module: SimulatedPairs, shard: _Shard, files: dict[str, list[str]]) -> bool:

@@ -19,6 +19,7 @@ from datamodules.base import SPLITS
 from datamodules.errors import DataError
 from datamodules.prepare_pairs import PairsError, main, prepare_pairs
 from datamodules.stored_data import read_info, shard_path
+from flowprior import own_code
 from flowprior.command_line import run_command
 from flowprior.physics import Gaussian, gaussian_blur
 from tests.entry_points import ROOT, environment, scalars, train_here
@@ -279,6 +280,32 @@ def test_damaged_files_are_noticed_and_made_anew(tmp_path, damage):
     assert {path: path.read_bytes() for path in made.rglob("*.npy")} == before
     assert shard_path(made, "val", 0).stat().st_mtime_ns == untouched
     module(made).check(1)
+
+
+def test_pairs_of_another_code_or_package_are_refused(tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    prepare_pairs(module(made))
+    with monkeypatch.context() as patch:
+        patch.setattr(own_code, "version", lambda name: "9.9")
+        with pytest.raises(DataError, match=r"other pairs \(made by.versions.deepinv was .*9.9"):
+            module(made).check(1)
+    real = own_code.file_digest
+    for file, changes in (("operators.py", True), ("born.py", False)):
+        with monkeypatch.context() as patch:
+            named = {file: "changed"}
+            patch.setattr(own_code, "file_digest", lambda p, n=named: n.get(p.name) or real(p))
+            if changes:
+                with pytest.raises(DataError, match=r"other pairs \(made by.code was"):
+                    module(made).check(1)
+            else:
+                module(made).check(1)
+    # Of a folder that was made before these were written.
+    info = json.loads((made / "pairs.json").read_text())
+    del info["made by"], info["files"]
+    (made / "pairs.json").write_text(json.dumps(info))
+    for use in (prepare_pairs, lambda data: data.check(1)):
+        with pytest.raises(DataError, match=r"^[^\n]*other pairs \(made by was \(absent\)[^\n]*$"):
+            use(module(made))
 
 
 def test_damage_is_still_known_after_a_kill(tmp_path, monkeypatch):
