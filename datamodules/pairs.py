@@ -19,6 +19,7 @@ from datamodules.stored_data import StoredData, check_described, read_info
 from flowprior.argument_types import check_types
 from flowprior.checks import check_positive
 from flowprior.identity import identity
+from flowprior.own_code import made_by
 from flowprior.physics import Condition, Noise, find_operator, make_operator
 
 
@@ -269,10 +270,11 @@ class SimulatedPairs(PairDataModule):
         return self.given(self.physics, noisy, self._of_grey if self.given.adjoint else None)
 
     def check(self, world_size: int) -> None:
-        """See ``ImageDataModule``; also that data of a folder are finished and these."""
+        """See ``ImageDataModule``; also that data of a folder are finished, these and all there."""
         super().check(world_size)
         if self.folder is not None:
-            _ = self._stored
+            for stored in self._stored.values():
+                stored.check()
 
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
         """See ``ImageDataModule``."""
@@ -282,11 +284,12 @@ class SimulatedPairs(PairDataModule):
         return {**super().fingerprint(split), "data": made}
 
     def described(self) -> dict[str, Any]:
-        """What data in a folder must have been made of: operator, noise, images of all splits."""
+        """What data in a folder must have been made of: code, noise, images of all splits."""
         made = find_operator(self.named_operator["operator"])
         return {
             "shape": list(self.condition_shape),
             "operator": identity(made),
+            "made by": made_by(made),
             "pairs": identity({split: self.fingerprint(split) for split in SPLITS}),
         }
 
@@ -300,8 +303,10 @@ class SimulatedPairs(PairDataModule):
                 "datamodules.prepare_pairs --config and the name of this config"
             )
         check_described(self.folder, info, self.described())
-        counts = {split: len(self.images(split)) for split in SPLITS}
-        return {s: StoredData(self.folder, s, counts[s], self._shape) for s in SPLITS}
+        return {
+            s: StoredData(self.folder, s, len(self.images(s)), self._shape, info["files"][s])
+            for s in SPLITS
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         built = ("physics", "_of_grey", "_stored")  # each process builds its own

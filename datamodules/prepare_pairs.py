@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from datamodules.stored_data import (
     SHARD_ROWS,
     check_described,
     read_info,
+    read_shard,
     shard_path,
     write_shard,
 )
@@ -37,6 +39,7 @@ from flowprior.command_line import (
     run_command,
 )
 from flowprior.io import atomic_write, remove_temporaries
+from flowprior.own_code import file_digest
 from flowprior.processes import end_with_parent, interrupts_held
 from flowprior.progress import SweepProgress
 
@@ -94,6 +97,8 @@ def prepare_pairs(
 ) -> dict[str, Any]:
     """Write the data of all pairs into `module.folder`; continues where a killed call stopped.
 
+    Files that are missing or damaged are made anew.
+
     Args:
         module: makes the data; its folder is empty or new, or was begun for the same pairs.
         workers: number of processes; 0 to make them in this one.
@@ -110,25 +115,53 @@ def prepare_pairs(
     folder, wanted = module.folder, module.described()
     total = sum(len(module.images(split)) for split in SPLITS)
     with alone(folder, "--data.folder"):
-        before = read_info(folder)
-        if before is not None:
-            check_described(folder, before, wanted)
-        elif any(path.name != ".lock" for path in folder.iterdir()):
-            raise DataError(f"--data.folder {folder} is not empty: expected a new folder")
-        if before is not None and before["finished"]:
+        before = _before(folder, wanted)
+        files = before["files"]
+        missing = [shard for shard in _shards(module) if not _is_sound(module, shard, files)]
+        if before["finished"] and not missing:
             console.print(f"{folder} is finished already: {total} pairs", soft_wrap=True)
             return before
         remove_temporaries(folder)
-        atomic_write(folder / INFO, json.dumps(wanted | {"finished": False}, indent=1))
-        _write_missing(module, workers, total, console)
-        info = wanted | {"finished": True}
+        atomic_write(folder / INFO, json.dumps(before | {"finished": False}, indent=1))
+        _write(module, missing, workers, console)
+        info = wanted | {"finished": True, "files": _digests(module)}
         atomic_write(folder / INFO, json.dumps(info, indent=1))
     console.print(f"{folder} is finished: {total} pairs", soft_wrap=True, highlight=False)
     return info
 
 
-def _write_missing(module: SimulatedPairs, workers: int, total: int, console: Console) -> None:
-    missing = [s for s in _shards(module) if not shard_path(module.folder, *s[:2]).exists()]
+def _before(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What is in the folder already, which is for the same pairs, or empty."""
+    before = read_info(folder)
+    if before is not None:
+        check_described(folder, before, wanted)
+    elif any(path.name != ".lock" for path in folder.iterdir()):
+        raise DataError(f"--data.folder {folder} is not empty: expected a new folder")
+    return before or wanted | {"finished": False, "files": {}}
+
+
+def _is_sound(module: SimulatedPairs, shard: _Shard, files: dict[str, list[str]]) -> bool:
+    """Whether a file is there and, where digests by split are known, what it was."""
+    split, number, indices = shard
+    shape = (len(indices), *module.condition_shape)
+    known = files[split][number] if split in files else None
+    try:
+        read_shard(shard_path(module.folder, split, number), shape, known)
+    except DataError:
+        return False
+    return True
+
+
+def _digests(module: SimulatedPairs) -> dict[str, list[str]]:
+    """SHA-256 of all files, by split."""
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, number, _ in _shards(module):
+        found[split].append(file_digest(shard_path(module.folder, split, number)))
+    return found
+
+
+def _write(module: SimulatedPairs, missing: list[_Shard], workers: int, console: Console) -> None:
+    total = sum(len(module.images(split)) for split in SPLITS)
     wanted = [(split, index) for split, _, indices in missing for index in indices]
     rows = _made(module, wanted, workers)
     # The first one waits for the processes to start, which the rate should not count.

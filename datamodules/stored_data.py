@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datamodules.errors import DataError
 from flowprior.io import atomic_path
+from flowprior.own_code import file_digest
 from flowprior.settings import changes
 
 INFO = "pairs.json"
@@ -30,6 +31,27 @@ def write_shard(path: Path, rows: Tensor) -> None:
         np.save(temporary, rows.numpy())
 
 
+def read_shard(path: Path, shape: Sequence[int], sha256: str | None = None) -> np.ndarray:
+    """Rows of a file, mapped, float32.
+
+    Args:
+        path: the file.
+        shape: of the rows, with their number.
+        sha256: of the file, if it is known.
+
+    Raises:
+        DataError: there is no such file, or it has something else.
+    """
+    try:
+        rows = np.load(path, mmap_mode="r")
+        known = sha256 is None or file_digest(path) == sha256
+    except (OSError, ValueError, EOFError) as error:
+        raise _bad_shard(path) from error
+    if rows.shape != tuple(shape) or rows.dtype != np.float32 or not known:
+        raise _bad_shard(path)
+    return rows
+
+
 def read_info(folder: Path) -> dict[str, Any] | None:
     """What is in a folder, or None if that is nothing; a DataError if it is damaged."""
     path = folder / INFO
@@ -40,7 +62,7 @@ def read_info(folder: Path) -> dict[str, Any] | None:
         if not all(name in info for name in ("finished", "shape", "pairs")):
             raise ValueError(info)
     except (ValueError, TypeError) as error:
-        raise _damaged(path) from error
+        raise DataError(f"{path} is damaged: remove the folder and prepare it again") from error
     return info
 
 
@@ -62,15 +84,24 @@ class StoredData:
         split: "train", "val" or "test".
         count: number of rows.
         shape: of a row.
+        digests: SHA-256 of each file, which is compared when the file is first read.
     """
 
-    def __init__(self, folder: Path, split: str, count: int, shape: Sequence[int]) -> None:
+    def __init__(
+        self, folder: Path, split: str, count: int, shape: Sequence[int], digests: Sequence[str]
+    ) -> None:
         self.folder, self.split, self.count, self.shape = folder, split, count, tuple(shape)
+        self.digests = digests
         self._shards: dict[int, np.ndarray] = {}
 
     def rows(self, indices: Sequence[int]) -> Tensor:
         """Rows (B, ...), float32."""
         return torch.from_numpy(np.stack([self._row(index) for index in indices]))
+
+    def check(self) -> None:
+        """Raise a DataError unless all files are there and have their size."""
+        for number in range(len(self.digests)):
+            read_shard(*self._described(number))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}  # each process maps the files itself
@@ -80,20 +111,18 @@ class StoredData:
             raise IndexError(f"{self.folder}: index {index}, expected 0 to {self.count - 1}")
         number, place = divmod(index, SHARD_ROWS)
         if number not in self._shards:
-            self._shards[number] = self._shard(number)
+            digest = self.digests[number]
+            self._shards[number] = read_shard(*self._described(number), digest)
         return self._shards[number][place]
 
-    def _shard(self, number: int) -> np.ndarray:
-        path = shard_path(self.folder, self.split, number)
-        expected = (min(SHARD_ROWS, self.count - number * SHARD_ROWS), *self.shape)
-        try:
-            rows = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise _damaged(path) from error
-        if rows.shape != expected or rows.dtype != np.float32:
-            raise _damaged(path)
-        return rows
+    def _described(self, number: int) -> tuple[Path, tuple[int, ...]]:
+        """A file and the shape of its rows."""
+        rows = min(SHARD_ROWS, self.count - number * SHARD_ROWS)
+        return shard_path(self.folder, self.split, number), (rows, *self.shape)
 
 
-def _damaged(path: Path) -> DataError:
-    return DataError(f"{path} is damaged: remove the folder and prepare it again")
+def _bad_shard(path: Path) -> DataError:
+    return DataError(
+        f"{path} is {'damaged' if path.exists() else 'missing'}: run python -m "
+        "datamodules.prepare_pairs again, which makes it anew"
+    )

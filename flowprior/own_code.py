@@ -9,6 +9,8 @@ import sys
 import sysconfig
 import types
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor
 _OURS = {"flowprior", "evaluation", "datamodules", "callbacks", "lightning_modules"}
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 _SITES = {"site-packages", "dist-packages"}
+_ROUND_ONLY = _OURS | {"torch", "numpy"}
 _READS_A_GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME"}
 
 
@@ -56,6 +59,29 @@ def code_digest(kind: Any) -> str | None:
         return digest(*(code_text(function.__code__) for function in own_functions(kind)))
     files = _with_imports(Path(path).absolute(), kind.__module__)
     return digest(*(file_digest(file) for file in files))
+
+
+def made_by(kind: Any) -> dict[str, Any]:
+    """What a function or class does depends on: code, ours too, and versions of packages.
+
+    Code is that of its file and of those of its folder that it imports, for a user's own as in
+    `code_digest`; packages are its own, where it is a library's, and those that the files import.
+    PyTorch and NumPy do not count: versions of them differ by rounding.
+    """
+    module = getattr(kind, "__module__", None) or "__main__"
+    files: list[Path] = []
+    with suppress(TypeError):  # its module has no file
+        path = Path(inspect.getsourcefile(kind) or "").absolute()
+        if path.is_file() and is_own(kind):
+            files = _with_imports(path, module)
+        elif path.is_file() and module.partition(".")[0] in _OURS:
+            files = _ours_with_imports(path)
+    imported = {name for file in files for level, name in _imports(file.read_bytes()) if not level}
+    versions = {}
+    for name in sorted({name.partition(".")[0] for name in {module, *imported}} - _ROUND_ONLY):
+        with suppress(PackageNotFoundError):  # such as modules of Python, or a user's
+            versions[name] = version(name)
+    return {"code": digest(*map(file_digest, files)), "versions": versions}
 
 
 def our_digest() -> str:
@@ -130,6 +156,20 @@ def _with_imports(path: Path, module: str) -> list[Path]:
         new = {(file.parent, *one) for one in _imports(file.read_bytes())} - followed
         followed |= new
         waiting |= {other for one in new for other in _files(root, *one)} - found
+    return sorted(found)
+
+
+def _ours_with_imports(path: Path) -> list[Path]:
+    """A file of ours and those of its folder that it imports, directly or not."""
+    top = Path(__file__).resolve().parent.parent
+    found, waiting = set(), {path}
+    while waiting:
+        file = waiting.pop()
+        found.add(file)
+        for _, name in _imports(file.read_bytes()):
+            inside = top.joinpath(*name.split("."))
+            modules = {one.with_suffix(".py") for one in (inside, inside.parent)} - found
+            waiting |= {one for one in modules if one.parent == path.parent and one.is_file()}
     return sorted(found)
 
 

@@ -11,16 +11,20 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache, partial
+from importlib.metadata import version
 from operator import itemgetter
 
+import deepinv
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from flowprior import own_code
 from flowprior.gaussianization import Gaussianization, Reparameterization
 from flowprior.identity import code_digest, digest, file_digest, identity
 from flowprior.inversion import MAP
+from flowprior.physics import linearized_born
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,3 +306,17 @@ def test_libraries_of_another_python_are_not_ones_own(tmp_path, monkeypatch, pla
     module = importlib.import_module("elsewhere_installed")
     monkeypatch.setitem(sys.modules, "elsewhere_installed", sys.modules.pop("elsewhere_installed"))
     assert (code_digest(module.Net) is not None) == own
+
+
+def test_operators_depend_on_the_files_that_they_import_and_on_packages(monkeypatch):
+    found = own_code.made_by(linearized_born)
+    assert found["versions"] == {name: version(name) for name in ("deepinv", "deepwave")}
+    real = own_code.file_digest
+    for name, matters in (("survey.py", True), ("grids.py", True), ("waveforms.py", False)):
+        with monkeypatch.context() as patch:
+            named = {name: "changed"}
+            patch.setattr(own_code, "file_digest", lambda p, n=named: n.get(p.name) or real(p))
+            assert (own_code.made_by(linearized_born) != found) == matters
+    assert own_code.made_by(deepinv.physics.Inpainting)["versions"] == {
+        "deepinv": version("deepinv")
+    }

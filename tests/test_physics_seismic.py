@@ -70,7 +70,8 @@ def test_nothing_scatters_in_water():
 
 
 def test_simultaneous_sources_are_weighted_sums_of_single_ones():
-    single, both = (linearized_born(SHAPE, simultaneous=n, seed=3, **BORN) for n in (None, 4))
+    single = linearized_born(SHAPE, **BORN)
+    both = linearized_born(SHAPE, simultaneous=4, seed=3, **BORN)
     x = normal(1, *SHAPE)
     assert both.survey.data_shape[0] == 4
     expected = torch.einsum("ns,bsrt->bnrt", both.survey.weights, single.A(x))
@@ -228,6 +229,18 @@ def test_gradients_of_every_second_step():
     assert 0 < gap < 1e-2
 
 
+def test_strides_are_short_parts_of_a_period():
+    step = full_waveform(SHAPE, **WAVES).survey
+    most = int(step.every / (16 * step.frequency * step.interval))
+    assert most == 2
+    message = rf"^stride={most + 1} [^\n]* expected at most {most}, a sixteenth of a period$"
+    with pytest.raises(ValueError, match=message):
+        full_waveform(SHAPE, stride=most + 1, **WAVES)
+    # As long a time step as the grid allows is more than a sixteenth, and exact.
+    coarse = Survey(**{**SURVEY, "interval": 1 / 220, "fastest": 2000.0, "spacing": (20.0, 20.0)})
+    assert coarse.frequency * coarse.interval / coarse.every > 1 / 16
+
+
 def test_no_model_has_no_data():
     for physics in (linearized_born(SHAPE, **BORN), full_waveform(SHAPE, **WAVES)):
         x = torch.empty(0, *SHAPE, requires_grad=True)
@@ -237,8 +250,9 @@ def test_no_model_has_no_data():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_pixel_is_bad_for_its_own_row_only(bad):
-    physics = full_waveform(SHAPE, **WAVES)
+@pytest.mark.parametrize(("make", "options"), [(full_waveform, WAVES), (linearized_born, BORN)])
+def test_a_bad_pixel_is_bad_for_its_own_row_only(make, options, bad):
+    physics = make(SHAPE, **options)
     x = uniform(3, *SHAPE)
     expected = physics.A(x)
     x[1, 0, 2, 2] = bad
@@ -434,6 +448,8 @@ OWN = {
         ("water_depth", -1, "water_depth"),
         ("water_depth", 500.0, "water_depth"),
         ("simultaneous", 0, "simultaneous"),
+        ("seed", 1, "seed=1 has no effect without simultaneous"),
+        ("seed", -1, "seed"),
     ],
     "full_waveform": [
         ("geometry", "ring", "geometry"),
@@ -442,6 +458,7 @@ OWN = {
         ("lowpass", 0, "lowpass"),
         ("lowpass", 1000.0, "lowpass"),
         ("lowpass", 0.1, "lowpass"),
+        ("stride", 30, "stride"),
     ],
 }
 
@@ -504,9 +521,18 @@ def test_data_and_models_of_another_shape():
             physics.A(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="A_adjoint takes"):
         born.A_adjoint(torch.zeros(1, 1, 1, 3))
-    for wrong in (background[:7], 2 * background, background * torch.nan):
-        with pytest.raises(ValueError, match="background"):
+    for wrong in (background[:7], 2 * background, 0.79 * background, -background):
+        with pytest.raises(ValueError, match=r"^background"):
             LinearizedBorn(waves, wrong)
+    one = background.clone()
+    for wrong in (torch.nan, 1999.0, 3001.0):
+        one[3, 4] = wrong
+        with pytest.raises(ValueError, match=r"^background must be velocities from [^\n]*$"):
+            LinearizedBorn(waves, one)
+    for rounded in (2000 * (1 - 5e-7), 3000 * (1 + 5e-7)):
+        LinearizedBorn(waves, torch.full((8, 10), rounded, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"^c must be velocities above 0 m/s, got -2500$"):
+        waves.recorded(torch.stack([background, -background]))
     with pytest.raises(ValueError, match="fastest"):
         FullWaveform(waves)
 

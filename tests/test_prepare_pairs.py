@@ -14,10 +14,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from datamodules import LayerModels, Reflectivities, SimulatedPairs
+from datamodules import prepare_pairs as prepare
 from datamodules.base import SPLITS
 from datamodules.errors import DataError
 from datamodules.prepare_pairs import PairsError, main, prepare_pairs
 from datamodules.stored_data import read_info, shard_path
+from flowprior import own_code
 from flowprior.command_line import run_command
 from flowprior.physics import Gaussian, gaussian_blur
 from tests.entry_points import ROOT, environment, scalars, train_here
@@ -237,6 +239,87 @@ def test_training_needs_finished_pairs_of_its_own(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"00000\.npy is damaged"):
         module(tmp_path / "made").conditions("test", [3])
+
+
+def swap(made: Path) -> None:
+    first, second = (shard_path(made, "train", number) for number in (0, 1))
+    rows = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(rows)
+
+
+def fill_with_nan(made: Path) -> None:
+    path = shard_path(made, "train", 1)
+    np.save(path, np.full_like(np.load(path), np.nan))
+
+
+DAMAGES = {
+    "swapped": swap,
+    "NaN": fill_with_nan,
+    "deleted": lambda made: shard_path(made, "train", 1).unlink(),
+    "garbage": lambda made: shard_path(made, "train", 1).write_bytes(b"garbage"),
+    "cut": lambda made: os.truncate(shard_path(made, "train", 1), 200),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_noticed_and_made_anew(tmp_path, damage):
+    made = tmp_path / "made"
+    info = prepare_pairs(module(made))
+    before = {path: path.read_bytes() for path in made.rglob("*.npy")}
+    DAMAGES[damage](made)
+    word = "missing" if damage == "deleted" else "damaged"
+    message = rf"^[^\n]*00001\.npy is {word}: run python -m datamodules.prepare_pairs again[^\n]*$"
+    with pytest.raises(DataError, match=message):
+        module(made).conditions("train", [9])
+    if damage in ("deleted", "garbage", "cut"):
+        with pytest.raises(DataError, match=message):
+            module(made).check(1)
+    untouched = shard_path(made, "val", 0).stat().st_mtime_ns
+    assert prepare_pairs(module(made)) == info
+    assert {path: path.read_bytes() for path in made.rglob("*.npy")} == before
+    assert shard_path(made, "val", 0).stat().st_mtime_ns == untouched
+    module(made).check(1)
+
+
+def test_pairs_of_another_code_or_package_are_refused(tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    prepare_pairs(module(made))
+    with monkeypatch.context() as patch:
+        patch.setattr(own_code, "version", lambda name: "9.9")
+        with pytest.raises(DataError, match=r"other pairs \(made by.versions.deepinv was .*9.9"):
+            module(made).check(1)
+    real = own_code.file_digest
+    for file, changes in (("operators.py", True), ("born.py", False)):
+        with monkeypatch.context() as patch:
+            named = {file: "changed"}
+            patch.setattr(own_code, "file_digest", lambda p, n=named: n.get(p.name) or real(p))
+            if changes:
+                with pytest.raises(DataError, match=r"other pairs \(made by.code was"):
+                    module(made).check(1)
+            else:
+                module(made).check(1)
+    # Of a folder that was made before these were written.
+    info = json.loads((made / "pairs.json").read_text())
+    del info["made by"], info["files"]
+    (made / "pairs.json").write_text(json.dumps(info))
+    for use in (prepare_pairs, lambda data: data.check(1)):
+        with pytest.raises(DataError, match=r"^[^\n]*other pairs \(made by was \(absent\)[^\n]*$"):
+            use(module(made))
+
+
+def test_damage_is_still_known_after_a_kill(tmp_path, monkeypatch):
+    """Files that were swapped stay suspect until the last of them is made anew."""
+    made = tmp_path / "made"
+    info = prepare_pairs(module(made))
+    swap(made)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "write_shard", lambda path, rows: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            prepare_pairs(module(made))
+    assert not read_info(made)["finished"]
+    assert prepare_pairs(module(made)) == info
+    module(made).conditions("train", range(40))
 
 
 class Broken(torch.nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowprior.argument_types import check_types
 from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.physics.grids import both_ways, places, refined, repeated, repeated_shape
-from flowprior.physics.survey import DELAY, Survey
+from flowprior.physics.survey import DELAY, ROUNDING, Survey
 
 WATER = 1500.0
 """Velocity of sound in water, m/s."""
@@ -24,14 +24,17 @@ class LinearizedBorn(LinearPhysics):
     x = δm/m₀, and y = (∂u/∂m) δm with the waves u of `Survey`. Any unit of x will do, as y scales
     with it. Where a prior's images stand for perturbations of both signs, grey 0.5 for none, data
     of x − 0.5 are to be inverted as y + A(0.5). `A_adjoint` is exact for the discrete waves
-    (reverse-time migration). Neither it nor gradients keep wave fields of more than one call.
+    (reverse-time migration). Neither it nor gradients keep wave fields of more than one call. An
+    image with a pixel that is NaN or infinite gets NaN data and a zero gradient; the others of the
+    batch are unaffected.
 
     Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
     with normalizing flows (2021).
 
     Args:
         survey: sources, receivers and grid.
-        background: velocities c₀ in m/s on the grid, (H, W), at most the survey's `fastest`.
+        background: velocities c₀ in m/s on the grid, (H, W), from the survey's `slowest` to its
+            `fastest`.
         fixed_rows: from the top, that do not scatter: x is taken for 0 there.
         repeat: x has H/repeat × W/repeat pixels; each is as many points of the grid, both ways.
     """
@@ -49,10 +52,12 @@ class LinearizedBorn(LinearPhysics):
                 f"background has shape {tuple(background.shape)}, expected that of the survey's "
                 f"grid, a multiple of repeat={repeat}"
             )
-        if not (fine.isfinite().all() and fine.min() > 0 and fine.max() <= survey.fastest):
+        least, most = survey.slowest / ROUNDING, survey.fastest * ROUNDING
+        if not (fine.isfinite().all() and fine.min() >= least and fine.max() <= most):
             raise ValueError(
-                f"background must be velocities above 0 and up to fastest={survey.fastest:g} m/s, "
-                f"got {fine.min():g} to {fine.max():g}"
+                f"background must be velocities from slowest={survey.slowest:g} to "
+                f"fastest={survey.fastest:g} m/s of the survey, got {fine.min():g} to "
+                f"{fine.max():g}"
             )
         self.survey, self.fixed_rows, self.repeat = survey, fixed_rows, repeat
         self.image_shape = (1, *(side // repeat for side in background.shape))
@@ -63,7 +68,10 @@ class LinearizedBorn(LinearPhysics):
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             sides = ", ".join(map(str, self.image_shape))
             raise ValueError(f"LinearizedBorn takes (B, {sides}), got {tuple(x.shape)}")
-        return self.survey.scattered(self.background.to(x), self._perturbation(x))
+        valid = x.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
+        perturbation = self._perturbation(torch.where(valid, x, 0))
+        found = self.survey.scattered(self.background.to(x), perturbation)
+        return torch.where(valid, found, torch.nan)
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
         """Images (B, 1, H, W) of records (B, shots, receivers, samples)."""
@@ -117,7 +125,7 @@ def linearized_born(
         interval: seconds between samples, 1/(8·frequency) if None.
         simultaneous: number n of shots with all sources at once, each with a random weight
             ~ N(0, 1/n), so that ‖y‖² is that of single shots on average; single shots if None.
-        seed: of the weights, ≥ 0.
+        seed: of the weights, ≥ 0; without `simultaneous` there are none, so leave it out.
         repeat: points of the grid along a pixel.
         refine: waves are computed with so many times smaller a spacing (see `Survey`).
     """
@@ -164,10 +172,12 @@ def _background(
 
 def _weights(simultaneous: int | None, sources: int, seed: int) -> Tensor | None:
     """Weights ~ N(0, 1/n) of simultaneous sources, (n, sources)."""
+    check_integer("seed", seed, least=0)
     if simultaneous is None:
+        if seed:
+            raise ValueError(f"seed={seed} has no effect without simultaneous: leave it out")
         return None
     check_integer("simultaneous", simultaneous, least=1)
-    check_integer("seed", seed, least=0)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(simultaneous, sources, generator=generator, dtype=torch.float64)
     return drawn / simultaneous**0.5

@@ -24,7 +24,9 @@ POINTS = 5
 DELAY = 1.5
 """The wavelet's peak comes after so many of its periods."""
 ROUNDING = 1 + 1e-6
-"""By which float32 velocities may be above the fastest."""
+"""By which float32 velocities may be above the fastest, or below the slowest."""
+PER_PERIOD = 16
+"""Least number of time steps in a period that a gradient sums over, if not over all."""
 PACE = 3000
 """Operations of a matrix product in the time of one point's time step and its derivative."""
 WORKING_MEMORY = 2**29
@@ -55,7 +57,7 @@ class Survey(nn.Module):
         fastest: velocity in m/s, for which the time steps must be short enough.
         interval: seconds between samples of the record; 1/(8·frequency) if None.
         stride: gradients of `recorded` and `migrated` sum over every stride-th time step only. With
-            1 they are exact; larger ones, faster, are for strides much shorter than a period.
+            1 they are exact; larger ones are faster, and at most a sixteenth of a period.
         refine: r ≥ 1: waves are computed on r(H − 1) + 1 by r(W − 1) + 1 points.
         weights: of simultaneous sources, (n, sources): all sources in each of n shots. If None
             every source has a shot of its own.
@@ -89,7 +91,8 @@ class Survey(nn.Module):
         self.interval = 1 / (8 * frequency) if interval is None else interval
         check_positive("interval", self.interval)
         self.spacing = tuple(float(side) / refine for side in spacing)
-        self.frequency, self.fastest = float(frequency), float(fastest)
+        self.frequency = float(frequency)
+        self.slowest, self.fastest = float(slowest), float(fastest)
         self.refine, self.stride = refine, stride
         self.fine_shape = tuple(refine * (side - 1) + 1 for side in shape)
         _check_wavelengths(slowest / frequency, max(self.spacing), refine)
@@ -104,6 +107,7 @@ class Survey(nn.Module):
         longest = COURANT / (fastest * math.hypot(*(1 / side for side in self.spacing)))
         # Shorter than deepwave's own limit, which would divide the steps once more.
         self.every = math.ceil(self.interval / longest * ROUNDING**2)
+        _check_stride(stride, frequency * self.interval / self.every)
         samples = math.floor(duration / self.interval * (1 + 1e-9)) + 1
         self.data_shape = len(self.sources), len(self.receivers), samples
         # Steps, and those whose wave fields a derivative keeps.
@@ -121,7 +125,12 @@ class Survey(nn.Module):
         """Waves u at the receivers, (B, *data_shape), in media c (B, *fine_shape) in m/s.
 
         Differentiable once.
+
+        Raises:
+            ValueError: a velocity is not above 0.
         """
+        if (c <= 0).any():
+            raise ValueError(f"c must be velocities above 0 m/s, got {c.min():g}")
         if c.requires_grad and torch.is_grad_enabled():
             return _Recorded.apply(c, self, [])
         return self._collected(c, self._record)
@@ -314,6 +323,16 @@ def _check_wavelengths(shortest: float, spacing: float, refine: int) -> None:
             f"frequency is too high for the grid: {points:.2g} points in the shortest wavelength, "
             f"{shortest:.3g} m, expected at least {POINTS}: take refine={needed}, a smaller "
             "spacing or a lower frequency"
+        )
+
+
+def _check_stride(stride: int, periods: float) -> None:
+    """Of time steps of so many periods."""
+    most = max(1, math.floor((1 + 1e-9) / (PER_PERIOD * periods)))
+    if stride > most:
+        raise ValueError(
+            f"stride={stride} is {stride * periods:.2g} periods of the wavelet, too many for "
+            f"gradients: expected at most {most}, a sixteenth of a period"
         )
 
 
