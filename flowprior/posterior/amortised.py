@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer
@@ -65,7 +65,8 @@ class Amortised(Solver):
 
     def begin(self, problem: Problem) -> "AmortisedRun":
         """Draw for the mean."""
-        if problem.latents is not None:
+        # A Parameter is that of a LightningModule, which every solver there is given.
+        if problem.latents is not None and not isinstance(problem.latents, nn.Parameter):
             raise ValueError("Amortised starts from no latents: leave them out")
         return AmortisedRun(self, problem)
 
