@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules import LayerModels
+from datamodules import LayerModels, SimulatedPairs
+from evaluation.weights import found_weights
 from flowprior.argument_types import check_fields, check_types
 from flowprior.checks import shown
 from flowprior.flows import ConditionalHint
@@ -318,3 +319,9 @@ def test_wrong_arguments_of_sample_are_named(prior, wrong, message):
 def test_wrong_arguments_of_a_warning_are_named(wrong, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         Warned(**{"reason": "too short", **wrong})
+
+
+def test_strings_are_paths():
+    options = {"images": LayerModels(image_size=8), "noise": Gaussian(0.1)}
+    assert SimulatedPairs(operator="denoising", folder="pairs", **options).folder == Path("pairs")
+    assert found_weights("trumpet_mnist") == found_weights(Path("trumpet_mnist"))
