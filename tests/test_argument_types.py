@@ -281,7 +281,7 @@ class Empty:
 
 def test_fields_are_checked_however_they_are_set():
     assert Record("3").count == 3
-    with pytest.raises(ValueError, match="^count must be an integer, got 'many'$"):
+    with pytest.raises(ValueError, match=r"^count must be an integer, got 'many'$"):
         Record("many")
     check_fields(Empty())
 
