@@ -17,12 +17,12 @@ def weights_fingerprint(folder: Path, loaded: Prior) -> dict[str, Any]:
     return {**files, "code": code_digest(type(loaded))}
 
 
-def found_weights(folder: Path, option: str = "weights") -> Path:
+def found_weights(folder: str | Path, option: str = "weights") -> Path:
     """The folder of an exported flow: as given, beside evaluate.py, or of the weights of that name.
 
     Raises WeightsError if it is in none of these places.
     """
-    for candidate in (folder, ROOT / folder, SHIPPED / folder):
+    for candidate in (Path(folder), ROOT / folder, SHIPPED / folder):
         if (candidate / "model.safetensors").is_file():
             return candidate
     raise WeightsError(

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -36,7 +37,7 @@ def check_types(function: Callable, given: Mapping[str, Any], where: str = "") -
 
     It is called in the first line of a function, ``check_types(psnr, locals())``. Annotations that
     cannot be told apart at run time, such as those of type checkers alone, are passed over. A whole
-    number is a number, a path a string, and anything that is indexed a list.
+    number is a number, a path a string and a string a path, and anything that is indexed a list.
 
     Args:
         function: the function, or the `__init__` of a class.
@@ -52,30 +53,47 @@ def check_types(function: Callable, given: Mapping[str, Any], where: str = "") -
     """
     if torch.compiler.is_compiling():
         return
-    for name, kind in _annotations(function).items():
+    _check(_annotations(function), given, where)
+
+
+def check_fields(record: Any) -> None:
+    """Raise a ValueError unless the fields of a dataclass are what their annotations say."""
+    if torch.compiler.is_compiling():
+        return
+    kinds = _field_types(type(record))
+    _check(kinds, {name: getattr(record, name) for name in kinds if hasattr(record, name)})
+
+
+def _check(kinds: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> None:
+    for name, kind in kinds.items():
         if name in given and not _fits(value := given[name], kind):
             hint = f": torch.from_numpy({name})" if kind is Tensor and _is_array(value) else ""
             raise ValueError(f"{where}{name} must be {_words(kind)}, got {shown(value)}{hint}")
 
 
-def check_fields(record: Any) -> None:
-    """Raise a ValueError unless the fields of a dataclass are what their annotations say."""
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    check_types(type(record).__init__, values)
+@functools.cache
+def _annotations(function: Callable) -> dict[str, Any]:
+    function = inspect.unwrap(function)
+    kinds = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+    return _known(kinds, function.__globals__)
 
 
 @functools.cache
-def _annotations(function: Callable) -> dict[str, Any]:
+def _field_types(record: type) -> dict[str, Any]:
+    # Not of __init__, which a dataclass need not have.
+    kinds = {field.name: field.type for field in fields(record) if field.init}
+    return _known(kinds, vars(sys.modules[record.__module__]))
+
+
+def _known(kinds: Mapping[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     found = {}
-    function = inspect.unwrap(function)
-    for name, kind in function.__annotations__.items():
+    for name, kind in kinds.items():
         if isinstance(kind, str):
             try:
-                kind = eval(kind, function.__globals__)
+                kind = eval(kind, names)
             except Exception:  # such as a name that is imported for type checkers alone
                 continue
-        if name != "return":
-            found[name] = kind
+        found[name] = kind
     return found
 
 
@@ -89,12 +107,13 @@ def _fits(value: Any, kind: Any) -> bool:
         items = value.tolist() if hasattr(value, "tolist") else value
         return _is_sequence(items) and _all_fit(items, parts)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
+        values = value.values() if isinstance(value, Mapping) and len(parts) == 2 else ()
+        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in values)
     if kind in (int, float):
         # A bool counts as a number in Python, but not in a config.
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if kind in (str, Path):
-        return isinstance(value, str | os.PathLike if kind is str else os.PathLike)
+        return isinstance(value, str | os.PathLike)
     if origin is Callable or kind is Callable:
         return callable(value)
     if kind in _WORDS:
@@ -139,7 +158,14 @@ def _words(kind: Any, many: bool = False) -> str:
         count = _COUNTS.get(len(parts), len(parts))
         return f"{count} {inner}" if fixed else f"a list of {inner}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"{_words(parts[1], True)} by name"
+        # A Counter has one parameter.
+        return f"{_words(parts[1], True)} by name" if len(parts) == 2 else _named(origin, many)
     if origin is Callable:
         return "a function"
-    return f"{kind.__name__}s" if many else f"a {kind.__name__}"
+    return _named(kind, many)
+
+
+def _named(kind: Any, many: bool) -> str:
+    name = kind.__name__
+    article = "an" if name == "ndarray" or name[0] in "AEIOaeio" else "a"
+    return f"{name}s" if many else f"{article} {name}"

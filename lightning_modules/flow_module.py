@@ -1,9 +1,11 @@
 """Training of a flow."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from jsonargparse.typing import PositiveFloat
@@ -16,6 +18,9 @@ from flowprior.flows import Flow
 from flowprior.losses import Loss, MaximumLikelihood
 from flowprior.schedules import WarmupCosine
 
+_TRAINING, _VALIDATION = 0, 1
+"""What random numbers are for."""
+
 
 class FlowModule(pl.LightningModule):
     """Trains `flow` by minimising the mean of `loss` over the images of a batch.
@@ -24,6 +29,11 @@ class FlowModule(pl.LightningModule):
     and data (B, ...) of them, or what the loss has `prepared`. Gradients are clipped by value, then
     by their global norm. Parameters that the loss does not train are frozen in `setup`, before DDP
     wraps the module: ranks would drift apart if that changed during a fit.
+
+    Random numbers that loss and flow draw from torch's own generators depend on (seed, step, batch,
+    process) in training and on (seed, batch, process) in validation, where seed is that of torch at
+    the start of the fit. So a resumed training draws what it would have drawn, processes draw
+    different numbers, and every validation draws the same.
 
     Args:
         flow: the density model.
@@ -59,11 +69,13 @@ class FlowModule(pl.LightningModule):
         self.phase = "training"
         self.prepared = False
         self.gradient_norm: Tensor | None = None
+        self.seed = torch.initial_seed()
         # Lightning's own mean over processes is off where they hold different numbers of images.
         self.validation = torch.nn.ModuleDict()
 
     def setup(self, stage: str) -> None:
         """Freeze what the loss does not train, and drop the gradients of an earlier phase."""
+        self.seed = torch.initial_seed()
         if stage == "fit":
             self.flow.train()  # a loaded flow is in evaluation mode
         self.loss.n_bits = getattr(self.trainer.datamodule, "n_bits", None)
@@ -118,14 +130,16 @@ class FlowModule(pl.LightningModule):
 
     def training_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean loss of the batch."""
-        values = self._values(batch)
+        with self._seeded(_TRAINING, self.global_step, batch_idx):
+            values = self._values(batch)
         for name, value in values.items():
             self.log(f"train/{name}", value.detach().mean(), sync_dist=True)
         return next(iter(values.values())).mean()
 
     def validation_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> None:
         """Log the mean over all images, however many each process has."""
-        values = self._values(batch)
+        with self._seeded(_VALIDATION, batch_idx):
+            values = self._values(batch)
         for name in values.keys() - self.validation.keys():
             self.validation[name] = MeanMetric().to(self.device)
         for name, value in values.items():
@@ -142,6 +156,19 @@ class FlowModule(pl.LightningModule):
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         torch.nn.utils.clip_grad_value_(parameters, self.gradient_clip_value)
         torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
+
+    @contextmanager
+    def _seeded(self, *stage: int) -> Iterator[None]:
+        """Random numbers of (seed, stage, process); those outside go on as if there were none."""
+        seed = step_seed(self.seed, self.global_rank, *stage)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            # torch.manual_seed, which visits every kind of device, takes many times as long.
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
 
     def _values(self, batch: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
         parts = (batch,) if isinstance(batch, Tensor) else tuple(batch)
@@ -170,3 +197,15 @@ class FlowModule(pl.LightningModule):
         trainer.fit_loop.setup_data()
         batches = trainer.num_training_batches / trainer.accumulate_grad_batches
         return math.ceil(batches) * (trainer.max_epochs - trainer.current_epoch)
+
+
+def step_seed(seed: int, rank: int, *stage: int) -> int:
+    """Seed of the random numbers of one process in one step.
+
+    Args:
+        seed: of the whole run, ≥ 0.
+        rank: of the process.
+        stage: what the numbers are for, and when.
+    """
+    # 32 bits, which are all that torch's CPU generator looks at.
+    return int(np.random.SeedSequence((seed, rank, *stage)).generate_state(1)[0])

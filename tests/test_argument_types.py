@@ -4,7 +4,9 @@ import importlib
 import inspect
 import re
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin
@@ -14,10 +16,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules import LayerModels
-from flowprior.argument_types import check_types
+from datamodules import LayerModels, SimulatedPairs
+from evaluation.weights import found_weights
+from flowprior.argument_types import check_fields, check_types
 from flowprior.checks import shown
+from flowprior.flows import ConditionalHint
 from flowprior.inversion import MAP, make_problem
+from flowprior.inversion.warned import Warned
 from flowprior.physics import Gaussian
 from flowprior.physics.survey import Survey
 from tests.inversion_problems import LinearGaussian, blur
@@ -205,6 +210,9 @@ def half(
     level: Level = Level.LOW,
     sized: Sized = (),
     final: Final[int] = 1,
+    path: Path = Path(),
+    counts: Counter[str] | None = None,
+    array: np.ndarray | None = None,
     later: "NotImported" = None,  # noqa: F821
 ) -> float:
     check_types(half, locals())
@@ -222,6 +230,9 @@ def half(
         ({"names": {"a": 1.5}}, "names must be integers by name or None, got {'a': 1.5}"),
         ({"kind": "c"}, "kind must be one of 'a', 'b', got 'c'"),
         ({"own": 3}, "own must be a Module or None, got 3"),
+        ({"path": 3}, "path must be a path, got 3"),
+        ({"counts": ["a"]}, "counts must be a Counter or None, got ['a']"),
+        ({"array": 3}, "array must be an ndarray or None, got 3"),
         (
             {"y": np.ones((2, 3))},
             "y must be a tensor, got ndarray of shape (2, 3): torch.from_numpy(y)",
@@ -247,6 +258,9 @@ def test_what_was_expected_and_given_is_told(wrong, message):
         {"sized": [1]},
         {"final": "what is not known passes"},
         {"later": 3},
+        {"path": "pairs"},
+        {"path": Path("pairs")},
+        {"counts": Counter("aab")},
     ],
 )
 def test_what_is_meant_passes(right):
@@ -256,3 +270,65 @@ def test_what_is_meant_passes(right):
 def test_long_values_are_cut():
     assert shown("a" * 100) == "'" + "a" * 76 + "..."
     assert shown(np.ones((2, 3))) == "ndarray of shape (2, 3)"
+
+
+@dataclass(init=False)
+class Record:
+    count: int
+
+    def __init__(self, text: str) -> None:
+        self.count = int(text) if text.isdigit() else text
+        check_fields(self)
+
+
+@dataclass(init=False)
+class Empty:
+    count: int = 3
+
+
+def test_fields_are_checked_however_they_are_set():
+    assert Record("3").count == 3
+    with pytest.raises(ValueError, match=r"^count must be an integer, got 'many'$"):
+        Record("many")
+    check_fields(Empty())
+
+
+HINT = ConditionalHint(2, condition_shape=(3,), steps=1, depth=1, hidden_channels=8).eval()
+
+
+@pytest.mark.parametrize("prior", [PRIOR, HINT])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": "0.7"}, "temperature must be a number, got '0.7'"),
+        ({"n": 4.0}, "n must be an integer, got 4.0"),
+        ({"generator": "seed"}, "generator must be a Generator or None, got 'seed'"),
+        ({"condition": [1.0]}, "condition must be a tensor or None, got [1.0]"),
+    ],
+)
+def test_wrong_arguments_of_sample_are_named(prior, wrong, message):
+    given = {"condition": torch.zeros(4, 3)} if prior.conditional else {}
+    assert len(prior.sample(4, **given)) == 4
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        prior.sample(**{"n": 4, **given, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rows": torch.tensor([0, 2])}, "rows must be a mask (B,) of bools, got torch.int64"),
+        ({"rows": torch.ones(2, 2).bool()}, "rows must be a mask (B,) of bools, got torch.bool of"),
+        ({"rows": [True, False]}, "rows must be a tensor or None, got [True, False]"),
+        ({"reason": 3}, "reason must be a string, got 3"),
+        ({"size": torch.ones(2)}, "size must be one number, got Tensor of shape (2,)"),
+    ],
+)
+def test_wrong_arguments_of_a_warning_are_named(wrong, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        Warned(**{"reason": "too short", **wrong})
+
+
+def test_strings_are_paths():
+    options = {"images": LayerModels(image_size=8), "noise": Gaussian(0.1)}
+    assert SimulatedPairs(operator="denoising", folder="pairs", **options).folder == Path("pairs")
+    assert found_weights("trumpet_mnist") == found_weights(Path("trumpet_mnist"))

@@ -37,7 +37,7 @@ SETTINGS = {
     "methods": {
         "own": {"solver": {"class_path": OWN}, "iterations": 0},
         "chains": {"solver": LANGEVIN},
-        "fitted": {"solver": VARIATIONAL},
+        "fitted": {"solver": VARIATIONAL, "iterations": 20},
         "map": {"solver": {"class_path": "flowprior.inversion.MAP"}},
     },
 }

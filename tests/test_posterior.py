@@ -13,6 +13,7 @@ from flowprior.inversion import Checkpoint, Posterior, invert
 from flowprior.latent import Latent
 from flowprior.posterior import Coupling, Family, FullGaussian, Langevin, LowRank, Variational
 from flowprior.posterior.diagnostics import effective_draws, r_hat
+from flowprior.posterior.variational import fall_of_noisy
 from flowprior.priors import Prior
 from tests.inversion_problems import (
     Interrupted,
@@ -368,6 +369,27 @@ def test_an_objective_that_still_falls_is_named(known):
         found = known.solve(solver, iterations)
         assert found.residual.max() < 0.7  # the mean of draws fits the data better than the truth
         assert found.warnings == ()
+
+
+@pytest.mark.parametrize("iterations", [3, 30, 60, 160])
+def test_noise_does_not_hide_a_fall(known, iterations):
+    # It starts far from the posterior, and its learning rate is too small to get there.
+    solver = Variational(LowRank(2), draws=2, learning_rate=1e-4, start_scale=1.0, whiten=False)
+    found = known.solve(solver, iterations)
+    assert [warning.kind for warning in found.warnings if warning.kind == "falling"]
+
+
+def test_falls_of_noisy_curves_are_those_of_lines():
+    times = torch.arange(40, dtype=torch.float64)[:, None]
+    noise = normal(40, 2000)
+    fallen, error = fall_of_noisy(100 - times * torch.linspace(-1, 1, 2000) + 3 * noise)
+    off = (fallen - 39 * torch.linspace(-1, 1, 2000)) / error
+    assert abs(off.mean()) < 0.1
+    assert abs(off.std() - 1) < 0.1
+    one, one_error = fall_of_noisy((100 - times + 3 * noise)[:, 7:8])
+    many, many_error = fall_of_noisy(100 - times + 3 * noise)
+    assert torch.equal(one[0], many[7])
+    assert torch.equal(one_error[0], many_error[7])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

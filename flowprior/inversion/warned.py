@@ -1,6 +1,10 @@
 """Warnings of an estimate, with the rows that each is about."""
 
+import torch
 from torch import Tensor
+
+from flowprior.argument_types import check_types
+from flowprior.checks import shown
 
 
 class Warned(str):
@@ -11,12 +15,15 @@ class Warned(str):
     Args:
         reason: what is wrong and what to try, without the rows.
         kind: a name that warnings share which differ in rows and numbers alone.
-        rows: mask (B,) of the rows that it is about; None for all of the batch.
+        rows: mask (B,), of bools, of the rows that it is about; None for all of the batch.
         size: how bad it is; the warning of a kind with the largest is the worst.
         joint: between the rows and the reason.
 
     Attributes:
         rows: their numbers, or None.
+
+    Raises:
+        ValueError: an argument is of another type, such as row numbers instead of a mask.
 
     >>> import torch
     >>> print(Warned("too short", "short", torch.tensor([True, False, True])))
@@ -34,10 +41,17 @@ class Warned(str):
         reason: str,
         kind: str = "",
         rows: Tensor | None = None,
-        size: float = 0.0,
+        size: float | Tensor = 0.0,
         joint: str = ": ",
     ) -> "Warned":
         """The sentence, which begins with the rows."""
+        check_types(Warned.__new__, locals())
+        if rows is not None and (rows.dtype != torch.bool or rows.ndim != 1):
+            raise ValueError(
+                f"rows must be a mask (B,) of bools, got {rows.dtype} of shape {tuple(rows.shape)}"
+            )
+        if isinstance(size, Tensor) and size.numel() != 1:
+            raise ValueError(f"size must be one number, got {shown(size)}")
         made = super().__new__(cls, reason if rows is None else named_rows(rows) + joint + reason)
         made.reason, made.kind, made.size = reason, kind, float(size)
         made.rows = None if rows is None else tuple(rows.nonzero()[:, 0].tolist())

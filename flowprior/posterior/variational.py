@@ -33,11 +33,18 @@ from flowprior.posterior.laplace import (
 from flowprior.posterior.likelihood import Likelihood, descended, log_normal, normal_draws, starts
 
 STILL = 0.01
-"""Nats for each latent: more in a tenth of the iterations, and the objective still falls."""
-_FAST, _SLOW = 8, 3
+"""Nats for each latent that the objective may still fall by.
+
+As far apart are normal distributions whose means differ by a seventh of a deviation in each latent,
+or whose widths do by a tenth."""
+_LEAST = 0.5
+"""Nats that it may fall by in any case: those of a deviation in a single latent."""
+_FEWEST = 10
+"""Iterations without which nothing is known."""
+_POWER = 8
 _STEADY = 100
 """Iterations before the learning rate begins to fall."""
-_MEANS = ("x", "parameters", "fast", "slow", "square")
+_MEANS = ("x", "parameters")
 _STEP, _SAMPLE = 1, 2
 """What random numbers are for."""
 
@@ -215,8 +222,7 @@ class VariationalRun:
         self.adam = AdamRun(self.terms, nn.Parameter(parameters), solver.learning_rate)
         self.optimizer = self.adam.optimizer
         self.x, self.parameters = self.adam.x, self.adam.v.detach().clone()
-        self.fast = self.slow = self.adam.values["loss"]
-        self.square = torch.zeros_like(self.fast)
+        self.objectives = [self.adam.values["loss"]]
 
     @property
     def z(self) -> Tensor:
@@ -249,17 +255,13 @@ class VariationalRun:
         decay = (1 + self.iteration / _STEADY) ** -0.5
         self.optimizer.param_groups[0]["lr"] = self.solver.learning_rate * decay
         self.adam.step()
-        draws, loss = self.solver.draws, self.adam.values["loss"]
+        self.objectives.append(self.adam.values["loss"])
+        draws = self.solver.draws
         share = max(2 * draws / (draws + self.solver.mean_draws), 1 / (self.iteration + 1))
         self.x = self.x + share * (self.adam.x - self.x)
-        self.parameters = self._averaged(self.parameters, self.adam.v.detach(), _FAST)
-        self.fast = self._averaged(self.fast, loss, _FAST)
-        self.slow = self._averaged(self.slow, loss, _SLOW)
-        self.square = self._averaged(self.square, (loss - self.fast).square(), _FAST)
-
-    def _averaged(self, mean: Tensor, new: Tensor, power: int) -> Tensor:
-        """The mean over all iterations k with weights of about k^power."""
-        return mean + (power + 1) / (self.iteration + power) * (new - mean)
+        # The mean over all iterations k with weights of about k^8.
+        share = (_POWER + 1) / (self.iteration + _POWER)
+        self.parameters = self.parameters + share * (self.adam.v.detach() - self.parameters)
 
     def posterior(self) -> "FittedPosterior":
         """What was fitted."""
@@ -267,32 +269,54 @@ class VariationalRun:
         return FittedPosterior(self.problem, *fitted)
 
     def warnings(self) -> Iterator[str]:
-        """Rows whose objective still fell: the means lag behind by a fifth and by a tenth."""
-        fallen = self.slow - self.fast
-        # The mean `fast` is one of about a ninth of the iterations.
-        error = (self.square * (_FAST + 1) / max(self.iteration, _FAST + 1)).sqrt()
-        still = self.finite & (fallen > 2 * error)
-        still &= fallen > STILL * self.problem.prior.latent.size
+        """Rows whose objective is not known to have stopped falling."""
+        if self.iteration < _FEWEST:
+            reason = f"fewer than {_FEWEST} iterations do not tell whether the objective still fell"
+            yield Warned(reason, "falling", self.finite)
+            return
+        fallen, error = fall_of_noisy(torch.stack(self.objectives[-(self.iteration // 2) :]))
+        # A short run must not pass because its noise hides the fall.
+        most = fallen + 2 * error
+        still = self.finite & (most > max(_LEAST, STILL * self.problem.prior.latent.size))
         if still.any():
-            size = fallen[still].max()
+            worst = most.where(still, -torch.inf).argmax()
             reason = (
-                f"the objective still fell by up to {size:.3g} nats in a tenth of the iterations: "
-                "the distributions are not yet the best of their family, it takes more iterations"
+                f"the objective still fell by up to {most[worst]:.3g} nats ({fallen[worst]:.3g} ± "
+                f"{error[worst]:.2g}) in the last half of the iterations: the distributions may "
+                "not yet be the best of their family, it takes more iterations, or more draws if "
+                "the error is large"
             )
-            yield Warned(reason, "falling", still, size)
+            yield Warned(reason, "falling", still, most[worst])
 
     def state_dict(self) -> dict[str, Any]:
         """The state of Adam, and the means so far."""
         means = {name: getattr(self, name) for name in _MEANS}
-        return {**self.adam.state_dict(), "iteration": self.iteration, "means": means}
+        kept = {"iteration": self.iteration, "objectives": torch.stack(self.objectives)}
+        return {**self.adam.state_dict(), **kept, "means": means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from such a state."""
         self.iteration = state["iteration"]
         self.terms.redraw(self.iteration)
         self.adam.load_state_dict(state)
+        self.objectives = list(state["objectives"])
         for name, mean in state["means"].items():
             setattr(self, name, mean)
+
+
+def fall_of_noisy(curves: Tensor) -> tuple[Tensor, Tensor]:
+    """How far lines through curves fall from end to end, and the standard errors of that, (B,).
+
+    Args:
+        curves: (N, B), whose noise is independent from one of N > 2 points to the next.
+    """
+    rows, count = curves.detach().double().T.contiguous(), len(curves)
+    times = torch.arange(count, dtype=rows.dtype, device=rows.device) - (count - 1) / 2
+    spread = times.square().sum()
+    slopes = (rows * times).sum(1) / spread
+    rest = rows - rows.mean(1, keepdim=True) - slopes[:, None] * times
+    error = (rest.square().sum(1) / (count - 2) / spread).sqrt()
+    return -slopes * (count - 1), error * (count - 1)
 
 
 @torch.no_grad()

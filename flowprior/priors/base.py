@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from flowprior.argument_types import check_types
 from flowprior.latent import Latent
 
 CAPABILITIES = {
@@ -76,7 +77,11 @@ class Prior(nn.Module, ABC):
         """Draw n images (n, C, H, W) from z ~ N(0, temperature² I).
 
         The generator lives on the CPU, so a seed gives the same images on every device.
+
+        Raises:
+            ValueError: names an argument that is of another type, or out of range.
         """
+        check_types(Prior.sample, locals())
         if n < 1 or not 0 <= temperature < float("inf"):
             raise ValueError(f"sample needs n >= 1 and temperature >= 0, got {n} and {temperature}")
         like = self.like
