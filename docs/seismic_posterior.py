@@ -2,8 +2,8 @@
 
 WEIGHTS are those of `python train.py --config seismic_64`: a flow that has learned p(x | y) of
 reflectivities x given migrated images y. Draws from it are compared with the truth of test images:
-how near their mean is, and how often the truth is inside of their bands. The picture has one image,
-and traces of it with the bands.
+how near their mean is, and how often the truth is inside of their bands, ± standard error over
+images. The picture has one image, and traces of it with the bands.
 """
 
 import sys
@@ -49,16 +49,15 @@ def main(weights: str, picture: str) -> None:
     found = invert(flow, physics, data, noise=NOISE, solver=Amortised(), iterations=0, condition=y)
     draws = found.posterior.sample(DRAWS, seed=0)
     mean = draws.mean(0)
-    print(f"mean of {DRAWS} draws: SNR {snr(mean, truth).mean():.2f} dB, ", end="")
-    print(f"one draw: {snr(draws[0], truth).mean():.2f} dB, {IMAGES} test images")
+    print(f"mean of {DRAWS} draws: SNR {spread(snr(mean, truth))} dB, ", end="")
+    print(f"one draw: {spread(snr(draws[0], truth))} dB, {IMAGES} test images")
     for level in LEVELS:
         low, high = band(draws, level)
-        inside = ((truth >= low) & (truth <= high)).float()
-        print(f"truth in the {100 * level:.0f} % bands: {inside.mean():.3f}, ", end="")
-        print(f"below the water {inside[:, :, 10:].mean():.3f}")
+        inside = ((truth >= low) & (truth <= high)).float()[:, :, 10:].flatten(1).mean(1)
+        print(f"truth in the {100 * level:.0f} % bands, below the water: {spread(inside)}")
     deviation = summarise(found.posterior, DRAWS).deviation
     error = (mean - truth).abs()
-    print(f"correlation of deviation and error: {correlation(deviation, error):.2f}")
+    print(f"correlation of deviation and error: {spread(correlation(deviation, error))}")
     shown = {"truth": truth, "migrated": y, "mean": mean, "deviation": deviation}
     shown |= {f"draw {k + 1}": draws[k] for k in range(4)}
     figure({name: images[SHOWN, 0] for name, images in shown.items()}, draws[:, SHOWN, 0]).savefig(
@@ -66,9 +65,15 @@ def main(weights: str, picture: str) -> None:
     )
 
 
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Of the entries below the water, over all images."""
-    return torch.corrcoef(torch.stack([t[:, :, 10:].flatten() for t in (a, b)]))[0, 1].item()
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Of the entries below the water, of each image, (B,)."""
+    pairs = zip(a[:, :, 10:].flatten(1), b[:, :, 10:].flatten(1), strict=True)
+    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])
+
+
+def spread(values: Tensor) -> str:
+    """Mean of images (B,) ± its standard error."""
+    return f"{values.mean():.3f} ± {values.std() / len(values) ** 0.5:.3f}"
 
 
 def figure(images: dict[str, Tensor], draws: Tensor) -> Figure:

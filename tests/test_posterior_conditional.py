@@ -92,6 +92,14 @@ def test_amortised_draws_are_those_of_the_flow(data):
     assert not found.calls.adjoint.any()
 
 
+def test_amortised_means_that_miss_the_data_are_warned_of_without_options_they_lack(data):
+    (warning,) = solve(data, Amortised(mean_draws=8), 0, sigma=0.02).warnings
+    assert warning.kind == "residual_high"
+    assert "the flow was trained on data of another kind" in warning
+    assert "beta" not in warning
+    assert "iterations" not in warning
+
+
 @pytest.mark.parametrize(
     ("options", "precision", "weight"),
     [

@@ -30,6 +30,8 @@ class Run(Protocol):
 
     - `posterior()`, what `Estimate.posterior` is, or None;
     - `averages`, whether x are means of draws, which are nearer to the data than each of them;
+    - `unfitted`, what a residual far above the noise may come from, if not from what iterations and
+      penalties may do;
     - `warnings()`, sentences for `Estimate.warnings`, `Warned` where they are not about all rows;
       for `Restarts`, which calls it with the rows (k,) of the best runs, `warnings(rows)`, where
       row 0 of a sentence is the first of these.
@@ -142,6 +144,12 @@ class Estimate:
 
 FITTED = 0.7, 1.3
 """Residuals, in units of the noise, below and above which the data are fitted too well or badly."""
+
+UNFITTED = (
+    "the prior does not explain the data, or it takes more iterations, a smaller weight of the "
+    "prior (beta, weight), another penalty or another noise level"
+)
+"""What a residual above the noise may come from."""
 
 Observer = Callable[[int, Run], None]
 """Called with 0 at the start and with the number of each iteration after it, and with the run.
@@ -324,9 +332,9 @@ def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
         size = residual[high].max()
         units = "; or data and operator are not in the units of images in [0, 1]"
         reason = (
-            f"the residual is up to {size:.3g} times the noise: the prior does not explain the "
-            "data, or it takes more iterations, a smaller weight of the prior (beta, weight), "
-            "another penalty or another noise level" + (units if size > 20 else "")
+            f"the residual is up to {size:.3g} times the noise: "
+            + getattr(run, "unfitted", UNFITTED)
+            + (units if size > 20 else "")
         )
         yield Warned(reason, "residual_high", high, size)
 

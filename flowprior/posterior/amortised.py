@@ -75,6 +75,10 @@ class AmortisedRun:
     """The batch of an `Amortised`, done from the start. Its latents are 0."""
 
     averages = True
+    unfitted = (
+        "the flow was trained on data of another kind, or has not learned enough; or the data "
+        "leave much open, and the mean lies between its draws"
+    )
 
     def __init__(self, solver: Amortised, problem: Problem) -> None:
         self.problem = problem

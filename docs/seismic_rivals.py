@@ -1,0 +1,199 @@
+"""What the table of seismic images is measured against: docs/seismic_rivals.py PART [WEIGHTS].
+
+    PYTHONPATH=. python docs/seismic_rivals.py grids
+    PYTHONPATH=. python docs/seismic_rivals.py linear
+    PYTHONPATH=. python docs/seismic_rivals.py finer weights/seismic_64
+
+`grids` prints the error of waves for several numbers of points in a wavelength. `linear` prints
+methods that need no flow, on the data of `evaluate.py --config seismic_64`. `finer` prints these
+and those of the table on data whose waves come from a grid of half the spacing. Seconds are CPU
+time of one core for one image.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import flowprior
+from datamodules import Reflectivities
+from flowprior.inversion import MAP, Solver, TotalVariation, invert
+from flowprior.metrics import snr
+from flowprior.physics import Condition, Gaussian, LinearizedBorn, linearized_born
+from flowprior.posterior import Amortised
+
+SURVEY = {"sources": 8, "simultaneous": 2, "receivers": 64, "spacing": 12.5}
+SURVEY |= {"water_depth": 125.0}
+SHAPE, FREQUENCY, SIGMA = (1, 64, 64), 24.0, 1.5e-4
+CONDITION = Condition(adjoint=True, scale=7e4, depth_power=1.5)
+IMAGES, TRAINING = 6, 300
+QUANTILE = 2.571
+"""Of Student's t with five degrees of freedom, for 95 % intervals of six images."""
+
+Linear = Callable[[Tensor], Tensor]
+
+
+def born(frequency: float = FREQUENCY, refine: int = 1) -> LinearizedBorn:
+    """The operator of the table, on a grid that is `refine` times as fine."""
+    return linearized_born(SHAPE, **SURVEY, frequency=frequency, refine=refine).float()
+
+
+def images(split: str, count: int) -> Tensor:
+    """Reflectivities (count, 1, 64, 64)."""
+    source = Reflectivities(image_size=SHAPE[1]).images(split)
+    return torch.stack([source[i] for i in range(count)])
+
+
+def rms(a: Tensor) -> Tensor:
+    """Of each row, (B,)."""
+    return a.flatten(1).square().mean(1).sqrt()
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Of each row, (B, 1, 1, 1)."""
+    return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
+
+
+def conjugate_gradients(
+    op: Linear, adjoint: Linear, data: Tensor, damping: float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Minimise ‖op(w) − data‖² + damping ‖w‖²; w and its residuals (B,)."""
+    rest = data
+    gradient = way = adjoint(rest)
+    w, size = torch.zeros_like(gradient), dot(gradient, gradient)
+    for iteration in range(iterations):
+        if iteration:
+            gradient = adjoint(rest) - damping * w
+            size, before = dot(gradient, gradient), size
+            way = gradient + size / before * way
+        bent = op(way)
+        step = size / (dot(bent, bent) + damping * dot(way, way))
+        w, rest = w + step * way, rest - step * bent
+    return w, rms(rest)
+
+
+def prior_root() -> Linear:
+    """Symmetric root of a covariance: the mean power spectrum of mirrored training images.
+
+    A quarter of a mirrored image is the image, so that nothing is periodic.
+    """
+
+    def mirrored(x: Tensor) -> Tensor:
+        x = torch.cat([x, x.flip(2)], 2).double()
+        return torch.cat([x, x.flip(3)], 3)
+
+    known = mirrored(images("train", TRAINING) - 0.5)
+    power = torch.fft.fft2(known, norm="ortho").abs().square().mean(0)
+    height, width = SHAPE[1:]
+
+    def root(w: Tensor) -> Tensor:
+        filtered = torch.fft.ifft2(power.sqrt() * torch.fft.fft2(mirrored(w))).real
+        return filtered[:, :, :height, :width].float()
+
+    return root
+
+
+def report(name: str, x: Tensor, truth: Tensor, residual: Tensor, rest: str) -> None:
+    """Print one method: mean, 95 % interval, and every image."""
+    of_images = snr(x, truth)
+    half = QUANTILE * of_images.std() / len(truth) ** 0.5
+    each = " ".join(f"{value:.2f}" for value in of_images.tolist())
+    print(f"{name}: {of_images.mean():.2f} ± {half:.2f} dB ({each}), ", end="")
+    print(f"residual {residual.mean():.2f}, {rest}", flush=True)
+
+
+def grids() -> None:
+    """Errors of the data of two images on the table's grid, against a grid four times as fine."""
+    x = images("test", 2) - 0.5
+    for points in (5, 7, 10):
+        frequency = 1500 / (points * SURVEY["spacing"])
+        exact, rough, finer = (born(frequency, refine).A(x) for refine in (4, 1, 2))
+        error = (rms(rough - exact) / rms(exact)).tolist()
+        half = (rms(finer - exact) / rms(exact)).tolist()
+        said = ", ".join(f"{100 * value:.1f} %" for value in error)
+        print(f"{points} points ({frequency:.1f} Hz): error of two images {said}; ", end="")
+        print("half the spacing: " + ", ".join(f"{100 * value:.1f} %" for value in half))
+    x = images("test", IMAGES) - 0.5
+    rough, finer = born().A(x), born(refine=2).A(x)
+    for name, size in (("of the finer waves", rms(finer)), ("of the noise", SIGMA)):
+        shares = (rms(rough - finer) / size).tolist()
+        print(f"J₂x − Jx in units {name}: " + " ".join(f"{share:.2f}" for share in shares))
+    print("noise / waves: " + " ".join(f"{share:.2f}" for share in (SIGMA / rms(rough)).tolist()))
+
+
+def linear(data: Tensor, truth: Tensor) -> None:
+    """Methods without a flow; solves are J of grey and those of the iterations."""
+    physics = born()
+    scattered = data - physics.A(torch.full_like(truth[:1], 0.5))
+
+    def forward(x: Tensor) -> Tensor:
+        return physics.A(x) / SIGMA
+
+    def adjoint(y: Tensor) -> Tensor:
+        return physics.A_adjoint(y) / SIGMA
+
+    start = time.process_time()
+    g = CONDITION(physics, data)
+    bent = physics.A(g)
+    step = dot(bent, scattered) / dot(bent, bent)
+    residual = rms(scattered - step * bent) / SIGMA
+    seconds = (time.process_time() - start) / len(truth)
+    report("RTM, weighted", 0.5 + step * g, truth, residual, f"{seconds:.1f} s")
+    root = prior_root()
+    for name, part, damping, iterations in (
+        ("CGLS", lambda x: x, 0.0, 30),
+        ("Gaussian prior", root, 1.0, 30),
+        ("Gaussian prior", root, 1.0, 60),
+    ):
+        start = time.process_time()
+        w, residual = conjugate_gradients(
+            lambda x, part=part: forward(part(x)),
+            lambda y, part=part: part(adjoint(y)),
+            scattered / SIGMA,
+            damping,
+            iterations,
+        )
+        seconds = (time.process_time() - start) / len(truth)
+        solves = f"solves {iterations + 1}, {iterations}, {seconds:.1f} s"
+        report(name, 0.5 + part(w), truth, residual, solves)
+
+
+def of_table(data: Tensor, truth: Tensor, weights: str) -> None:
+    """Methods of the table."""
+    physics, flow = born(), flowprior.load(weights)
+    condition = CONDITION(physics, data)
+    methods: list[tuple[str, Solver, int]] = [
+        ("amortised mean", Amortised(mean_draws=64), 0),
+        ("MLE", TotalVariation(0.0), 30),
+        ("preconditioned MAP", MAP(start_scale=0.0), 30),
+    ]
+    for name, solver, iterations in methods:
+        prior = None if name == "MLE" else flow
+        given = {"condition": condition} if prior else {"image_shape": SHAPE}
+        options = {"noise": Gaussian(SIGMA), "indices": range(len(truth)), **given}
+        start = time.process_time()
+        found = invert(prior, physics, data, solver=solver, iterations=iterations, **options)
+        seconds = (time.process_time() - start) / len(truth)
+        report(name, found.x, truth, found.residual, f"{seconds:.1f} s")
+
+
+def main(part: str, weights: str | None = None) -> None:
+    """Print one part."""
+    if part == "grids":
+        grids()
+        return
+    truth = images("test", IMAGES)
+    clean = born().A(truth)
+    if part == "finer":
+        grey = born().A(torch.full_like(truth[:1], 0.5))  # what the inversions take for no waves
+        clean = born(refine=2).A(truth - 0.5) + grey
+    data = Gaussian(SIGMA).add(clean, seed=0, indices=range(IMAGES))
+    linear(data, truth)
+    if weights:
+        of_table(data, truth, weights)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
