@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.flows import Glow
+from flowprior.flows.coupling_net import CouplingNet
 
 
 class Size(NamedTuple):
@@ -62,22 +63,27 @@ def normflows_glow(size: Size) -> Candidate:
     return Candidate(model, lambda x: model.log_prob(x, None))
 
 
-def freia_glow(size: Size) -> Candidate:
-    """GraphINN of ActNorm, Fixed1x1Conv and AffineCouplingOneSided."""
+def plain_net(inputs: int, outputs: int, hidden: int) -> nn.Module:
+    """A coupling net as users of FrEIA write it: its result is zero at first."""
+    last = nn.Conv2d(hidden, outputs, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Conv2d(inputs, hidden, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(hidden, hidden, 1),
+        nn.ReLU(),
+        last,
+    )
+
+
+def freia_glow(size: Size, net: Callable[[int, int, int], nn.Module] = plain_net) -> Candidate:
+    """GraphINN of ActNorm, Fixed1x1Conv and AffineCouplingOneSided with nets of the user's."""
     import FrEIA.framework as ff
     import FrEIA.modules as fm
 
     def subnet(inputs: int, outputs: int) -> nn.Module:
-        last = nn.Conv2d(size.hidden, outputs, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        return nn.Sequential(
-            nn.Conv2d(inputs, size.hidden, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(size.hidden, size.hidden, 1),
-            nn.ReLU(),
-            last,
-        )
+        return net(inputs, outputs, size.hidden)
 
     nodes = [ff.InputNode(3, size.size, size.size)]
     out = nodes[0].out0
@@ -114,6 +120,13 @@ CANDIDATES: dict[str, Callable[[Size], Candidate]] = {
     "normflows": normflows_glow,
     "FrEIA": freia_glow,
 }
+"""What every comparison has."""
+
+OUR_NETS = "FrEIA, flowprior's nets"
+VARIANTS: dict[str, Callable[[Size], Candidate]] = {
+    OUR_NETS: lambda size: freia_glow(size, CouplingNet),
+}
+"""What tells where a difference comes from."""
 
 FOOTNOTE = (
     "FrEIA has no learned invertible 1x1 convolution: Fixed1x1Conv applies a fixed rotation, with "
