@@ -1,8 +1,8 @@
 """Pairs of images and data of them, for flows of images given data."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flowprior.argument_types import check_types
 from flowprior.checks import check_positive
 from flowprior.identity import identity
 from flowprior.own_code import made_by
-from flowprior.physics import Condition, Noise, find_operator, make_operator
+from flowprior.physics import Condition, Noise, ScaledData, find_operator, make_operator
 
 
 @dataclass(eq=False)
@@ -60,7 +60,13 @@ class PairDataModule(ImageDataModule):
     """Batches (x, y): images x (B, C, H, W) and data y (B, ...) of them, both float32.
 
     A pair depends on (seed, split, index); the noise of y is the same in each epoch.
+
+    Attributes:
+        conditioning: how y is made of data, kept with the weights of the flow. None if whoever uses
+            the flow must make it.
     """
+
+    conditioning: Condition | None = None
 
     @property
     @abstractmethod
@@ -137,6 +143,7 @@ class Rosenbrock(PairDataModule):
 
     channels = 2
     condition_shape = (2,)
+    conditioning = ScaledData()
 
     def __init__(
         self,
@@ -179,9 +186,8 @@ class Rosenbrock(PairDataModule):
 class SimulatedPairs(PairDataModule):
     """Images of another data module, and data that an operator makes of them.
 
-    Data are s·(A(x) + ε), or with `adjoint` what migration makes of A(x) + ε
-    (`flowprior.physics.Condition`, which has the same options for later use). Where the operator
-    takes long, `python -m datamodules.prepare_pairs` makes all data once, into a `folder`.
+    Data are A(x) + ε, or what a `condition` makes of them. Where the operator takes long, `python
+    -m datamodules.prepare_pairs` makes all data once, into a `folder`.
 
     Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
     with normalizing flows (2021), for pairs of reflectivities and migrated images.
@@ -192,9 +198,7 @@ class SimulatedPairs(PairDataModule):
         operator: a name of `flowprior.physics.OPERATORS`, or an import path.
         noise: of the data.
         options: of the operator.
-        adjoint: take the data back to images; the operator must be linear.
-        scale: s > 0; flows are best given data of about 1.
-        depth_power: of the weights of the rows of migrated images.
+        condition: what the flow is given of the data; by default the data themselves.
         folder: of the data, once they are made; null to make them whenever they are asked for.
 
     Raises:
@@ -208,9 +212,7 @@ class SimulatedPairs(PairDataModule):
         operator: str,
         noise: Noise,
         options: dict[str, Any] | None = None,
-        adjoint: bool = False,
-        scale: float = 1.0,
-        depth_power: float = 0.0,
+        condition: Condition | None = None,
         folder: Path | None = None,
     ) -> None:
         check_types(SimulatedPairs.__init__, locals(), "data.")
@@ -228,7 +230,7 @@ class SimulatedPairs(PairDataModule):
         )
         self.source, self.noise = images, noise
         self.named_operator = {"operator": operator, "options": options or {}}
-        self.given = Condition(adjoint, scale, depth_power)
+        self.conditioning = condition or ScaledData()
         self.folder = None if folder is None else Path(folder)
         find_operator(operator)
         self._shape = self._found_shape()
@@ -240,9 +242,9 @@ class SimulatedPairs(PairDataModule):
         return make_operator(named["operator"], self.image_shape, **named["options"])
 
     @cached_property
-    def _of_grey(self) -> Tensor:
-        """What migration makes of grey; it is the same for all."""
-        return self.given.of_grey(self.physics, torch.empty(1, *self.image_shape))
+    def _condition(self) -> Callable[[Tensor], Tensor]:
+        """What makes conditions of data."""
+        return self.conditioning.of(self.physics, torch.empty(1, *self.image_shape))
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
@@ -267,7 +269,7 @@ class SimulatedPairs(PairDataModule):
         clean = torch.cat([self.physics.A(row) for row in rows])
         seed = int(random_stream(self.seed, f"data noise/{split}").integers(2**31))
         noisy = self.noise.add(clean, seed=seed, indices=indices)
-        return self.given(self.physics, noisy, self._of_grey if self.given.adjoint else None)
+        return self._condition(noisy)
 
     def check(self, world_size: int) -> None:
         """See ``ImageDataModule``; also that data of a folder are finished, these and all there."""
@@ -279,8 +281,7 @@ class SimulatedPairs(PairDataModule):
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
         """See ``ImageDataModule``."""
         made = {**self.named_operator, "noise": identity(self.noise)}
-        if self.given != Condition():
-            made |= asdict(self.given)
+        made["condition"] = identity(self.conditioning)
         return {**super().fingerprint(split), "data": made}
 
     def described(self) -> dict[str, Any]:
@@ -309,18 +310,18 @@ class SimulatedPairs(PairDataModule):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        built = ("physics", "_of_grey", "_stored")  # each process builds its own
+        built = ("physics", "_condition", "_stored")  # each process builds its own
         return {name: value for name, value in vars(self).items() if name not in built}
 
     def _found_shape(self) -> tuple[int, ...]:
-        """That of images, of the data in the folder, or of those of a grey image."""
-        if self.given.adjoint:
+        """That of images, of the data in the folder, or of what is given of a grey image."""
+        if self.conditioning.gives_images:
             return self.image_shape
         info = None if self.folder is None else read_info(self.folder)
         if info is not None:
             return tuple(info["shape"])
         with torch.no_grad():
-            grey = self.physics.A(torch.full((1, *self.image_shape), 0.5))
+            grey = self._condition(self.physics.A(torch.full((1, *self.image_shape), 0.5)))
         name = self.named_operator["operator"]
         require(not grey.is_complex(), "operator", name, "one that gives real data")
         return tuple(grey.shape[1:])

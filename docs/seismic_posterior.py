@@ -18,13 +18,12 @@ import flowprior
 from datamodules import Reflectivities
 from flowprior.inversion import invert
 from flowprior.metrics import snr
-from flowprior.physics import Condition, Gaussian, linearized_born
+from flowprior.physics import Gaussian, linearized_born
 from flowprior.posterior import Amortised, summarise
 
 SURVEY = {"sources": 8, "simultaneous": 2, "receivers": 64, "spacing": 12.5}
 SURVEY |= {"water_depth": 125.0, "frequency": 24.0}
 NOISE = Gaussian(1.5e-4)
-CONDITION = Condition(adjoint=True, scale=7e4, depth_power=1.5)
 IMAGES, DRAWS, SHOWN = 8, 100, 1
 LEVELS = (0.5, 0.9)
 COLUMNS = (16, 32, 48)
@@ -45,8 +44,8 @@ def main(weights: str, picture: str) -> None:
     truth = torch.stack([Reflectivities(image_size=64).images("test")[i] for i in range(IMAGES)])
     physics = linearized_born(shape, **SURVEY)
     data = NOISE.add(physics.A(truth), seed=0, indices=range(IMAGES))
-    y = CONDITION(physics, data)
-    found = invert(flow, physics, data, noise=NOISE, solver=Amortised(), iterations=0, condition=y)
+    y = flow.conditioning.of(physics, truth[:1])(data)
+    found = invert(flow, physics, data, noise=NOISE, solver=Amortised(), iterations=0)
     draws = found.posterior.sample(DRAWS, seed=0)
     mean = draws.mean(0)
     print(f"mean of {DRAWS} draws: SNR {spread(snr(mean, truth))} dB, ", end="")

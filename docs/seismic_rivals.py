@@ -21,13 +21,12 @@ import flowprior
 from datamodules import Reflectivities
 from flowprior.inversion import MAP, Solver, TotalVariation, invert
 from flowprior.metrics import snr
-from flowprior.physics import Condition, Gaussian, LinearizedBorn, linearized_born
+from flowprior.physics import Gaussian, LinearizedBorn, MigratedData, linearized_born
 from flowprior.posterior import Amortised
 
 SURVEY = {"sources": 8, "simultaneous": 2, "receivers": 64, "spacing": 12.5}
 SURVEY |= {"water_depth": 125.0}
 SHAPE, FREQUENCY, SIGMA = (1, 64, 64), 24.0, 1.5e-4
-CONDITION = Condition(adjoint=True, scale=7e4, depth_power=1.5)
 IMAGES, TRAINING = 6, 300
 QUANTILE = 2.571
 """Of Student's t with five degrees of freedom, for 95 % intervals of six images."""
@@ -135,7 +134,7 @@ def linear(data: Tensor, truth: Tensor) -> None:
         return physics.A_adjoint(y) / SIGMA
 
     start = time.process_time()
-    g = CONDITION(physics, data)
+    g = MigratedData(depth_power=1.5).of(physics, truth[:1])(data)
     bent = physics.A(g)
     step = dot(bent, scattered) / dot(bent, bent)
     residual = rms(scattered - step * bent) / SIGMA
@@ -163,7 +162,6 @@ def linear(data: Tensor, truth: Tensor) -> None:
 def of_table(data: Tensor, truth: Tensor, weights: str) -> None:
     """Methods of the table."""
     physics, flow = born(), flowprior.load(weights)
-    condition = CONDITION(physics, data)
     methods: list[tuple[str, Solver, int]] = [
         ("amortised mean", Amortised(mean_draws=64), 0),
         ("MLE", TotalVariation(0.0), 30),
@@ -171,8 +169,7 @@ def of_table(data: Tensor, truth: Tensor, weights: str) -> None:
     ]
     for name, solver, iterations in methods:
         prior = None if name == "MLE" else flow
-        given = {"condition": condition} if prior else {"image_shape": SHAPE}
-        options = {"noise": Gaussian(SIGMA), "indices": range(len(truth)), **given}
+        options = {"noise": Gaussian(SIGMA), "indices": range(len(truth)), "image_shape": SHAPE}
         start = time.process_time()
         found = invert(prior, physics, data, solver=solver, iterations=iterations, **options)
         seconds = (time.process_time() - start) / len(truth)

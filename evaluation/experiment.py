@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluation.base import Label
 from flowprior.identity import identity
 from flowprior.inversion import Problem, Solver, make_problem
-from flowprior.physics import Condition, Noise, find_operator, make_operator
+from flowprior.physics import Noise, find_operator, make_operator
 from flowprior.priors import Prior
 
 StartName = Literal["random", "constant", "depth", "data", "smoothed_truth", "file"]
@@ -68,7 +68,6 @@ class Experiment:
             the same.
         methods: names of those compared; all by default.
         priors: names of those compared; all by default.
-        condition: what conditional priors are given of the data; that of their training.
     """
 
     labels: dict[str, Label]
@@ -80,7 +79,6 @@ class Experiment:
     assumed_noise: Noise | None = None
     methods: list[str] | None = None
     priors: list[str] | None = None
-    condition: Condition | None = None
 
     @property
     def believed_noise(self) -> Noise | None:
@@ -90,21 +88,6 @@ class Experiment:
     def physics(self, image_shape: ImageShape) -> Any:
         """The operator that the methods believe in."""
         return make_operator(self.operator, image_shape, **{**self.options, **self.assumed})
-
-    def condition_for(self, prior: Prior, physics: nn.Module, y: Tensor) -> Tensor | None:
-        """What a prior is given of data y (B, ...); None if it is not conditional.
-
-        Raises:
-            ValueError: it is, and there is no `condition`, or the operator has no adjoint.
-        """
-        if not prior.conditional:
-            return None
-        if self.condition is None:
-            raise ValueError(
-                f"{type(prior).__name__} is conditional: give the experiment a condition, "
-                "{adjoint: true} or {scale: 1.0}, that of its training"
-            )
-        return self.condition(physics, y)
 
     def data_physics(self, image_shape: ImageShape) -> Any:
         """The operator that makes the data."""
@@ -126,10 +109,7 @@ class Experiment:
         physics = physics.double() if like.dtype == torch.float64 else physics
         options |= {"noise": self.believed_noise, "image_shape": shape}
         y = y.to(like.device, dtype)
-        if not needs_prior:
-            return make_problem(None, physics, y, **options)
-        options["condition"] = self.condition_for(prior, physics, y)
-        return make_problem(prior, physics, y, **options)
+        return make_problem(prior if needs_prior else None, physics, y, **options)
 
     def fingerprint(self) -> Any:
         """What results depend on, with the code of an operator of a user's own."""

@@ -14,7 +14,7 @@ from evaluation.arrays import file_names
 from evaluation.base import Result, labels_text
 from evaluation.inversion_arrays import DRAWS, is_finite
 from evaluation.table import SECONDS, summarise
-from flowprior.figures import image_grid, qq_plot
+from flowprior.figures import grey_range, image_grid, qq_plot
 from flowprior.inversion.boards import margins, progress_grid, write_margin
 from flowprior.panels import curve_panels, point_panels
 
@@ -193,8 +193,9 @@ def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
     images, scores = zip(*tiles, strict=True)
     headed = [f"{name}\n{score}" for name, score in zip(columns, scores, strict=False)]
     titles = [*headed, *scores[len(columns) :]]
+    greys = grey_range(np.stack([image for image, _ in next(iter(columns.values()))]))
     options = {"label": "value in [0, 1]", "spreads": spreads}
-    figure = image_grid(np.stack(images), len(columns), titles, (0, 1), **options)
+    figure = image_grid(np.stack(images), len(columns), titles, greys, **options)
     has_scores = "; PSNR above each" if "psnr" in first[0].metrics else ""
     of_spreads = f" Standard deviations are of {DRAWS} draws, their mean above each."
     return figure, (

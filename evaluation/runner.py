@@ -69,8 +69,9 @@ def run(
     start = time.perf_counter()
     output = Path(output)
     with interrupts_heeded() as interrupted:
-        evaluation.check()
-        cells = _distinct(evaluation.cells())
+        with console.status("checking methods, priors and data ..."):  # takes seconds
+            evaluation.check()
+            cells = _distinct(evaluation.cells())
         arrays = ArrayStore(output / "arrays")
         with RecordStore(output / RECORDS, cells) as store:
             _measure(evaluation, cells, store, arrays, console, executor, interrupted)

@@ -33,7 +33,8 @@ def plot(
 
     Above data and images stands their PSNR, above errors their root mean square, above standard
     deviations their mean. Errors and standard deviations, means over the channels, share their
-    colours. Save it by ``figure.savefig("found.png")``. Needs the extra `figures`.
+    colours. Images of small contrast, which use less than a third of [0, 1], are shown with more.
+    Save it by ``figure.savefig("found.png")``. Needs the extra `figures`.
 
     Args:
         found: result of `invert`, or images (B, C, H, W) in [0, 1]; several by name. A result that
@@ -51,15 +52,16 @@ def plot(
     with extra("figures"):
         import matplotlib  # noqa: F401
 
-    from flowprior.figures import image_table
+    from flowprior.figures import grey_range, image_table
 
     check_integer("images", images, least=1)
     results = dict(found) if isinstance(found, Mapping) else {"recovered": found}
     x = {name: getattr(result, "x", result) for name, result in results.items()}
     _check(x, truth, y, std)
-    table = _Table(truth, images)
+    like = next(iter(x.values())) if truth is None else truth
+    table = _Table(truth, images, grey_range(like[:images]))
     if truth is not None:
-        table.rows["truth"] = truth[:images]
+        table.add_images("truth", truth)
     if y is not None and y.ndim == 4 and y.shape[1] in (1, 3) and not y.is_complex():
         table.add_data(y)
     for name, result in results.items():
@@ -79,6 +81,7 @@ class _Table:
 
     truth: Tensor | None
     images: int
+    greys: tuple[float, float]
     rows: dict[str, Tensor] = field(default_factory=dict)
     captions: dict[str, list[str]] = field(default_factory=dict)
     spreads: list[str] = field(default_factory=list)
@@ -92,11 +95,15 @@ class _Table:
             self.rows["data"] = shown = y[: self.images]
             self.own["data"] = shown.min().item(), shown.max().item()
 
+    def add_images(self, name: str, x: Tensor) -> None:
+        """Images, with the colours of all of them."""
+        self.rows[name], self.own[name] = x[: self.images], self.greys
+
     def add_scored(self, name: str, x: Tensor) -> None:
         """Images, with their PSNR if the truth is known."""
         from flowprior.metrics import psnr
 
-        self.rows[name] = x[: self.images]
+        self.add_images(name, x)
         if self.truth is not None:
             scores = psnr(x[: self.images], self.truth[: self.images])
             self.captions[name] = [f"{score:.1f} dB" for score in scores.tolist()]

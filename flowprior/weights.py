@@ -8,6 +8,7 @@ import math
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -25,6 +26,8 @@ import flowprior.flows  # noqa: F401  # fills Flow.registry
 from flowprior.argument_types import check_types
 from flowprior.flows.base import Flow
 from flowprior.io import atomic_write
+from flowprior.physics.condition import Condition
+from flowprior.registry import registered_name
 
 FORMAT = "flowprior-weights-1"
 SHIPPED = Path(__file__).with_name("shipped")
@@ -83,8 +86,9 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
     data = save_tensors(tensors, metadata={"format": FORMAT})
     config = {
         "format": FORMAT,
-        "flow": flow.registered_name(),
+        "flow": registered_name(type(flow)),
         "arguments": flow.arguments,
+        "conditioning": None if flow.conditioning is None else _described(flow.conditioning),
         "sha256": hashlib.sha256(data).hexdigest(),
         "card": card or {},
     }
@@ -130,11 +134,33 @@ def load(
         )
     tensors = _tensors(folder / "model.safetensors", data)
     flow = _build(folder / "config.json", config, tensors)
+    flow.conditioning = _condition(folder / "config.json", config.get("conditioning"))
     try:
         flow.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         _does_not_fit(folder / "model.safetensors", error)
     return flow.to(device).eval().requires_grad_(False)
+
+
+def _described(condition: Condition) -> dict[str, Any]:
+    return {"condition": registered_name(type(condition)), "options": asdict(condition)}
+
+
+def _condition(path: Path, given: Any) -> Condition | None:
+    """What the flow was given of data in training; None where it was given none."""
+    if given is None:
+        return None
+    kind = Condition.registry.get(given.get("condition")) if isinstance(given, dict) else None
+    if kind is None:
+        known = ", ".join(sorted(Condition.registry))
+        raise WeightsError(
+            f"{path}: conditioning must have a condition, one of {known}, got {given}; one of your "
+            'own must be imported before: load(..., imports=["its_module"])'
+        )
+    try:
+        return kind(**given.get("options", {}))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: conditioning: {' '.join(str(error).split())}") from None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

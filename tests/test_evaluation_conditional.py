@@ -10,9 +10,9 @@ from datamodules import Reflectivities
 from evaluation.baselines import Migration
 from flowprior.inversion import MAP, invert
 from flowprior.metrics import psnr
-from flowprior.physics import Condition, Gaussian, denoising, gaussian_blur
+from flowprior.physics import Gaussian, MigratedData, denoising, gaussian_blur
 from flowprior.posterior import Amortised
-from tests.inversion_tables import noise, refused, run_here, solver, table, write_config
+from tests.inversion_tables import noise, refused, run_here, solver, table
 from tests.test_flows_conditional import make
 
 IMAGES = {"image_size": 8, "num_test": 3}
@@ -40,7 +40,6 @@ SETTINGS = {
             "operator": "gaussian_blur",
             "options": {"tau": 1.0},
             "noise": noise(0.05),
-            "condition": {"adjoint": True, "scale": 2.0, "depth_power": 1.0},
         }
     ],
     "measures": [
@@ -56,22 +55,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the weights of a conditional flow of 8×8 images."""
     path = tmp_path_factory.mktemp("tables")
     sizes = {"condition_shape": (1, 8, 8), "image_size": 8, "dtype": torch.float32}
-    flowprior.save(make("images", **sizes), path / "learned")
+    flow = make("images", **sizes)
+    for name, flow.conditioning in (("unknown", None), ("again", GIVEN), ("learned", GIVEN)):
+        flowprior.save(flow, path / name)
     return path
 
 
-GIVEN = Condition(adjoint=True, scale=2.0, depth_power=1.0)
-
-
-def test_condition_is_the_weighted_adjoint_of_what_grey_does_not_explain() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, other = torch.rand(2, 3, 1, 8, 8, generator=generator)
-    given = GIVEN(PHYSICS, PHYSICS.A(x))
-    depth = ((torch.arange(8) + 0.5) / 8)[:, None]
-    weighted = 2 * (PHYSICS.A(x - 0.5) * PHYSICS.A(depth * other)).sum()
-    torch.testing.assert_close((given * other).sum(), weighted, rtol=1e-4, atol=1e-4)
-    assert torch.equal(GIVEN(PHYSICS, PHYSICS.A(x)[1:2]), given[1:2])
-    assert torch.equal(Condition(scale=3.0)(PHYSICS, x), 3 * x)
+GIVEN = MigratedData(scale=2.0, depth_power=1.0)
 
 
 def test_table_gives_what_invert_gives(folder: Path) -> None:
@@ -80,12 +70,15 @@ def test_table_gives_what_invert_gives(folder: Path) -> None:
     truth = torch.from_numpy(Reflectivities(**IMAGES).images("test").pixels(range(3)))
     y = Gaussian(0.05).add(PHYSICS.A(truth), seed=0, indices=range(3))
     flow = flowprior.load(folder / "learned").eval().requires_grad_(False)
-    options = {"sigma": 0.05, "condition": GIVEN(PHYSICS, y)}
+    assert flow.conditioning == GIVEN
+    condition = GIVEN.of(PHYSICS, truth[:1])(y)
     for name, one, iterations in (
         ("amortised", Amortised(mean_draws=8), 0),
         ("MAP", MAP(start_scale=0.0), 4),
     ):
-        found = invert(flow, PHYSICS, y, solver=one, iterations=iterations, **options)
+        options = {"sigma": 0.05, "solver": one, "iterations": iterations}
+        found = invert(flow, PHYSICS, y, **options)
+        assert torch.equal(found.x, invert(flow, PHYSICS, y, **options, condition=condition).x)
         expected = psnr(found.x, truth).mean().item()
         assert rows[name]["metrics"]["psnr"]["mean"] == pytest.approx(expected, abs=1e-3)
     calls = {name: row["metrics"]["forward_calls"]["mean"] for name, row in rows.items()}
@@ -125,21 +118,21 @@ def changed(**options: object) -> dict:
 
 
 def test_mistakes_are_found_before_measuring(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    line = refused(folder, changed(condition=None), capsys)
+    line = refused(folder, {**SETTINGS, "priors": {"learned": "unknown"}}, capsys)
     assert "experiments[0]: " in line
-    assert "is conditional: give the experiment a condition, {adjoint: true} or" in line
-    line = refused(folder, changed(condition={"scale": 0.0}), capsys)
-    assert "scale must be a positive finite number" in line
-    data = {"operator": "random_gaussian", "options": {"measurements": 9}}
-    line = refused(folder, changed(**data, condition={}), capsys)
-    assert "condition must have shape (B, 1, 8, 8), got (1, 9)" in line
+    assert "condition must be given for a conditional prior, unless its `conditioning`" in line
+    line = refused(
+        folder, changed(operator="phase_retrieval", options={"measurements": 64}), capsys
+    )
+    assert "has no A_adjoint, which MigratedData needs" in line
 
 
 def test_another_condition_is_another_result(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    options = {**SETTINGS, "images": 1, "methods": {"amortised": SETTINGS["methods"]["amortised"]}}
+    methods = {"amortised": SETTINGS["methods"]["amortised"]}
+    options = {**SETTINGS, "images": 1, "methods": methods, "priors": {"learned": "again"}}
     table(folder, "again", options)
-    (experiment,) = SETTINGS["experiments"]
-    other = {**experiment, "condition": {"adjoint": True, "scale": 1.0}}
-    write_config(folder / "again.yaml", {**options, "experiments": [other]})
+    flow = flowprior.load(folder / "again")
+    flow.conditioning = MigratedData(scale=1.0, depth_power=1.0)
+    flowprior.save(flow, folder / "again")
     assert run_here(folder, "--config", "again.yaml", "--output", "again") == 2
-    assert "experiment.condition.scale was 2.0, is now 1.0" in capsys.readouterr().err
+    assert "config.json was" in capsys.readouterr().err

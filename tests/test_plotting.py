@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import flowprior
-from flowprior.figures import COLORS
+from flowprior.figures import COLORS, grey_range
 from flowprior.inversion import Estimate, TotalVariation, invert
 from flowprior.metrics import psnr
 from flowprior.panels import point_panels
@@ -62,6 +62,18 @@ def test_a_posterior_gets_a_row(truth):
     text, pixels = rows["standard\ndeviation"][1]
     assert torch.allclose(pixels, torch.full_like(pixels, 0.252), atol=1e-3)  # of 64 draws
     assert text == "mean 0.25"
+
+
+def test_images_of_small_contrast_are_shown_with_more(truth):
+    small = 0.45 + 0.1 * truth
+    figure = flowprior.plot(small + 0.01, small, images=2)
+    ranges = {axis.images[0].get_clim() for axis in figure.axes if axis.images}
+    low, high = min(ranges, key=lambda ends: -ends[0])
+    assert low == pytest.approx(0.45, abs=0.01)
+    assert high == pytest.approx(0.55, abs=0.01)
+    assert len(ranges) == 2  # and that of the errors
+    for images in (truth, small.expand(-1, 3, -1, -1), torch.full_like(truth, 0.5)):
+        assert grey_range(images) == (0.0, 1.0)
 
 
 def test_several_results_colours_and_data_of_another_size(truth):

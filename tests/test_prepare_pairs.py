@@ -21,7 +21,7 @@ from datamodules.prepare_pairs import PairsError, main, prepare_pairs
 from datamodules.stored_data import read_info, shard_path
 from flowprior import own_code
 from flowprior.command_line import run_command
-from flowprior.physics import Gaussian, gaussian_blur
+from flowprior.physics import Gaussian, MigratedData, gaussian_blur
 from tests.entry_points import ROOT, environment, scalars, train_here
 
 CONFIG = """
@@ -39,9 +39,9 @@ data:
     operator: gaussian_blur
     options: {tau: 1.0}
     noise: {class_path: flowprior.physics.Gaussian, init_args: {sigma: 0.1}}
-    adjoint: true
-    scale: 2.0
-    depth_power: 1.5
+    condition:
+      class_path: flowprior.physics.MigratedData
+      init_args: {scale: 2.0, depth_power: 1.5}
     folder: made
     images:
       class_path: datamodules.Reflectivities
@@ -57,9 +57,7 @@ def module(folder: Path | None = None, sigma: float = 0.1, **options) -> Simulat
     images = Reflectivities(image_size=16, batch_size=8, n_bits=6, **sizes)
     options = {
         "options": {"tau": 1.0},
-        "adjoint": True,
-        "scale": 2.0,
-        "depth_power": 1.5,
+        "condition": MigratedData(2.0, 1.5),
         **options,
     }
     return SimulatedPairs(images, "gaussian_blur", Gaussian(sigma), folder=folder, **options)
@@ -103,24 +101,24 @@ def test_data_are_taken_back_to_images():
     data, physics = module(), gaussian_blur((1, 16, 16), tau=1.0)
     indices, _, y = next(data.pairs("test", 4))
     truth = torch.stack([data.images("test")[index] for index in indices])
-    plain = module(adjoint=False, scale=1.0, depth_power=0.0)
+    plain = module(condition=None)
     noisy = next(plain.pairs("test", 4))[2]
     assert (noisy - physics.A(truth)).std().item() == pytest.approx(0.1, rel=0.1)
     depth = ((torch.arange(16) + 0.5) / 16)[:, None]
     expected = 2 * depth**1.5 * physics.A_adjoint(noisy - physics.A(torch.full_like(truth, 0.5)))
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(next(data.pairs("test", 1, [2]))[2][0], y[2])
-    others = [plain, module(scale=3.0), module(depth_power=0.0)]
+    others = [plain, *(module(condition=MigratedData(*given)) for given in ((3.0, 1.5), (2.0,)))]
     found = [one.fingerprint() for one in (data, *others)]
     assert all(found.count(one) == 1 for one in found)
-    with pytest.raises(ValueError, match="scale must be a positive finite number"):
-        module(scale=0.0)
-    with pytest.raises(ValueError, match="depth_power needs adjoint=True"):
-        module(adjoint=False)
     no_adjoint = SimulatedPairs(
-        LayerModels(image_size=16), f"{__name__}.Broken", Gaussian(0.1), {"value": 1.0}, True
+        LayerModels(image_size=16),
+        f"{__name__}.Broken",
+        Gaussian(0.1),
+        {"value": 1.0},
+        MigratedData(),
     )
-    with pytest.raises(ValueError, match="has no A_adjoint: expected a linear operator"):
+    with pytest.raises(ValueError, match="has no A_adjoint, which MigratedData needs"):
         no_adjoint.simulated("train", [0])
 
 
@@ -221,7 +219,8 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert run(monkeypatch, tmp_path, "--workers", "0") == 0
     capsys.readouterr()
-    refused(2, "other pairs (pairs.train.data.scale was 2.0, is now 3.0", "--data.scale", "3")
+    other = "other pairs (pairs.train.data.condition.scale was 2.0, is now 3.0"
+    refused(2, other, "--data.condition.init_args.scale", "3")
     changed = json.loads((tmp_path / "made" / "pairs.json").read_text())
     del changed["shape"]
     (tmp_path / "made" / "pairs.json").write_text(json.dumps(changed))

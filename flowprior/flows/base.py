@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flowprior.latent import Latent, standard_normal_log_prob
 from flowprior.priors.base import Prior
+from flowprior.registry import registered_name
 
 
 class Flow(Prior):
@@ -35,16 +36,7 @@ class Flow(Prior):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Flow.registry[cls.registered_name()] = cls
-
-    @classmethod
-    def registered_name(cls) -> str:
-        """Name in weights: the class's own for flowprior's flows, with its module for others.
-
-        A class of a user cannot take the place of one of flowprior's this way.
-        """
-        ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
-        return cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+        Flow.registry[registered_name(cls)] = cls
 
     def __init__(
         self,

@@ -127,6 +127,8 @@ def make_problem(
         _check_rows("latents", latents, (rows, prior.latent.size))
         if start is not None:
             raise ValueError("start and latents: give one of them")
+    if condition is None and prior is not None and prior.conditioning is not None:
+        condition = prior.conditioning.of(physics, like.new_zeros(1, *shape))(y.detach())
     _check_condition(condition, prior, len(y))
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
     y = y.detach()
@@ -200,7 +202,10 @@ def _indices(given: Any, count: int) -> list[int]:
 
 def _check_condition(condition: Tensor | None, prior: Prior | None, count: int) -> None:
     if (condition is None) == bool(prior is not None and prior.conditional):
-        raise ValueError("condition must be given for a conditional prior, and for no other")
+        raise ValueError(
+            "condition must be given for a conditional prior, unless its `conditioning` makes it, "
+            "and for no other"
+        )
     if condition is not None and (not isinstance(condition, Tensor) or len(condition) != count):
         raise ValueError(f"condition must be a tensor with {count} rows, one for each image")
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from flowprior.physics.condition import Condition
+from flowprior.physics.condition import Condition, MigratedData, ScaledData
 from flowprior.physics.noise import (
     SNR,
     BandLimited,
@@ -44,9 +44,11 @@ __all__ = [
     "Contaminated",
     "Gaussian",
     "Laplace",
+    "MigratedData",
     "Noise",
     "Poisson",
     "Relative",
+    "ScaledData",
 ]
 
 

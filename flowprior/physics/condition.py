@@ -1,24 +1,84 @@
-"""What conditional flows are given of data."""
+"""What conditional priors are given of data."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_number, check_positive
+from flowprior.registry import registered_name
+
+ImageShape = tuple[int, int, int]
+
+
+class Condition(ABC):
+    """What a conditional prior is given of data y, the same in training and in use.
+
+    A subclass is a frozen dataclass whose options are numbers, strings, booleans or lists of these.
+    Training keeps it beside the weights, so that a loaded flow has it (`Prior.conditioning`).
+
+    Attributes:
+        gives_images: whether it gives images, of the shape of those that are sought.
+    """
+
+    gives_images: ClassVar[bool] = False
+    registry: ClassVar[dict[str, type["Condition"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Condition.registry[registered_name(cls)] = cls
+
+    @abstractmethod
+    def of(self, physics: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function of data y (B, ...) of an operator, to conditions (B, ...).
+
+        Each row depends on its own data only. What all data share is computed here, once.
+
+        Args:
+            physics: the operator.
+            like: an image (1, C, H, W) of the shape, precision and device of those sought.
+
+        Raises:
+            ValueError: the operator lacks what is needed.
+        """
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What a conditional flow is given of data y: s·y, or an image that is made of them.
-
-    It must be the same in training and in use.
+class ScaledData(Condition):
+    """The data themselves, s·y.
 
     Args:
-        adjoint: give s·W Aᵀ(y − A(½)) instead, a migrated image: what the adjoint makes of data
-            that a grey image does not explain. The operator must be linear.
+        scale: s > 0; flows are best given numbers of about 1.
+
+    Raises:
+        ValueError: names the option.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive("scale", self.scale)
+
+    def of(self, physics: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Condition.of`."""
+        return lambda y: self.scale * y
+
+
+@dataclass(frozen=True)
+class MigratedData(Condition):
+    """A migrated image, s·W Aᵀ(y − A(½)), of what grey does not explain of the data.
+
+    The operator must be linear.
+
+    Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
+    with normalizing flows (2021).
+
+    Args:
         scale: s > 0; flows are best given numbers of about 1.
         depth_power: p ≥ 0; W multiplies row i of H by ((i + ½)/H)^p, where waves from the first row
             get weaker on their way. 0 for none.
@@ -27,49 +87,32 @@ class Condition:
         ValueError: names the option.
     """
 
-    adjoint: bool = False
     scale: float = 1.0
     depth_power: float = 0.0
+
+    gives_images = True
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_positive("scale", self.scale)
         check_number("depth_power", self.depth_power, least=0)
-        if self.depth_power and not self.adjoint:
-            raise ValueError("depth_power needs adjoint=True: data have no depth")
 
     @torch.no_grad()
-    def __call__(self, physics: nn.Module, y: Tensor, grey: Tensor | None = None) -> Tensor:
-        """The condition (B, ...) of data y; each row depends on its own data only.
+    def of(self, physics: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Condition.of`."""
+        adjoint = getattr(physics, "A_adjoint", None)
+        if adjoint is None:
+            raise ValueError(
+                f"{type(physics).__name__} has no A_adjoint, which MigratedData needs: expected a "
+                "linear operator, such as a deepinv LinearPhysics"
+            )
+        height = like.shape[2]
+        depth = (torch.arange(height, device=like.device) + 0.5) / height
+        weight = self.scale * depth.to(like)[:, None] ** self.depth_power
+        of_grey = adjoint(physics.A(torch.full_like(like, 0.5)))
 
-        Args:
-            physics: the operator.
-            y: the data.
-            grey: what `of_grey` gives, if it is known already.
+        @torch.no_grad()
+        def migrated(y: Tensor) -> Tensor:
+            return weight * (torch.cat([adjoint(row) for row in y.split(1)]) - of_grey)
 
-        Raises:
-            ValueError: the operator has no adjoint.
-        """
-        if not self.adjoint:
-            return self.scale * y
-        images = torch.cat([_adjoint(physics)(row) for row in y.split(1)])
-        grey = self.of_grey(physics, images[:1]) if grey is None else grey
-        height = images.shape[2]
-        depth = (torch.arange(height, device=y.device) + 0.5) / height
-        weight = self.scale * depth.to(images) ** self.depth_power
-        return weight[:, None] * (images - grey)
-
-    @torch.no_grad()
-    def of_grey(self, physics: nn.Module, like: Tensor) -> Tensor:
-        """AᵀA(½), (1, C, H, W) as `like`."""
-        return _adjoint(physics)(physics.A(torch.full_like(like, 0.5)))
-
-
-def _adjoint(physics: nn.Module) -> Callable[[Tensor], Tensor]:
-    found = getattr(physics, "A_adjoint", None)
-    if found is None:
-        raise ValueError(
-            f"{type(physics).__name__} has no A_adjoint: expected a linear operator, such as a "
-            "deepinv LinearPhysics"
-        )
-    return found
+        return migrated

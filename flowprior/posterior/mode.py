@@ -26,15 +26,11 @@ class Mode(NamedTuple):
         z: latents (k, n).
         root: lower S (k, n, n), with S Sᵀ = (I + Jᵀ J)⁻¹ and J the derivative of the data there.
         energy: misfit + ½‖z‖², (k,) float64.
-        gain: nats by which one more step promised to lower the energy, (k,) float64.
-        steps: number of steps, (k,).
     """
 
     z: Tensor
     root: Tensor
     energy: Tensor
-    gain: Tensor
-    steps: Tensor
 
     @property
     def surprisal(self) -> Tensor:
@@ -59,23 +55,18 @@ class Search:
         likelihood: of the batch.
         v: latents (k, n) to start from.
         rows: of which images they are.
-        cooled: whether T begins above 1.
     """
 
-    def __init__(
-        self, likelihood: Likelihood, v: Tensor, rows: Tensor, cooled: bool = True
-    ) -> None:
+    def __init__(self, likelihood: Likelihood, v: Tensor, rows: Tensor) -> None:
         self.likelihood, self.rows = likelihood, rows
         self.z, count, size = v.detach(), len(v), v.shape[1]
         self.eye = torch.eye(size, dtype=torch.float64, device=v.device)
         self.root = FIRST * self.eye.expand(count, size, size)
         self.reach = 1.0
         self.misfit, self.residual = self._misfit(self.z)
-        self.heat = self.residual.clamp(min=1) if cooled else torch.ones_like(self.residual)
+        self.heat = self.residual.clamp(min=1)
         self.damping = torch.zeros_like(self.residual)
-        self.gain = torch.full_like(self.residual, torch.inf)
         self.ended = ~self.misfit.isfinite()
-        self.steps = torch.zeros_like(rows)
 
     def run(self, iterations: int, tolerance: float) -> Mode:
         """Make up to so many steps; one that promises less than so many nats is a row's last."""
@@ -86,15 +77,13 @@ class Search:
         if not self.ended.all():
             self._linearised()
         energy = self.misfit + _half_square(self.z)
-        return Mode(self.z, self.root.to(self.z), energy, self.gain, self.steps)
+        return Mode(self.z, self.root.to(self.z), energy)
 
     def _step(self, tolerance: float) -> None:
         hessian, cold = self._linearised(), self.heat <= 1
         gradient = self._gradient()
         newton = torch.linalg.solve(hessian, gradient)
         promise = 0.5 * (gradient * newton).sum(1)
-        self.gain = torch.where(self.ended, self.gain, promise)
-        self.steps = self.steps + (~self.ended)
         pending, last = ~self.ended, cold & ~(promise > tolerance)
         for _ in range(_TRIES):
             if not pending.any():

@@ -2,12 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from flowprior.argument_types import check_types
 from flowprior.latent import Latent
+
+if TYPE_CHECKING:
+    from flowprior.physics import Condition
 
 CAPABILITIES = {
     "generate": "a generator (generate)",
@@ -39,9 +43,12 @@ class Prior(nn.Module, ABC):
         data_range: (low, high) of the images that the prior models.
         latent: parts of the latent. z is (B, *latent.shape).
         conditional: whether every method needs `condition=`, one row per image.
+        conditioning: how conditions are made of data, as in the training of a conditional prior.
+            None if it is not known: then who calls must make them.
     """
 
     conditional: bool = False
+    conditioning: "Condition | None" = None
 
     def __init__(
         self,
