@@ -40,7 +40,7 @@ PACKAGES = (
 )
 # Interfaces, and records that only the package makes.
 NOT_CALLED = {
-    *("Run", "Posterior", "Solver", "Noise", "Family", "ImageSource", "Prior", "Flow"),
+    *("Run", "Posterior", "Solver", "Noise", "Family", "ImageSource", "Prior", "Flow", "Condition"),
     *("ImageDataModule", "PairDataModule", "LatentPosterior", "Reparameterization", "Identity"),
     *("Problem", "Estimate", "Calibration", "Summary", "Likelihood", "Forward", "ImageRun"),
     *("WeightsError", "batch_invariant", "by_rows", "row_seed", "normal_draws", "Warned"),
