@@ -4,16 +4,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import chain, islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jsonargparse.typing import NonNegativeInt
 from rich.console import Console
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules import decoding
 from datamodules.base import SPLITS
@@ -22,12 +20,12 @@ from datamodules.decoding import Pictures, printable
 from datamodules.errors import DataError, ImageError
 from datamodules.faces import CelebA, CelebAHQ
 from datamodules.image_folder import ImageFolder
+from datamodules.making import alone, deaths_reported, made
 from datamodules.pictures import PictureModule, digest
 from datamodules.shards import INFO, read_info, read_shard, shard_length, shard_path, write_shard
 from datamodules.tables import HUB
 from flowprior.command_line import UsageError, run_command
-from flowprior.io import atomic_write, remove_temporaries, sole_writer
-from flowprior.processes import end_with_parent, interrupts_held
+from flowprior.io import atomic_write
 from flowprior.progress import SweepProgress
 
 MODULES = {module.command_name: module for module in (CelebAHQ, CelebA, ChestXray, ImageFolder)}
@@ -150,21 +148,6 @@ def _check_source(source: str) -> None:
         raise DataError(f"--source {source} is a prepared set: expected the original images")
 
 
-@contextmanager
-def alone(output: Path, option: str = "--output") -> Iterator[None]:
-    """Make the folder of an option, and keep other processes from writing it."""
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with sole_writer(output):
-            remove_temporaries(output)
-            yield
-    except BlockingIOError as error:
-        raise DataError(
-            f"{option} {output} is being written by another process: wait for it, or give "
-            f"another {option}"
-        ) from error
-
-
 def _listing(pictures: Mapping[str, Pictures]) -> str:
     """Hash of what the source has in each split; changes when an image is added or replaced."""
     lines = (line for split in SPLITS for line in (f"{split}:", *pictures[split].stamps()))
@@ -191,25 +174,24 @@ def _write_missing(
     missing = [shard for shard in shards if not shard_path(output, *shard[:2]).exists()]
     total, left = (sum(len(rows) for _, _, rows in part) for part in (shards, missing))
     wanted = [(split, row) for split, _, rows in missing for row in rows]
-    squares = _decoded(module, wanted, workers)
-    # The first one waits for the processes to start, which the rate should not count.
-    squares = chain(list(islice(squares, 1)), squares)
-    with _deaths_reported(), SweepProgress(total, total - left, console) as progress:
-        for split, number, rows in missing:
-            progress.start(split)
-            names, pixels, skipped = [], [], []
-            for row, square in zip(rows, squares, strict=False):
-                name = printable(module.pictures[split].names[row])
-                if not isinstance(square, ImageError):
-                    names.append(name)
-                    pixels.append(square)
-                elif strict:
-                    raise ImageError(f"image {name} {square}") from square
-                else:
-                    skipped.append(f"{name} {square}")
-                progress.advance(1)
-            stacked = np.array(pixels, np.uint8).reshape(-1, *module.image_shape)
-            write_shard(shard_path(output, split, number), names, stacked, skipped)
+    with deaths_reported(ImageError):
+        squares = made(_Squares(module), wanted, workers, _CHUNK)
+        with SweepProgress(total, total - left, console) as progress:
+            for split, number, rows in missing:
+                progress.start(split)
+                names, pixels, skipped = [], [], []
+                for row, square in zip(rows, squares, strict=False):
+                    name = printable(module.pictures[split].names[row])
+                    if not isinstance(square, ImageError):
+                        names.append(name)
+                        pixels.append(square)
+                    elif strict:
+                        raise ImageError(f"image {name} {square}") from square
+                    else:
+                        skipped.append(f"{name} {square}")
+                    progress.advance(1)
+                stacked = np.array(pixels, np.uint8).reshape(-1, *module.image_shape)
+                write_shard(shard_path(output, split, number), names, stacked, skipped)
 
 
 class _Squares(Dataset):
@@ -225,36 +207,6 @@ class _Squares(Dataset):
             return decoding.read_square(self.pictures[split].data(index), *self.options)
         except ImageError as error:
             return error
-
-
-def _decoded(
-    module: PictureModule, wanted: list[tuple[str, int]], workers: int
-) -> Iterator[np.ndarray | ImageError]:
-    """Decode pictures in parallel, in the order wanted, with few of them in memory."""
-    options = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _begin}
-    loader = DataLoader(_Squares(module), _CHUNK, sampler=wanted, **options)
-    with interrupts_held():
-        chunks = iter(loader)
-    for chunk in chunks:
-        yield from chunk
-
-
-@contextmanager
-def _deaths_reported() -> Iterator[None]:
-    """Say it if a decoding process dies; torch then raises in the main thread, wherever that is."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        raise ImageError(
-            "a decoding process died, perhaps because memory ran out: run the same command again "
-            "to continue, with fewer --workers"
-        ) from error
-
-
-def _begin(_: int) -> None:
-    end_with_parent()
 
 
 def _collected(output: Path, shards: list[_Shard]) -> dict[str, Any]:

@@ -4,8 +4,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,12 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.base import SPLITS, ImageDataModule
 from datamodules.errors import DataError
+from datamodules.making import alone, deaths_reported, made
 from datamodules.pairs import SimulatedPairs
-from datamodules.prepare import alone
 from datamodules.stored_data import (
     INFO,
     SHARD_ROWS,
@@ -40,7 +38,6 @@ from flowprior.command_line import (
 )
 from flowprior.io import atomic_write, remove_temporaries
 from flowprior.own_code import file_digest
-from flowprior.processes import end_with_parent, interrupts_held
 from flowprior.progress import SweepProgress
 
 _ASKED = 4  # rows that a process is asked for at once
@@ -163,19 +160,19 @@ def _digests(module: SimulatedPairs) -> dict[str, list[str]]:
 def _write(module: SimulatedPairs, missing: list[_Shard], workers: int, console: Console) -> None:
     total = sum(len(module.images(split)) for split in SPLITS)
     wanted = [(split, index) for split, _, indices in missing for index in indices]
-    rows = _made(module, wanted, workers)
-    # The first one waits for the processes to start, which the rate should not count.
-    rows = chain(list(islice(rows, 1)), rows)
-    with SweepProgress(total, total - len(wanted), console, "pair") as progress:
-        for split, number, indices in missing:
-            progress.start(split)
-            kept = []
-            for index, row in zip(indices, rows, strict=False):
-                if isinstance(row, PairsError):
-                    raise PairsError(f"{split} image {index}: {row}") from row
-                kept.append(row)
-                progress.advance(1)
-            write_shard(shard_path(module.folder, split, number), torch.stack(kept))
+    with deaths_reported(PairsError):
+        # A fork of threads, which operators may have, fails.
+        rows = made(_Rows(module), wanted, workers, _ASKED, "spawn")
+        with SweepProgress(total, total - len(wanted), console, "pair") as progress:
+            for split, number, indices in missing:
+                progress.start(split)
+                kept = []
+                for index, row in zip(indices, rows, strict=False):
+                    if isinstance(row, PairsError):
+                        raise PairsError(f"{split} image {index}: {row}") from row
+                    kept.append(row)
+                    progress.advance(1)
+                write_shard(shard_path(module.folder, split, number), torch.stack(kept))
 
 
 def _shards(module: SimulatedPairs) -> list[_Shard]:
@@ -201,30 +198,6 @@ class _Rows(Dataset):
             return PairsError(one_line(error))
         finite = bool(row.isfinite().all())
         return row.float() if finite else PairsError("its data have NaN or infinite entries")
-
-
-def _made(
-    module: SimulatedPairs, wanted: list[tuple[str, int]], workers: int
-) -> Iterator[Tensor | PairsError]:
-    """Data in the order wanted, made in parallel, few of them in memory."""
-    options: dict[str, Any] = {"num_workers": workers, "collate_fn": list}
-    if workers:  # a fork of threads, which operators may have, fails
-        options |= {"multiprocessing_context": "spawn", "worker_init_fn": _begin}
-    loader = DataLoader(_Rows(module), _ASKED, sampler=wanted, **options)
-    try:
-        with interrupts_held():
-            chunks = iter(loader)
-        for chunk in chunks:
-            yield from chunk
-    except RuntimeError as error:
-        raise PairsError(
-            "a process died, perhaps because memory ran out: run the same command again to "
-            "continue, with fewer --workers"
-        ) from error
-
-
-def _begin(_: int) -> None:
-    end_with_parent()
 
 
 if __name__ == "__main__":

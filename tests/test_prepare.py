@@ -252,7 +252,7 @@ def test_process_that_dies_is_reported(tmp_path, monkeypatch, seconds):
             time.sleep(seconds)  # until torch's handler of SIGCHLD raises
 
     monkeypatch.setattr(prepare_module.SweepProgress, "advance", kill_once)
-    with pytest.raises(ImageError, match=r"a decoding process died.*fewer --workers"):
+    with pytest.raises(ImageError, match=r"a process died.*fewer --workers"):
         prepare(data, tmp_path / "made", workers=2)
     assert len(killed) == 2
 
