@@ -36,7 +36,8 @@ class InversionModule(pl.LightningModule):
             begins.
         latents: latents v (B, n) to start from, (B·count, n) for `Restarts`; by default one draw of
             N(0, I) from `seed`.
-        condition: one row per image, for a conditional prior.
+        condition: one row per image, for a conditional prior; by default what its `conditioning`
+            makes of y.
         seed: of everything random.
 
     Raises:

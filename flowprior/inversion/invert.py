@@ -46,7 +46,8 @@ def invert(
         start: images (B, C, H, W) in [0, 1] to start from.
         latents: free latents v (B, n) to start from, or (B, *latent.shape) as the z of an earlier
             `Estimate`; B·count rows for `Restarts`. By default one draw of N(0, I) from `seed`.
-        condition: one row per image, for a conditional prior.
+        condition: one row per image, for a conditional prior; by default what its `conditioning`
+            makes of y.
         image_shape: (C, H, W), if there is neither prior nor start.
         seed: of everything random.
         indices: numbers of the images, 0 to B − 1 by default: random numbers of an image depend
