@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.measure import alternate, medians
 from datamodules import ArrayImages, LayerModels
 from datamodules.dequantize import DequantizedImages
-from datamodules.prepared import PreparedImages
+from datamodules.prepared import PreparedRows
 from flowprior.flows import Trumpet
 from flowprior.losses import LatentLikelihood
 
@@ -68,7 +68,7 @@ def functions(
     optimizer = torch.optim.Adam(loss.trains(flow), 1e-4, fused=True)
     for parameter in flow.network_parameters():
         parameter.requires_grad_(False)
-    prepared = PreparedImages(images, batch)
+    prepared = PreparedRows(images, batch)
     prepared.fill(lambda x: loss.prepare(flow.train(), x), lambda rows: rows, (0, 1), ignored)
     numbers = count()
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from datamodules import ImageDataModule
-from datamodules.prepared import PreparedImages
+from datamodules.prepared import PreparedRows
 from flowprior.losses import prepares
 from flowprior.progress import SweepProgress
 from lightning_modules.flow_module import FlowModule
@@ -48,7 +48,7 @@ class Preparation(Callback):
             return
         pl_module.prepared = True
         data.prepared = {
-            split: PreparedImages(data.dataset(split), data.batch_size, f"{name}.prepare")
+            split: PreparedRows(data.dataset(split), data.batch_size, f"{name}.prepare")
             for split in ("train", "val")
         }
 
@@ -100,7 +100,7 @@ class Preparation(Callback):
             trainer.datamodule.prepared = {}
 
 
-def _forget(parts: Mapping[str, PreparedImages]) -> None:
+def _forget(parts: Mapping[str, PreparedRows]) -> None:
     for part in parts.values():
         part.rows = None
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 from datamodules.batches import GlobalBatchSampler, ResumableLoader
 from datamodules.dequantize import DequantizedImages, ImageSource
 from datamodules.errors import require
-from datamodules.prepared import PreparedImages
+from datamodules.prepared import PreparedRows
 
 SPLITS = ("train", "val", "test")
 
@@ -86,7 +86,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.seed = seed
         self.horizontal_flips = horizontal_flips
         self.flat_noise = flat_noise
-        self.prepared: dict[str, PreparedImages] = {}
+        self.prepared: dict[str, PreparedRows] = {}
         self._train_loader: ResumableLoader | None = None
         self._restored: dict[str, Any] | None = None
 

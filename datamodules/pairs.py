@@ -68,6 +68,12 @@ class PairDataModule(ImageDataModule):
 
     conditioning: Condition | None = None
 
+    def check(self, world_size: int) -> None:
+        """See ``ImageDataModule``; also that weights can say how y is made."""
+        super().check(world_size)
+        if self.conditioning is not None:
+            self.conditioning.described()
+
     @property
     @abstractmethod
     def condition_shape(self) -> tuple[int, ...]:
@@ -269,18 +275,30 @@ class SimulatedPairs(PairDataModule):
         clean = torch.cat([self.physics.A(row) for row in rows])
         seed = int(random_stream(self.seed, f"data noise/{split}").integers(2**31))
         noisy = self.noise.add(clean, seed=seed, indices=indices)
-        return self._condition(noisy)
+        return torch.cat([self._condition(row) for row in noisy.split(1)])
 
     def check(self, world_size: int) -> None:
-        """See ``ImageDataModule``; also that data of a folder are finished, these and all there."""
+        """See ``PairDataModule``; also that data of a folder are finished, these and all there.
+
+        Without a folder, that the condition can be made of data of the operator.
+        """
         super().check(world_size)
-        if self.folder is not None:
+        if self.folder is None:
+            grey = torch.full((1, *self.image_shape), 0.5)
+            found = tuple(self._condition(self.physics.A(grey)).shape[1:])
+            if found != self.condition_shape:
+                raise ValueError(
+                    f"data.condition gives {found} of the data of one image, expected "
+                    f"{self.condition_shape}"
+                )
+        else:
             for stored in self._stored.values():
                 stored.check()
 
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
         """See ``ImageDataModule``."""
         made = {**self.named_operator, "noise": identity(self.noise)}
+        made["code"] = identity(find_operator(self.named_operator["operator"]))
         made["condition"] = identity(self.conditioning)
         return {**super().fingerprint(split), "data": made}
 

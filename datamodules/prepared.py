@@ -10,7 +10,7 @@ from datamodules.dequantize import DequantizedImages, Key
 
 
 @dataclass(eq=False)
-class PreparedImages(Dataset):
+class PreparedRows(Dataset):
     """Rows that a function made of images which are the same in each epoch; in memory.
 
     They come by the same keys as the images, so their order is that of the images.

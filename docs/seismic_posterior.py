@@ -44,7 +44,7 @@ def main(weights: str, picture: str) -> None:
     truth = torch.stack([Reflectivities(image_size=64).images("test")[i] for i in range(IMAGES)])
     physics = linearized_born(shape, **SURVEY)
     data = NOISE.add(physics.A(truth), seed=0, indices=range(IMAGES))
-    y = flow.conditioning.of(physics, truth[:1])(data)
+    y = flow.conditioning(physics, data, torch.empty(1, *shape))
     found = invert(flow, physics, data, noise=NOISE, solver=Amortised(), iterations=0)
     draws = found.posterior.sample(DRAWS, seed=0)
     mean = draws.mean(0)

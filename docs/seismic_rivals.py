@@ -134,7 +134,7 @@ def linear(data: Tensor, truth: Tensor) -> None:
         return physics.A_adjoint(y) / SIGMA
 
     start = time.process_time()
-    g = MigratedData(depth_power=1.5).of(physics, truth[:1])(data)
+    g = MigratedData(depth_power=1.5)(physics, data, torch.empty(1, *SHAPE))
     bent = physics.A(g)
     step = dot(bent, scattered) / dot(bent, bent)
     residual = rms(scattered - step * bent) / SIGMA

@@ -193,7 +193,9 @@ def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
     images, scores = zip(*tiles, strict=True)
     headed = [f"{name}\n{score}" for name, score in zip(columns, scores, strict=False)]
     titles = [*headed, *scores[len(columns) :]]
-    greys = grey_range(np.stack([image for image, _ in next(iter(columns.values()))]))
+    known = "truth" if "truth" in first[0].arrays else "x"
+    shown = first if known == "truth" else [one for results in kept.values() for one in results]
+    greys = grey_range(np.stack([result.arrays[known] for result in shown]))
     options = {"label": "value in [0, 1]", "spreads": spreads}
     figure = image_grid(np.stack(images), len(columns), titles, greys, **options)
     has_scores = "; PSNR above each" if "psnr" in first[0].metrics else ""

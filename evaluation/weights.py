@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from flowprior.command_line import ROOT
-from flowprior.identity import code_digest, file_digest
+from flowprior.identity import code_digest, file_digest, identity
 from flowprior.priors import Prior
 from flowprior.weights import SHIPPED, WeightsError
 
@@ -14,7 +14,8 @@ from flowprior.weights import SHIPPED, WeightsError
 def weights_fingerprint(folder: Path, loaded: Prior) -> dict[str, Any]:
     """What tells exported weights from others: all of the folder, and a user's own code."""
     files = {file: file_digest(folder / file) for file in ("model.safetensors", "config.json")}
-    return {**files, "code": code_digest(type(loaded))}
+    own = {} if loaded.conditioning is None else {"condition": identity(loaded.conditioning)}
+    return {**files, "code": code_digest(type(loaded)), **own}
 
 
 def found_weights(folder: str | Path, option: str = "weights") -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from flowprior.argument_types import check_types
@@ -58,12 +59,12 @@ def plot(
     results = dict(found) if isinstance(found, Mapping) else {"recovered": found}
     x = {name: getattr(result, "x", result) for name, result in results.items()}
     _check(x, truth, y, std)
-    like = next(iter(x.values())) if truth is None else truth
-    table = _Table(truth, images, grey_range(like[:images]))
+    like = torch.cat([one[:images] for one in (x.values() if truth is None else [truth])])
+    table = _Table(truth, images, grey_range(like))
     if truth is not None:
         table.add_images("truth", truth)
     if y is not None and y.ndim == 4 and y.shape[1] in (1, 3) and not y.is_complex():
-        table.add_data(y)
+        table.add_data(y, like.shape[1:])
     for name, result in results.items():
         several = f"{name},\n" if len(results) > 1 else ""
         table.add_scored(name, x[name])
@@ -87,9 +88,9 @@ class _Table:
     spreads: list[str] = field(default_factory=list)
     own: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def add_data(self, y: Tensor) -> None:
-        """Data: as images if they are like them, else with colours of their own."""
-        if self.truth is None or self.truth.shape == y.shape:
+    def add_data(self, y: Tensor, shape: Sequence[int]) -> None:
+        """Data: as images if they have the shape of these, else with colours of their own."""
+        if y.shape[1:] == tuple(shape):
             self.add_scored("data", y)
         else:
             self.rows["data"] = shown = y[: self.images]

@@ -6,9 +6,9 @@ import inspect
 import json
 import math
 import types
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -26,7 +26,7 @@ import flowprior.flows  # noqa: F401  # fills Flow.registry
 from flowprior.argument_types import check_types
 from flowprior.flows.base import Flow
 from flowprior.io import atomic_write
-from flowprior.physics.condition import Condition
+from flowprior.physics.condition import Condition, UnknownCondition
 from flowprior.registry import registered_name
 
 FORMAT = "flowprior-weights-1"
@@ -88,7 +88,7 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
         "format": FORMAT,
         "flow": registered_name(type(flow)),
         "arguments": flow.arguments,
-        "conditioning": None if flow.conditioning is None else _described(flow.conditioning),
+        "conditioning": None if flow.conditioning is None else flow.conditioning.described(),
         "sha256": hashlib.sha256(data).hexdigest(),
         "card": card or {},
     }
@@ -134,7 +134,7 @@ def load(
         )
     tensors = _tensors(folder / "model.safetensors", data)
     flow = _build(folder / "config.json", config, tensors)
-    flow.conditioning = _condition(folder / "config.json", config.get("conditioning"))
+    flow.conditioning = _condition(folder / "config.json", config.get("conditioning"), flow)
     try:
         flow.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
@@ -142,23 +142,21 @@ def load(
     return flow.to(device).eval().requires_grad_(False)
 
 
-def _described(condition: Condition) -> dict[str, Any]:
-    return {"condition": registered_name(type(condition)), "options": asdict(condition)}
-
-
-def _condition(path: Path, given: Any) -> Condition | None:
-    """What the flow was given of data in training; None where it was given none."""
+def _condition(path: Path, given: Any, flow: Flow) -> Condition | None:
+    """What the flow was given of data in training; None where that is not known."""
     if given is None:
         return None
-    kind = Condition.registry.get(given.get("condition")) if isinstance(given, dict) else None
-    if kind is None:
-        known = ", ".join(sorted(Condition.registry))
-        raise WeightsError(
-            f"{path}: conditioning must have a condition, one of {known}, got {given}; one of your "
-            'own must be imported before: load(..., imports=["its_module"])'
-        )
+    if not flow.conditional:
+        raise WeightsError(f"{path}: conditioning is for conditional flows only")
     try:
-        return kind(**given.get("options", {}))
+        return Condition.restored(given)
+    except UnknownCondition as error:
+        warnings.warn(
+            f"{path}: conditioning: {error}; it is left out: one of your own must be imported "
+            'before, by load(..., imports=["its_module"]) or `imports:` of a config',
+            stacklevel=3,
+        )
+        return None
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{path}: conditioning: {' '.join(str(error).split())}") from None
 

@@ -80,7 +80,8 @@ class FlowModule(pl.LightningModule):
             self.flow.train()  # a loaded flow is in evaluation mode
         self.loss.n_bits = getattr(self.trainer.datamodule, "n_bits", None)
         self.loss.flat_noise = getattr(self.trainer.datamodule, "flat_noise", False)
-        self.flow.conditioning = getattr(self.trainer.datamodule, "conditioning", None)
+        own = getattr(self.trainer.datamodule, "conditioning", None)
+        self.flow.conditioning = own or self.flow.conditioning
         trained = {id(parameter) for parameter in self.trained_parameters()}
         for parameter in self.flow.parameters():
             parameter.requires_grad_(id(parameter) in trained)

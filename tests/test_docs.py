@@ -43,9 +43,9 @@ PICTURED = ("README.md", "docs/inversion.md")
 LEAST_GAIN = 3.0
 UNITS = 3
 """Allowed difference in units of the last digit shown."""
-RECOVERED = re.compile(r"(?<!data )(?<!data: )(?<![\d.-])(-?\d+\.\d+) dB")
+RECOVERED = re.compile(r"(?:recovered|flow[^\n:]*:) (-?\d+\.\d+) dB")
 SPREAD = 1.5
-"""That of images other than data, in dB: the rounding of a CPU decides which minimum is found."""
+"""That of recovered images, in dB: the rounding of a CPU decides which minimum is found."""
 
 
 @dataclass(frozen=True)

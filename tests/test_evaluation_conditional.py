@@ -71,7 +71,7 @@ def test_table_gives_what_invert_gives(folder: Path) -> None:
     y = Gaussian(0.05).add(PHYSICS.A(truth), seed=0, indices=range(3))
     flow = flowprior.load(folder / "learned").eval().requires_grad_(False)
     assert flow.conditioning == GIVEN
-    condition = GIVEN.of(PHYSICS, truth[:1])(y)
+    condition = GIVEN(PHYSICS, y, truth[:1])
     for name, one, iterations in (
         ("amortised", Amortised(mean_draws=8), 0),
         ("MAP", MAP(start_scale=0.0), 4),
@@ -119,8 +119,8 @@ def changed(**options: object) -> dict:
 
 def test_mistakes_are_found_before_measuring(folder: Path, capsys: pytest.CaptureFixture) -> None:
     line = refused(folder, {**SETTINGS, "priors": {"learned": "unknown"}}, capsys)
-    assert "experiments[0]: " in line
-    assert "condition must be given for a conditional prior, unless its `conditioning`" in line
+    assert "experiments[0]: condition must be given" in line
+    assert "set its `conditioning`" in line
     line = refused(
         folder, changed(operator="phase_retrieval", options={"measurements": 64}), capsys
     )

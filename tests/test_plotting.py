@@ -72,6 +72,12 @@ def test_images_of_small_contrast_are_shown_with_more(truth):
     assert low == pytest.approx(0.45, abs=0.01)
     assert high == pytest.approx(0.55, abs=0.01)
     assert len(ranges) == 2  # and that of the errors
+    reflector = torch.full((1, 1, 40, 40), 0.5)
+    reflector[..., 3] = 0.9
+    assert grey_range(reflector) == (0.0, 1.0)
+    assert grey_range(0.1 * truth - 0.001)[0] == 0.0  # an overshoot
+    both = flowprior.plot({"small": small, "sharp": truth}, images=2)
+    assert {axis.images[0].get_clim() for axis in both.axes if axis.images} == {(0.0, 1.0)}
     for images in (truth, small.expand(-1, 3, -1, -1), torch.full_like(truth, 0.5)):
         assert grey_range(images) == (0.0, 1.0)
 
@@ -82,6 +88,8 @@ def test_several_results_colours_and_data_of_another_size(truth):
     figure = flowprior.plot(found, colours, y=5 * torch.rand(7, 1, 4, 20), images=2)
     assert list(rows_of(figure)) == ["truth", "data", "a", "a,\nerror", "b", "b,\nerror"]
     figure.canvas.draw()
+    other = rows_of(flowprior.plot(colours, y=5 + truth))  # of another shape, without a truth
+    assert other["data"][0][1].min() >= 5
     times = torch.rand(7, 8, 32)  # travel times are no images
     assert list(rows_of(flowprior.plot(colours, y=times))) == ["recovered"]
 

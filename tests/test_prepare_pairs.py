@@ -109,6 +109,7 @@ def test_data_are_taken_back_to_images():
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(next(data.pairs("test", 1, [2]))[2][0], y[2])
     others = [plain, *(module(condition=MigratedData(*given)) for given in ((3.0, 1.5), (2.0,)))]
+    data.check(1)
     found = [one.fingerprint() for one in (data, *others)]
     assert all(found.count(one) == 1 for one in found)
     no_adjoint = SimulatedPairs(

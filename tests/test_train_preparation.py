@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import Preparation
 from datamodules import LayerModels
-from datamodules.prepared import PreparedImages
+from datamodules.prepared import PreparedRows
 from flowprior.flows import Trumpet
 from flowprior.losses import LatentLikelihood, Loss, prepares
 from lightning_modules import FlowModule
@@ -292,7 +292,7 @@ def test_a_loss_that_prepares_none_is_called(folder: Path, whole: Path) -> None:
 
 def test_none_for_validation_alone_prepares_nothing() -> None:
     data = LayerModels(8, num_train=6, num_val=4, num_test=1, batch_size=4, n_bits=None)
-    parts = {name: PreparedImages(data.dataset(name), 4) for name in ("train", "val")}
+    parts = {name: PreparedRows(data.dataset(name), 4) for name in ("train", "val")}
     data.prepared = parts
     flow = torch.nn.Identity()
     loss = SimpleNamespace(prepare=lambda flow, x: x[:, 0, 0] if flow.training else None)
@@ -317,7 +317,7 @@ def test_none_for_validation_alone_prepares_nothing() -> None:
 )
 def test_wrong_rows_are_named(made, said: str) -> None:
     data = LayerModels(8, num_train=6, num_val=1, num_test=1, n_bits=None)
-    part = PreparedImages(data.dataset("train"), 4, "Mine.prepare")
+    part = PreparedRows(data.dataset("train"), 4, "Mine.prepare")
     with pytest.raises(ValueError, match=f"^Mine.prepare must give .*{said}$"):
         part.fill(made, lambda rows: rows, (0, 1), lambda count: None)
 
@@ -334,7 +334,7 @@ def test_rows_do_not_depend_on_the_number_of_processes(world_size: int) -> None:
         advanced += count
 
     for rank in range(world_size):
-        part = PreparedImages(data.dataset("train"), 5)
+        part = PreparedRows(data.dataset("train"), 5)
         part.fill(net, lambda rows: rows, (rank, world_size), advance)
         parts.append(part.rows)
     assert advanced == 33 * world_size

@@ -128,7 +128,9 @@ def make_problem(
         if start is not None:
             raise ValueError("start and latents: give one of them")
     if condition is None and prior is not None and prior.conditioning is not None:
-        condition = prior.conditioning.of(physics, like.new_zeros(1, *shape))(y.detach())
+        precision = like.dtype.to_complex() if y.is_complex() else like.dtype
+        images = like.new_zeros(forward.images or 1, *shape)
+        condition = prior.conditioning(physics, y.detach().to(precision), images)
     _check_condition(condition, prior, len(y))
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
     y = y.detach()
@@ -201,11 +203,14 @@ def _indices(given: Any, count: int) -> list[int]:
 
 
 def _check_condition(condition: Tensor | None, prior: Prior | None, count: int) -> None:
-    if (condition is None) == bool(prior is not None and prior.conditional):
+    conditional = prior is not None and prior.conditional
+    if conditional and condition is None:
         raise ValueError(
-            "condition must be given for a conditional prior, unless its `conditioning` makes it, "
-            "and for no other"
+            f"condition must be given: {type(prior).__name__} is conditional, and does not know "
+            "what it is given of data; or set its `conditioning`, as to ScaledData(), and save it"
         )
+    if condition is not None and not conditional:
+        raise ValueError("condition must be left out: the prior is not conditional")
     if condition is not None and (not isinstance(condition, Tensor) or len(condition) != count):
         raise ValueError(f"condition must be a tensor with {count} rows, one for each image")
 

@@ -115,7 +115,7 @@ class Estimate:
             the noise. None if the noise is not known.
         posterior: to sample from, if the solver estimates one.
         calls: how often operator and adjoint were applied to each image, without the check of the
-            residual.
+            residual and what a conditional prior is given.
         warnings: what to check before trusting the images; those of this package are `Warned`, with
             the rows that each is about.
         surprise: how far the data are beyond those of images that the prior makes, in standard

@@ -1,8 +1,9 @@
 """What conditional priors are given of data."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,11 @@ from flowprior.argument_types import check_fields
 from flowprior.checks import check_number, check_positive
 from flowprior.registry import registered_name
 
-ImageShape = tuple[int, int, int]
+_PLAIN = "options must be numbers, strings, booleans or lists, which a file keeps"
+
+
+class UnknownCondition(ValueError):
+    """There is no condition of that name among those that are imported."""
 
 
 class Condition(ABC):
@@ -32,15 +37,62 @@ class Condition(ABC):
         super().__init_subclass__(**kwargs)
         Condition.registry[registered_name(cls)] = cls
 
+    def described(self) -> dict[str, Any]:
+        """Its name and options, as JSON has them.
+
+        Raises:
+            ValueError: it is no dataclass, or an option is nothing that JSON has.
+        """
+        name = registered_name(type(self))
+        if not is_dataclass(self):
+            raise ValueError(f"condition {name} must be a frozen dataclass")
+        described = {"condition": name, "options": asdict(self)}
+        try:
+            again = Condition.restored(json.loads(json.dumps(described, allow_nan=False)))
+            same = bool(again == self)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"condition {name}: {_PLAIN}: {error}") from error
+        if not same:
+            raise ValueError(f"condition {name}: {_PLAIN}: it comes back as {again}")
+        return described
+
+    @staticmethod
+    def restored(described: Any) -> "Condition":
+        """The condition of such a name and options.
+
+        Raises:
+            UnknownCondition: none of that name is imported.
+            ValueError: it is nothing that `described` gives.
+        """
+        name = described.get("condition") if isinstance(described, dict) else None
+        known = ", ".join(sorted(Condition.registry))
+        if not isinstance(name, str):
+            raise ValueError(f"condition must be one of {known}, got {described}")
+        if name not in Condition.registry:
+            raise UnknownCondition(f"condition must be one of {known}, got {name}")
+        kind, options = Condition.registry[name], described.get("options")
+        names = {field.name for field in fields(kind)}
+        if not isinstance(options, dict) or options.keys() != names:
+            raise ValueError(f"options of {name} must be {', '.join(sorted(names))}, got {options}")
+        return kind(**options)
+
+    @torch.no_grad()
+    def __call__(self, physics: nn.Module, y: Tensor, like: Tensor) -> Tensor:
+        """Conditions (B, ...) of data y (B, ...), each row by itself; arguments as `of`."""
+        of_data = self.of(physics, like)
+        return torch.cat([of_data(part) for part in y.split(len(like))])
+
     @abstractmethod
     def of(self, physics: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function of data y (B, ...) of an operator, to conditions (B, ...).
+        """A function of data y of an operator to conditions; what all data share is computed here.
 
-        Each row depends on its own data only. What all data share is computed here, once.
+        The data are those of one image, (1, ...), and so are the conditions: a result must not
+        depend on its batch. Of an operator with parameters for each image they are of all images.
 
         Args:
             physics: the operator.
-            like: an image (1, C, H, W) of the shape, precision and device of those sought.
+            like: an image (1, C, H, W) of the shape, precision and device of those sought; B of
+                them if the operator has parameters, such as masks, for each of B images.
 
         Raises:
             ValueError: the operator lacks what is needed.
@@ -111,8 +163,4 @@ class MigratedData(Condition):
         weight = self.scale * depth.to(like)[:, None] ** self.depth_power
         of_grey = adjoint(physics.A(torch.full_like(like, 0.5)))
 
-        @torch.no_grad()
-        def migrated(y: Tensor) -> Tensor:
-            return weight * (torch.cat([adjoint(row) for row in y.split(1)]) - of_grey)
-
-        return migrated
+        return lambda y: weight * (adjoint(y) - of_grey)

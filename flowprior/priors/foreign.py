@@ -34,6 +34,8 @@ class VectorFlow(Prior):
 
     def generate(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) of latents z (B, C·H·W)."""
+        if condition is not None:
+            raise ValueError(f"{type(self).__name__} takes no condition: write a Prior that does")
         return self.decode(z)[0]
 
     def log_prob(self, x: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ class Module(Prior):
 
     def generate(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) of latents z (B, *latent.shape)."""
+        if condition is not None:
+            raise ValueError(f"{type(self).__name__} takes no condition: write a Prior that does")
         if len(self.latent.parts) == 1:
             return self.module(z)
         return self.module(**self.latent.split(z))
