@@ -218,7 +218,8 @@ def fit_notes(table: Table) -> list[str]:
         found.append(
             f"Residuals larger than the noise: {_first(high)}. The prior does not explain the "
             "data, or data and noise are not in the units of the operator (images in [0, 1]), or "
-            "it takes more iterations or a smaller beta."
+            "more iterations or a smaller weight of the prior are needed; or a mean of draws lies "
+            "between images that fit."
         )
     if low:
         found.append(f"Residuals smaller than the noise, which is fitted: {_first(low)}.")

@@ -75,6 +75,8 @@ def run(
         arrays = ArrayStore(output / "arrays")
         with RecordStore(output / RECORDS, cells) as store:
             _measure(evaluation, cells, store, arrays, console, executor, interrupted)
+            if interrupted():  # after the last batch, where Python has lost it
+                raise KeyboardInterrupt
             results = _results(evaluation, cells, store, arrays)
             others = [metric for metric in evaluation.metrics if metric.name != SECONDS.name]
             metrics = [*others, SECONDS]
@@ -82,7 +84,8 @@ def run(
             # Processes that only measure are spared matplotlib, pandas and TensorBoard.
             from evaluation.report import show, write
 
-            write(evaluation, table, results, output, config_yaml, start)
+            with console.status("writing tables and figures ..."):
+                write(evaluation, table, results, output, config_yaml, start)
     show(evaluation, table, output, console)
     return table
 

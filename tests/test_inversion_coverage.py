@@ -15,7 +15,7 @@ from flowprior.inversion import (
     make_problem,
     surprise,
 )
-from flowprior.inversion.coverage import FAR, UNLIKELY
+from flowprior.inversion.coverage import FAR, UNLIKELY, _normal
 from flowprior.physics import SNR, Gaussian, Laplace
 from tests.inversion_problems import LinearGaussian, blur, identity, images_of, mask
 
@@ -122,3 +122,12 @@ def test_complex_data_count_twice():
     expected = scipy.stats.norm.isf(scipy.stats.chi2.sf(1.44 * 128, 128))
     found = surprise(z, residual, twice)
     torch.testing.assert_close(found, torch.full_like(found, expected), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 5, 17, 33])
+def test_a_surprise_does_not_depend_on_its_batch(count):
+    generator = torch.Generator().manual_seed(0)
+    squares, degrees = 100 * torch.rand(200, generator=generator).double(), torch.tensor(60)
+    whole = _normal(squares, degrees.expand(200))
+    parts = [_normal(part, degrees.expand(len(part))) for part in squares.split(count)]
+    assert torch.equal(torch.cat(parts), whole)

@@ -42,4 +42,7 @@ def surprise(z: Tensor, residual: Tensor, problem: Problem) -> Tensor:
 def _normal(square: Tensor, degrees: Tensor) -> Tensor:
     """χ² variables (B,) as standard normal ones, to about 1 % of a standard deviation."""
     width = 2 / (9 * degrees.clamp(min=1).double())
-    return ((square / degrees.clamp(min=1)).pow(1 / 3) - 1 + width) / width.sqrt()
+    ratios = (square / degrees.clamp(min=1)).tolist()
+    # torch rounds powers of whole vectors otherwise than those of what is left over.
+    roots = square.new_tensor([ratio ** (1 / 3) for ratio in ratios])
+    return (roots - 1 + width) / width.sqrt()
