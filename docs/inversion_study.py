@@ -1,14 +1,16 @@
 """Paired differences between rows of a table: python docs/inversion_study.py RUN NAME=VALUE ...
 
+`--first N` leaves out the images before number N, as those by which a problem was chosen.
+
 NAME=VALUE are labels of the row to compare with, such as "method=latent norm" or "prior=free". For
 every row of RUN that differs from one of these in nothing but those labels: the mean difference,
 paired by image, its 95 % interval over the images, and the p-value of a paired t-test, corrected by
 Holm's method for all comparisons printed for the metric.
 """
 
+import argparse
 import json
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +25,8 @@ Labels = tuple[tuple[str, object], ...]
 Values = dict[str, list[tuple[int, float]]]
 
 
-def read(run: Path) -> dict[Labels, Values]:
-    """(image, value) by metric, of each row."""
+def read(run: Path, first: int = 0) -> dict[Labels, Values]:
+    """(image, value) by metric, of each row, from the image of that number on."""
     cells: dict[str, Labels] = {}
     rows: dict[Labels, Values] = defaultdict(lambda: defaultdict(list))
     for line in (run / "records.jsonl").read_text().splitlines()[1:]:
@@ -32,7 +34,7 @@ def read(run: Path) -> dict[Labels, Values]:
         if "labels" in content:
             cells[content["cell"]] = tuple(content["labels"].items())
             continue
-        for name, value in content["metrics"].items():
+        for name, value in content["metrics"].items() if content["image"] >= first else ():
             rows[cells[content["cell"]]][name].append((content["image"], float(value)))
     return rows
 
@@ -61,9 +63,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [corrected[place] for place in range(count)]
 
 
-def main(run: Path, given: dict[str, str]) -> None:
+def main(run: Path, given: dict[str, str], first: int = 0) -> None:
     """Print the differences of every row to the row beside it that has the given labels."""
-    rows = read(run)
+    rows = read(run, first)
     pairs = [labels for labels in rows if reference(labels, given) in rows.keys() - {labels}]
     for metric in METRICS:
         stats = {labels: summarise(values[metric]) for labels, values in rows.items()}
@@ -77,4 +79,10 @@ def main(run: Path, given: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), dict(argument.split("=", 1) for argument in sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("labels", nargs="+", metavar="NAME=VALUE")
+    parser.add_argument("--first", type=int, default=0, help="number of the first image")
+    arguments = parser.parse_args()
+    given = dict(label.split("=", 1) for label in arguments.labels)
+    main(arguments.run, given, arguments.first)
