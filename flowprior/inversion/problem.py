@@ -127,7 +127,8 @@ def make_problem(
         _check_rows("latents", latents, (rows, prior.latent.size))
         if start is not None:
             raise ValueError("start and latents: give one of them")
-    if condition is None and prior is not None and prior.conditioning is not None:
+    known = prior is not None and prior.conditional and prior.conditioning is not None
+    if condition is None and known:
         precision = like.dtype.to_complex() if y.is_complex() else like.dtype
         images = like.new_zeros(forward.images or 1, *shape)
         condition = prior.conditioning(physics, y.detach().to(precision), images)
