@@ -309,6 +309,7 @@ class SimulatedPairs(PairDataModule):
             "shape": list(self.condition_shape),
             "operator": identity(made),
             "made by": made_by(made),
+            "condition made by": made_by(type(self.conditioning)),
             "pairs": identity({split: self.fingerprint(split) for split in SPLITS}),
         }
 

@@ -290,12 +290,12 @@ def test_pairs_of_another_code_or_package_are_refused(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=r"other pairs \(made by.versions.deepinv was .*9.9"):
             module(made).check(1)
     real = own_code.file_digest
-    for file, changes in (("operators.py", True), ("born.py", False)):
+    for file, changes in (("operators.py", True), ("condition.py", True), ("born.py", False)):
         with monkeypatch.context() as patch:
             named = {file: "changed"}
             patch.setattr(own_code, "file_digest", lambda p, n=named: n.get(p.name) or real(p))
             if changes:
-                with pytest.raises(DataError, match=r"other pairs \(made by.code was"):
+                with pytest.raises(DataError, match=r"other pairs \((condition )?made by.code was"):
                     module(made).check(1)
             else:
                 module(made).check(1)
