@@ -59,15 +59,16 @@ def data():
     return truth, Delay().A(truth)
 
 
-OPTIONS = {"sigma": 0.01, "iterations": 28}
-SOLVER = MultiScale(MAP(beta=0.01), frequencies=(5.0, 10.0), stage=10)
+OPTIONS = {"sigma": 0.01, "iterations": 40}
+SOLVER = MultiScale(MAP(beta=0.01), frequencies=(3.0, 6.0, 12.0), stage=8)
 
 
 def test_it_finds_what_all_frequencies_at_once_do_not(wide):
     truth, y = data()
-    start = torch.zeros(3, 1)
+    truth, y = truth.repeat(5, 1, 1, 1), y.repeat(5, 1)
+    start = torch.linspace(-0.04, 0.04, 5).repeat_interleave(3).unsqueeze(1)
     plain = invert(wide, Delay(), y, solver=MAP(beta=0.01), latents=start, **OPTIONS)
-    assert (plain.x - truth).abs().max() > 0.1  # the wavelet of row 0 is two periods late
+    assert (plain.x - truth)[::3].abs().min() > 0.1  # the wavelets of 0.4 are two periods late
     found = invert(wide, Delay(), y, solver=SOLVER, latents=start, **OPTIONS)
     assert (found.x - truth).abs().max() < 1e-3
 
