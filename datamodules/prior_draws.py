@@ -77,7 +77,12 @@ class PriorDraws(ImageDataModule):
         self.channels, size, width = loaded.image_shape
         named = type(prior).__name__ if own else prior
         require(size == width, "prior", named, "a prior of square images")
-        require(not loaded.conditional, "prior", named, "one that is not conditional")
+        require(
+            not loaded.conditional,
+            "prior",
+            named,
+            "one that is not conditional; or give images as data",
+        )
         require(num_images >= 1, "num_images", num_images, "at least 1")
         super().__init__(size, batch_size, None, loaded.data_range, seed=seed)
         self.num_images = num_images

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from datamodules import PriorDraws
+from datamodules import ImageDataModule, PriorDraws
 from evaluation.base import Result, labels_text
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
@@ -95,19 +95,23 @@ class RankMeasure(Measure):
 
 
 class CalibrationEvaluation(InversionEvaluation):
-    """Whether posteriors are right: ranks of draws of the prior among draws of their posteriors.
+    """Whether posteriors are right: ranks of truths among draws of their posteriors.
 
-    Images are not compared with the truth, which may be outside [0, 1], as draws of a flow are.
+    Truths are draws of the prior, or images of a data set. With these the ranks also show what the
+    prior has not learned of the images. Nothing else of an image is compared with its truth, which
+    may be outside [0, 1], as draws of a flow are.
 
     Args:
-        prior: folder of exported weights, or a prior: of the truths, and of the posteriors.
+        prior: folder of exported weights, or a prior: of the posteriors.
         methods: solvers with a posterior, by name.
         experiments: operators and noise.
+        data: truths, from the first image of the test split; None draws them from the prior, which
+            must not be conditional.
         images: number of truths, at least 10.
         draws: of each posterior, one less than a multiple of 20.
         iterations: maximum number, of methods that have none of their own.
         batch_size: number of images that a process inverts at once. It changes nothing else.
-        seed: of truths, noise and starts.
+        seed: of draws of the prior, noise and starts.
         title: of the report.
         device: "auto" takes a GPU if there is one.
     """
@@ -119,6 +123,7 @@ class CalibrationEvaluation(InversionEvaluation):
         prior: Path | Prior,
         methods: dict[str, Method],
         experiments: list[Experiment],
+        data: ImageDataModule | None = None,
         images: int = 100,
         draws: int = 99,
         iterations: int = 1000,
@@ -134,7 +139,7 @@ class CalibrationEvaluation(InversionEvaluation):
             {"prior": prior},
             methods,
             experiments,
-            PriorDraws(prior, images, seed),
+            PriorDraws(prior, images, seed) if data is None else data,
             images=images,
             seeds=(seed,),
             iterations=iterations,

@@ -9,16 +9,25 @@ import torch
 import yaml
 
 import flowprior
-from datamodules import PriorDraws
+from datamodules import PriorDraws, Reflectivities
 from evaluation.base import Cell, Result
 from evaluation.calibration import CalibrationEvaluation, RankMeasure
 from flowprior.figures import png_bytes
 from flowprior.inversion import Checkpoint, invert
-from flowprior.physics import gaussian_blur
-from flowprior.posterior import Langevin, LowRank, Variational, calibrate, coverage_figure
+from flowprior.physics import Gaussian, ScaledData, gaussian_blur
+from flowprior.posterior import (
+    Amortised,
+    Langevin,
+    LowRank,
+    Variational,
+    calibrate,
+    coverage_figure,
+)
+from flowprior.posterior.calibration import LEVELS
 from flowprior.posterior.langevin import LangevinRun
 from tests.conftest import make_perturbed_glow
 from tests.inversion_tables import BLUR, noise, records, rows_of, run_here, solver
+from tests.test_flows_conditional import make
 
 FAMILY = {"class_path": "flowprior.posterior.LowRank", "init_args": {"rank": 2}}
 VARIATIONAL = {
@@ -104,6 +113,37 @@ def test_mistakes_are_one_line(folder, capsys):
         assert run(folder, "wrong", **changes) != 0
         assert words in capsys.readouterr().err
         assert not (folder / "wrong").exists()
+
+
+def test_conditional_priors_are_tried_on_images(folder, capsys):
+    flow = make("images", condition_shape=(1, 8, 8), image_size=8, dtype=torch.float32)
+    flow.conditioning = ScaledData(scale=2.0)
+    flowprior.save(flow, folder / "learned")
+    images = {"image_size": 8, "num_test": 12}
+    given = {
+        "prior": "learned",
+        "data": {"class_path": "datamodules.Reflectivities", "init_args": images},
+        "methods": {
+            "amortised": {
+                "solver": {"class_path": "flowprior.posterior.Amortised"},
+                "iterations": 0,
+            }
+        },
+    }
+    assert run(folder, "given", **given) == 0
+    (row,) = rows_of(folder / "given")
+    flow = flowprior.load(folder / "learned")
+    truth = torch.from_numpy(Reflectivities(**images).images("test").pixels(range(10)))
+    physics = gaussian_blur(flow.image_shape, tau=1.0)
+    y = Gaussian(0.1).add(physics.A(truth), seed=0, indices=range(10))
+    learned = invert(flow, physics, y, sigma=0.1, solver=Amortised(), iterations=0)
+    expected = calibrate(learned.posterior, truth, 19)
+    assert row["metrics"]["p_value"]["mean"] == pytest.approx(expected.p_value)
+    inside = expected.coverage[:, LEVELS.index(0.9)].mean().item()
+    assert row["metrics"]["inside_0.9"]["mean"] == pytest.approx(inside)
+    capsys.readouterr()
+    assert run(folder, "none", **{**given, "data": None}) == 2
+    assert "not conditional; or give images as data" in capsys.readouterr().err
 
 
 def test_there_is_nothing_to_tune(folder, capsys):
