@@ -30,10 +30,16 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """Anything array-like, a tensor on any device included, as a NumPy array."""
+    """Anything array-like, a tensor on any device included, as a NumPy array.
+
+    bfloat16, which NumPy has not, becomes float32.
+    """
     import numpy as np
 
-    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    if not hasattr(array, "detach"):
+        return np.asarray(array)
+    array = array.detach().cpu()
+    return (array.float() if "bfloat16" in str(array.dtype) else array).numpy()
 
 
 def grey_range(images: Any) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import flowprior
-from flowprior.figures import COLORS, grey_range
+from flowprior.figures import COLORS, grey_range, png_bytes
 from flowprior.inversion import Estimate, TotalVariation, invert
 from flowprior.metrics import psnr
 from flowprior.panels import point_panels
@@ -54,6 +54,11 @@ def test_rows_and_scores_are_those_of_the_images(truth):
         assert torch.allclose(pixels.float(), (x - true)[0].abs())
         assert text == f"rms {(x - true).square().mean().sqrt():.2g}"
     assert torch.allclose(rows["truth"][2][1].float(), truth[2, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_all_precisions_are_shown(truth, dtype):
+    assert png_bytes(flowprior.plot(truth.to(dtype), truth.to(dtype)))
 
 
 def test_a_posterior_gets_a_row(truth):
