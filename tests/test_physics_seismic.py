@@ -61,6 +61,15 @@ def test_adjoint_and_gradient(options):
     torch.testing.assert_close(back, ax.detach(), rtol=1e-12, atol=1e-15)
 
 
+def test_grey_scatters_nothing():
+    physics, born = linearized_born(SHAPE, grey=0.5, **BORN), linearized_born(SHAPE, **BORN)
+    x = normal(2, *SHAPE)
+    assert (physics.A(torch.full_like(x, 0.5)) == 0).all()
+    assert torch.equal(physics.A(x), born.A(x - 0.5))
+    y = normal(2, *physics.survey.data_shape)
+    assert torch.equal(physics.A_adjoint(y), born.A_adjoint(y))
+
+
 def test_nothing_scatters_in_water():
     physics = linearized_born(SHAPE, **BORN)
     found = physics.A_adjoint(normal(1, *physics.survey.data_shape))
@@ -450,6 +459,7 @@ OWN = {
         ("simultaneous", 0, "simultaneous"),
         ("seed", 1, "seed=1 has no effect without simultaneous"),
         ("seed", -1, "seed"),
+        ("grey", math.nan, "grey"),
     ],
     "full_waveform": [
         ("geometry", "ring", "geometry"),

@@ -18,15 +18,15 @@ WATER = 1500.0
 
 
 class LinearizedBorn(LinearPhysics):
-    r"""Scattered waves at the receivers, to first order in a perturbation of the medium: y = J x.
+    r"""Scattered waves at the receivers, to first order in a perturbation: y = J(x − grey).
 
-    x is the perturbation of the squared slowness m = 1/c² in units of the background's,
-    x = δm/m₀, and y = (∂u/∂m) δm with the waves u of `Survey`. Any unit of x will do, as y scales
-    with it. Where a prior's images stand for perturbations of both signs, grey 0.5 for none, data
-    of x − 0.5 are to be inverted as y + A(0.5). `A_adjoint` is exact for the discrete waves
-    (reverse-time migration). Neither it nor gradients keep wave fields of more than one call. An
-    image with a pixel that is NaN or infinite gets NaN data and a zero gradient; the others of the
-    batch are unaffected.
+    x − grey is the perturbation of the squared slowness m = 1/c² in units of the background's,
+    δm/m₀, and J of it (∂u/∂m) δm with the waves u of `Survey`. Any unit of x will do, as y scales
+    with it. `grey` is 0, unless images stand for perturbations of both signs, as those of priors in
+    [0, 1] do with 0.5 for none; then A is affine. `A_adjoint` is the transpose of J, exact for the
+    discrete waves (reverse-time migration). Neither it nor gradients keep wave fields of more than
+    one call. An image with a pixel that is NaN or infinite gets NaN data and a zero gradient; the
+    others of the batch are unaffected.
 
     Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
     with normalizing flows (2021).
@@ -37,15 +37,25 @@ class LinearizedBorn(LinearPhysics):
             `fastest`.
         fixed_rows: from the top, that do not scatter: x is taken for 0 there.
         repeat: x has H/repeat × W/repeat pixels; each is as many points of the grid, both ways.
+        grey: value of x that scatters nothing.
+
+    Raises:
+        ValueError: names the option.
     """
 
     def __init__(
-        self, survey: Survey, background: Tensor, fixed_rows: int = 0, repeat: int = 1
+        self,
+        survey: Survey,
+        background: Tensor,
+        fixed_rows: int = 0,
+        repeat: int = 1,
+        grey: float = 0.0,
     ) -> None:
         check_types(LinearizedBorn.__init__, locals())
         super().__init__()
         check_integer("fixed_rows", fixed_rows, least=0)
         check_integer("repeat", repeat, least=1)
+        check_number("grey", grey)
         fine = refined(background[None, None], survey.refine)[0, 0]
         if fine.shape != survey.fine_shape or any(s % repeat for s in background.shape):
             raise ValueError(
@@ -59,7 +69,7 @@ class LinearizedBorn(LinearPhysics):
                 f"fastest={survey.fastest:g} m/s of the survey, got {fine.min():g} to "
                 f"{fine.max():g}"
             )
-        self.survey, self.fixed_rows, self.repeat = survey, fixed_rows, repeat
+        self.survey, self.fixed_rows, self.repeat, self.grey = survey, fixed_rows, repeat, grey
         self.image_shape = (1, *(side // repeat for side in background.shape))
         self.register_buffer("background", fine)
 
@@ -69,12 +79,12 @@ class LinearizedBorn(LinearPhysics):
             sides = ", ".join(map(str, self.image_shape))
             raise ValueError(f"LinearizedBorn takes (B, {sides}), got {tuple(x.shape)}")
         valid = x.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
-        perturbation = self._perturbation(torch.where(valid, x, 0))
+        perturbation = self._perturbation(torch.where(valid, x - self.grey, 0))
         found = self.survey.scattered(self.background.to(x), perturbation)
         return torch.where(valid, found, torch.nan)
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """Images (B, 1, H, W) of records (B, shots, receivers, samples)."""
+        """Jᵀy: images (B, 1, H, W) of records (B, shots, receivers, samples)."""
         if y.ndim != 4 or tuple(y.shape[1:]) != self.survey.data_shape:
             sides = ", ".join(map(str, self.survey.data_shape))
             raise ValueError(f"LinearizedBorn.A_adjoint takes (B, {sides}), got {tuple(y.shape)}")
@@ -83,7 +93,7 @@ class LinearizedBorn(LinearPhysics):
         return adjoint_function(self._perturbation, shape, y.device, y.dtype)(found)
 
     def _perturbation(self, x: Tensor) -> Tensor:
-        """δc = −½ c₀ x on the fine grid, (B, *fine_shape)."""
+        """δc = −½ c₀ δm/m₀ on the fine grid, (B, *fine_shape)."""
         grid = repeated(x, self.repeat)
         below = torch.arange(grid.shape[2], device=x.device) >= self.fixed_rows
         grid = torch.where(below[:, None], grid, 0)
@@ -105,6 +115,7 @@ def linearized_born(
     seed: int = 0,
     repeat: int = 1,
     refine: int = 1,
+    grey: float = 0.0,
 ) -> LinearizedBorn:
     """Reflections at the surface, from below water, in a background that gets faster with depth.
 
@@ -128,6 +139,10 @@ def linearized_born(
         seed: of the weights, ≥ 0; without `simultaneous` there are none, so leave it out.
         repeat: points of the grid along a pixel.
         refine: waves are computed with so many times smaller a spacing (see `Survey`).
+        grey: value of images that scatters nothing, 0.5 for those of priors in [0, 1].
+
+    Raises:
+        ValueError: names the option.
     """
     check_types(linearized_born, locals())
     height, width = shape = repeated_shape(image_shape, repeat)
@@ -149,7 +164,7 @@ def linearized_born(
         refine=refine,
         weights=_weights(simultaneous, sources, seed),
     )
-    return LinearizedBorn(survey, background, wet, repeat)
+    return LinearizedBorn(survey, background, wet, repeat, grey)
 
 
 def _background(
