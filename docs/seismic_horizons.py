@@ -21,8 +21,8 @@ from flowprior.physics import Gaussian, linearized_born
 from flowprior.posterior import Amortised
 
 SURVEY = {"sources": 8, "simultaneous": 2, "receivers": 64, "spacing": 12.5}
-SURVEY |= {"water_depth": 125.0, "frequency": 24.0}
-NOISE = Gaussian(1.5e-4)
+SURVEY |= {"water_depth": 125.0, "frequency": 12.0, "grey": 0.5}
+NOISE = Gaussian(2e-4)
 IMAGES, DRAWS, SHOWN = 8, 200, (1, 4)
 WATER = 12
 """Rows of the water, and of its floor."""
@@ -62,7 +62,8 @@ def main(weights: str, picture: str) -> None:
     flow = flowprior.load(weights)
     truth = torch.stack([Reflectivities(image_size=64).images("test")[i] for i in range(IMAGES)])
     physics = linearized_born(flow.image_shape, **SURVEY)
-    data = NOISE.add(physics.A(truth), seed=0, indices=range(IMAGES))
+    clean = linearized_born(flow.image_shape, **SURVEY, refine=4).A(truth)
+    data = NOISE.add(clean, seed=0, indices=range(IMAGES))
     found = invert(flow, physics, data, noise=NOISE, solver=Amortised(), iterations=0)
     draws = found.posterior.sample(DRAWS, seed=0)[:, :, 0]
     mean, true = draws.mean(0), truth[:, 0]

@@ -22,8 +22,8 @@ from flowprior.physics import Gaussian, linearized_born
 from flowprior.posterior import Amortised, summarise
 
 SURVEY = {"sources": 8, "simultaneous": 2, "receivers": 64, "spacing": 12.5}
-SURVEY |= {"water_depth": 125.0, "frequency": 24.0}
-NOISE = Gaussian(1.5e-4)
+SURVEY |= {"water_depth": 125.0, "frequency": 12.0, "grey": 0.5}
+NOISE = Gaussian(2e-4)
 IMAGES, DRAWS, SHOWN = 8, 100, 1
 LEVELS = (0.5, 0.9)
 COLUMNS = (16, 32, 48)
@@ -43,7 +43,8 @@ def main(weights: str, picture: str) -> None:
     shape = flow.image_shape
     truth = torch.stack([Reflectivities(image_size=64).images("test")[i] for i in range(IMAGES)])
     physics = linearized_born(shape, **SURVEY)
-    data = NOISE.add(physics.A(truth), seed=0, indices=range(IMAGES))
+    clean = linearized_born(shape, **SURVEY, refine=4).A(truth)
+    data = NOISE.add(clean, seed=0, indices=range(IMAGES))
     y = flow.conditioning(physics, data, torch.empty(1, *shape))
     found = invert(flow, physics, data, noise=NOISE, solver=Amortised(), iterations=0)
     draws = found.posterior.sample(DRAWS, seed=0)
