@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.measure import alternate, medians
 from datamodules import ArrayImages, LayerModels
 from datamodules.dequantize import DequantizedImages
-from datamodules.prepared import PreparedRows
+from datamodules.prepared_rows import PreparedRows
 from flowprior.flows import Trumpet
 from flowprior.losses import LatentLikelihood
 

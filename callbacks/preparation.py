@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from datamodules import ImageDataModule
-from datamodules.prepared import PreparedRows
+from datamodules.prepared_rows import PreparedRows
 from flowprior.losses import prepares
 from flowprior.progress import SweepProgress
 from lightning_modules.flow_module import FlowModule

@@ -4,10 +4,10 @@ The way of a pixel, and the module of each stop:
 
 1. found and assigned to a split: ``pictures`` (image files), ``tables`` (rows of tables)
 2. decoded, cropped and resized to a square of bytes: ``decoding``; or read from a set of squares
-   that ``prepare`` has made: ``shards``
+   that ``prepare`` has made: ``prepared_pictures``
 3. flipped, quantised and filled with noise: ``dequantize``
 4. in a global batch, in the order of the epoch: ``batches``; with data of it: ``pairs``, which are
-   made then, or were made by ``prepare_pairs``: ``stored_data``
+   made then, or were made by ``prepare_pairs``: ``prepared_pairs``
 
 ``base`` connects stops 3 and 4 for every data set, ``pictures`` stops 1 and 2 for all that consist
 of image files. MNIST and CIFAR-10 (``small_images``), ``layer_models``, ``reflectivities`` and

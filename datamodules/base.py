@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 from datamodules.batches import GlobalBatchSampler, ResumableLoader
 from datamodules.dequantize import DequantizedImages, ImageSource
 from datamodules.errors import require
-from datamodules.prepared import PreparedRows
+from datamodules.prepared_rows import PreparedRows
 
 SPLITS = ("train", "val", "test")
 

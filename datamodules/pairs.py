@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from datamodules.base import SPLITS, ImageDataModule, check_split, in_order
 from datamodules.dequantize import ImageSource, Key, random_stream
 from datamodules.errors import DataError, require
-from datamodules.stored_data import StoredData, check_described, read_info
+from datamodules.prepared_pairs import StoredData, check_described, read_pairs_info
 from flowprior.argument_types import check_types
 from flowprior.checks import check_positive
 from flowprior.identity import identity
@@ -316,7 +316,7 @@ class SimulatedPairs(PairDataModule):
     @cached_property
     def _stored(self) -> dict[str, StoredData]:
         """The data in the folder, by split; a DataError if they are others or not finished."""
-        info = read_info(self.folder)
+        info = read_pairs_info(self.folder)
         if info is None or not info["finished"]:
             raise DataError(
                 f"data.folder={self.folder}: there are no finished pairs; make them with python -m "
@@ -336,7 +336,7 @@ class SimulatedPairs(PairDataModule):
         """That of images, of the data in the folder, or of what is given of a grey image."""
         if self.conditioning.gives_images:
             return self.image_shape
-        info = None if self.folder is None else read_info(self.folder)
+        info = None if self.folder is None else read_pairs_info(self.folder)
         if info is not None:
             return tuple(info["shape"])
         with torch.no_grad():

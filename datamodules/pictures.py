@@ -13,7 +13,7 @@ from datamodules.base import SPLITS, ImageDataModule, check_split
 from datamodules.decoding import DecodedPictures, Pictures
 from datamodules.dequantize import ImageSource
 from datamodules.errors import DataError, notice
-from datamodules.shards import PreparedImages, read_info
+from datamodules.prepared_pictures import PreparedImages, read_pictures_info
 
 FORMAT = 2
 """Raised when the same source would give other pixels or splits than before."""
@@ -58,7 +58,7 @@ class PictureModule(ImageDataModule):
         """Images of a split, unquantised; a DataError says how to get them if they are missing."""
         check_split(split)
         self.check_source()
-        info = read_info(Path(self.source))
+        info = read_pictures_info(Path(self.source))
         if info is None:
             return DecodedPictures(self.pictures[split], self.image_size, self.channels)
         if not info["finished"]:

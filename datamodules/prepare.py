@@ -22,7 +22,14 @@ from datamodules.faces import CelebA, CelebAHQ
 from datamodules.image_folder import ImageFolder
 from datamodules.making import alone, deaths_reported, made
 from datamodules.pictures import PictureModule, digest
-from datamodules.shards import INFO, read_info, read_shard, shard_length, shard_path, write_shard
+from datamodules.prepared_pictures import (
+    INFO,
+    read_pictures_info,
+    read_shard,
+    shard_length,
+    shard_path,
+    write_shard,
+)
 from datamodules.tables import HUB
 from flowprior.command_line import UsageError, run_command
 from flowprior.io import atomic_write
@@ -124,7 +131,7 @@ def prepare(
 
 def _begun(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """What is in ``output``, None if nothing is; a DataError if it is not of these settings."""
-    before = read_info(output)
+    before = read_pictures_info(output)
     if before is None:
         if output.exists() and any(path.name != _LOCK for path in output.iterdir()):
             raise DataError(f"--output {output} is not empty: expected a new folder")
@@ -144,7 +151,7 @@ def _begun(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
 def _check_source(source: str) -> None:
     if not source.startswith(HUB) and not Path(source).is_dir():
         raise DataError(f"--source {source}: no such folder (docs/data.md: where to get it)")
-    if read_info(Path(source)) is not None:
+    if read_pictures_info(Path(source)) is not None:
         raise DataError(f"--source {source} is a prepared set: expected the original images")
 
 

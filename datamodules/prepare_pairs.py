@@ -18,14 +18,14 @@ from datamodules.base import SPLITS, ImageDataModule
 from datamodules.errors import DataError
 from datamodules.making import alone, deaths_reported, made
 from datamodules.pairs import SimulatedPairs
-from datamodules.stored_data import (
+from datamodules.prepared_pairs import (
     INFO,
-    SHARD_ROWS,
+    PART_ROWS,
     check_described,
-    read_info,
-    read_shard,
-    shard_path,
-    write_shard,
+    part_path,
+    read_pairs_info,
+    read_part,
+    write_part,
 )
 from flowprior.command_line import (
     ROOT,
@@ -41,8 +41,8 @@ from flowprior.own_code import file_digest
 from flowprior.progress import SweepProgress
 
 _ASKED = 4  # rows that a process is asked for at once
-_Shard = tuple[str, int, range]
-"""Split, number of the shard in it, and the indices of its pairs."""
+_Part = tuple[str, int, range]
+"""Split, number of the part in it, and the indices of its pairs."""
 
 
 class PairsError(DataError):
@@ -114,7 +114,7 @@ def prepare_pairs(
     with alone(folder, "--data.folder"):
         before = _before(folder, wanted)
         files = before["files"]
-        missing = [shard for shard in _shards(module) if not _is_sound(module, shard, files)]
+        missing = [part for part in _parts(module) if not _is_sound(module, part, files)]
         if before["finished"] and not missing:
             console.print(f"{folder} is finished already: {total} pairs", soft_wrap=True)
             return before
@@ -129,7 +129,7 @@ def prepare_pairs(
 
 def _before(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """What is in the folder already, which is for the same pairs, or empty."""
-    before = read_info(folder)
+    before = read_pairs_info(folder)
     if before is not None:
         check_described(folder, before, wanted)
     elif any(path.name != ".lock" for path in folder.iterdir()):
@@ -137,13 +137,13 @@ def _before(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return before or wanted | {"finished": False, "files": {}}
 
 
-def _is_sound(module: SimulatedPairs, shard: _Shard, files: dict[str, list[str]]) -> bool:
+def _is_sound(module: SimulatedPairs, part: _Part, files: dict[str, list[str]]) -> bool:
     """Whether a file is there and, where digests by split are known, what it was."""
-    split, number, indices = shard
+    split, number, indices = part
     shape = (len(indices), *module.condition_shape)
     known = files[split][number] if split in files else None
     try:
-        read_shard(shard_path(module.folder, split, number), shape, known)
+        read_part(part_path(module.folder, split, number), shape, known)
     except DataError:
         return False
     return True
@@ -152,12 +152,12 @@ def _is_sound(module: SimulatedPairs, shard: _Shard, files: dict[str, list[str]]
 def _digests(module: SimulatedPairs) -> dict[str, list[str]]:
     """SHA-256 of all files, by split."""
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for split, number, _ in _shards(module):
-        found[split].append(file_digest(shard_path(module.folder, split, number)))
+    for split, number, _ in _parts(module):
+        found[split].append(file_digest(part_path(module.folder, split, number)))
     return found
 
 
-def _write(module: SimulatedPairs, missing: list[_Shard], workers: int, console: Console) -> None:
+def _write(module: SimulatedPairs, missing: list[_Part], workers: int, console: Console) -> None:
     total = sum(len(module.images(split)) for split in SPLITS)
     wanted = [(split, index) for split, _, indices in missing for index in indices]
     with deaths_reported(PairsError):
@@ -172,15 +172,15 @@ def _write(module: SimulatedPairs, missing: list[_Shard], workers: int, console:
                         raise PairsError(f"{split} image {index}: {row}") from row
                     kept.append(row)
                     progress.advance(1)
-                write_shard(shard_path(module.folder, split, number), torch.stack(kept))
+                write_part(part_path(module.folder, split, number), torch.stack(kept))
 
 
-def _shards(module: SimulatedPairs) -> list[_Shard]:
+def _parts(module: SimulatedPairs) -> list[_Part]:
     counts = {split: len(module.images(split)) for split in SPLITS}
     return [
-        (split, number, range(start, min(start + SHARD_ROWS, counts[split])))
+        (split, number, range(start, min(start + PART_ROWS, counts[split])))
         for split in SPLITS
-        for number, start in enumerate(range(0, counts[split], SHARD_ROWS))
+        for number, start in enumerate(range(0, counts[split], PART_ROWS))
     ]
 
 

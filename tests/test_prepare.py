@@ -24,7 +24,12 @@ from datamodules import prepare as prepare_module
 from datamodules.base import SPLITS
 from datamodules.errors import DataError, ImageError
 from datamodules.prepare import main, prepare
-from datamodules.shards import PreparedImages, read_info, read_shard, shard_length
+from datamodules.prepared_pictures import (
+    PreparedImages,
+    read_pictures_info,
+    read_shard,
+    shard_length,
+)
 from flowprior.command_line import run_command
 from flowprior.figures import image_grid
 from flowprior.flows import Glow
@@ -43,7 +48,7 @@ MODULES = {
 
 @pytest.fixture
 def shards_of_eight(monkeypatch):
-    monkeypatch.setattr("datamodules.shards._SHARD_IMAGES", 8)
+    monkeypatch.setattr("datamodules.prepared_pictures._SHARD_IMAGES", 8)
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +196,7 @@ def test_strict_stops_at_the_first_bad_image(tmp_path, damaged, monkeypatch, cap
     assert run(monkeypatch, *arguments, "--workers", 0, "--strict") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "error: image bad" in line
-    assert not read_info(tmp_path / "made")["finished"]
+    assert not read_pictures_info(tmp_path / "made")["finished"]
     assert run(monkeypatch, *arguments, "--workers", 0) == 0  # continues, and leaves them out
 
 
@@ -205,7 +210,7 @@ def test_strict_heeds_what_was_left_out_before(tmp_path, damaged, monkeypatch, c
         assert run(monkeypatch, *arguments, "--workers", 0, "--strict") == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "error: image bad" in line
-    assert not read_info(tmp_path / "made")["finished"]
+    assert not read_pictures_info(tmp_path / "made")["finished"]
 
 
 def test_set_without_images_is_not_finished(tmp_path):
@@ -214,7 +219,7 @@ def test_set_without_images_is_not_finished(tmp_path):
     console = Console(file=output, width=300)
     with pytest.raises(DataError, match=r"no image for training .*20x20 pixels, expected .*64x64"):
         prepare(ImageFolder(str(source), 64), tmp_path / "small", console=console)
-    assert not read_info(tmp_path / "small")["finished"]
+    assert not read_pictures_info(tmp_path / "small")["finished"]
     assert "finished" not in output.getvalue()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/photo.heic").write_bytes(b"of a telephone")
@@ -269,9 +274,9 @@ def command(source, output, *options):
 
 SLOW = """
 import time
-from datamodules import decoding, shards
+from datamodules import decoding, prepared_pictures
 
-read_square, shards._SHARD_IMAGES = decoding.read_square, 10
+read_square, prepared_pictures._SHARD_IMAGES = decoding.read_square, 10
 
 def slowly(*arguments):
     time.sleep(0.02)
@@ -326,7 +331,7 @@ def test_killed_command_continues(tmp_path):
         assert time.monotonic() < deadline  # its own processes end too
     before = {path: path.stat().st_mtime_ns for path in made.glob("*/0*.arrow")}
     assert 3 <= len(before) < 20
-    assert not read_info(made)["finished"]
+    assert not read_pictures_info(made)["finished"]
     with pytest.raises(DataError, match="is not finished: run the same prepare command again"):
         ImageFolder(str(made), 16).images("train")
 
@@ -420,9 +425,9 @@ def test_second_process_is_refused(tmp_path):
         assert process.stdout.readline() == b"held\n"
         with pytest.raises(DataError, match=r"--output .* another process"):
             prepare(data, made)
-    assert read_info(made) is None
+    assert read_pictures_info(made) is None
     prepare(data, made)
-    assert read_info(made)["finished"]
+    assert read_pictures_info(made)["finished"]
 
 
 def test_column_of_a_table_is_kept(tmp_path):

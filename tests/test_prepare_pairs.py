@@ -18,7 +18,7 @@ from datamodules import prepare_pairs as prepare
 from datamodules.base import SPLITS
 from datamodules.errors import DataError
 from datamodules.prepare_pairs import PairsError, main, prepare_pairs
-from datamodules.stored_data import read_info, shard_path
+from datamodules.prepared_pairs import part_path, read_pairs_info
 from flowprior import own_code
 from flowprior.command_line import run_command
 from flowprior.physics import Gaussian, MigratedData, gaussian_blur
@@ -64,9 +64,9 @@ def module(folder: Path | None = None, sigma: float = 0.1, **options) -> Simulat
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    for place in ("stored_data", "prepare_pairs"):
-        monkeypatch.setattr(f"datamodules.{place}.SHARD_ROWS", 8)
+def small_parts(monkeypatch):
+    for place in ("prepared_pairs", "prepare_pairs"):
+        monkeypatch.setattr(f"datamodules.{place}.PART_ROWS", 8)
 
 
 def command(folder: Path, *options: str) -> list[str]:
@@ -152,9 +152,9 @@ def test_number_of_processes_changes_nothing(tmp_path):
 SLOW = """
 import time
 from deepinv.physics import LinearPhysics
-from datamodules import prepare_pairs, stored_data
+from datamodules import prepare_pairs, prepared_pairs
 
-prepare_pairs.SHARD_ROWS = stored_data.SHARD_ROWS = 8
+prepare_pairs.PART_ROWS = prepared_pairs.PART_ROWS = 8
 
 class Slow(LinearPhysics):
     def A(self, x, **kwargs):
@@ -182,12 +182,12 @@ def test_killed_command_continues(tmp_path):
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in made.glob("*/0*.npy")}
     assert 2 <= len(before) < 5
-    assert not read_info(made)["finished"]
+    assert not read_pairs_info(made)["finished"]
 
     again = subprocess.run(words, capture_output=True, text=True, **options)
     assert again.returncode == 0, again.stderr
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())
-    assert read_info(made)["finished"]
+    assert read_pairs_info(made)["finished"]
     assert {path.name for path in made.rglob(".*")} == {".lock"}
     rows = np.concatenate([np.load(path) for path in sorted(made.glob("train/*.npy"))])
     images = Reflectivities(image_size=16, num_train=40).images("train")
@@ -235,30 +235,30 @@ def test_training_needs_finished_pairs_of_its_own(tmp_path, capsys):
     module(tmp_path / "made").check(1)
     with pytest.raises(DataError, match=r"has other pairs \(pairs.train.data.noise"):
         module(tmp_path / "made", sigma=0.2).check(1)
-    path = shard_path(tmp_path / "made", "test", 0)
+    path = part_path(tmp_path / "made", "test", 0)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"00000\.npy is damaged"):
         module(tmp_path / "made").conditions("test", [3])
 
 
 def swap(made: Path) -> None:
-    first, second = (shard_path(made, "train", number) for number in (0, 1))
+    first, second = (part_path(made, "train", number) for number in (0, 1))
     rows = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(rows)
 
 
 def fill_with_nan(made: Path) -> None:
-    path = shard_path(made, "train", 1)
+    path = part_path(made, "train", 1)
     np.save(path, np.full_like(np.load(path), np.nan))
 
 
 DAMAGES = {
     "swapped": swap,
     "NaN": fill_with_nan,
-    "deleted": lambda made: shard_path(made, "train", 1).unlink(),
-    "garbage": lambda made: shard_path(made, "train", 1).write_bytes(b"garbage"),
-    "cut": lambda made: os.truncate(shard_path(made, "train", 1), 200),
+    "deleted": lambda made: part_path(made, "train", 1).unlink(),
+    "garbage": lambda made: part_path(made, "train", 1).write_bytes(b"garbage"),
+    "cut": lambda made: os.truncate(part_path(made, "train", 1), 200),
 }
 
 
@@ -275,10 +275,10 @@ def test_damaged_files_are_noticed_and_made_anew(tmp_path, damage):
     if damage in ("deleted", "garbage", "cut"):
         with pytest.raises(DataError, match=message):
             module(made).check(1)
-    untouched = shard_path(made, "val", 0).stat().st_mtime_ns
+    untouched = part_path(made, "val", 0).stat().st_mtime_ns
     assert prepare_pairs(module(made)) == info
     assert {path: path.read_bytes() for path in made.rglob("*.npy")} == before
-    assert shard_path(made, "val", 0).stat().st_mtime_ns == untouched
+    assert part_path(made, "val", 0).stat().st_mtime_ns == untouched
     module(made).check(1)
 
 
@@ -314,10 +314,10 @@ def test_damage_is_still_known_after_a_kill(tmp_path, monkeypatch):
     info = prepare_pairs(module(made))
     swap(made)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "write_shard", lambda path, rows: sys.exit("killed"))
+        patch.setattr(prepare, "write_part", lambda path, rows: sys.exit("killed"))
         with pytest.raises(SystemExit):
             prepare_pairs(module(made))
-    assert not read_info(made)["finished"]
+    assert not read_pairs_info(made)["finished"]
     assert prepare_pairs(module(made)) == info
     module(made).conditions("train", range(40))
 
@@ -348,4 +348,4 @@ def test_operator_that_fails_is_named_with_its_image(tmp_path, value, words):
     )
     with pytest.raises(PairsError, match=f"train image 0: .*{words}"):
         prepare_pairs(data)
-    assert not read_info(tmp_path / "made")["finished"]
+    assert not read_pairs_info(tmp_path / "made")["finished"]

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import Preparation
 from datamodules import LayerModels
-from datamodules.prepared import PreparedRows
+from datamodules.prepared_rows import PreparedRows
 from flowprior.flows import Trumpet
 from flowprior.losses import LatentLikelihood, Loss, prepares
 from lightning_modules import FlowModule

@@ -63,7 +63,7 @@ def read_shard(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 class PreparedImages(ImageSource):
-    """Images of one split of the prepared set in a folder, described by ``read_info``."""
+    """Images of one split of the prepared set in a folder, described by ``read_pictures_info``."""
 
     def __init__(self, folder: Path, split: str, info: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -98,7 +98,7 @@ class PreparedImages(ImageSource):
         return pixels
 
 
-def read_info(folder: Path) -> dict[str, Any] | None:
+def read_pictures_info(folder: Path) -> dict[str, Any] | None:
     """What was prepared in a folder, or None if it is no prepared set; a DataError if damaged."""
     path = folder / INFO
     if not path.is_file():

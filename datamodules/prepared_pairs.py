@@ -15,23 +15,23 @@ from flowprior.own_code import file_digest
 from flowprior.settings import changes
 
 INFO = "pairs.json"
-SHARD_ROWS = 32
+PART_ROWS = 32
 """Rows in each file but the last of a split: a kill loses at most so many."""
 
 
-def shard_path(folder: Path, split: str, number: int) -> Path:
-    """File of the rows from ``number * SHARD_ROWS`` on."""
+def part_path(folder: Path, split: str, number: int) -> Path:
+    """File of the rows from ``number * PART_ROWS`` on."""
     return folder / split / f"{number:05d}.npy"
 
 
-def write_shard(path: Path, rows: Tensor) -> None:
+def write_part(path: Path, rows: Tensor) -> None:
     """Write rows (N, ...), float32; all of them or nothing."""
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         np.save(temporary, rows.numpy())
 
 
-def read_shard(path: Path, shape: Sequence[int], sha256: str | None = None) -> np.ndarray:
+def read_part(path: Path, shape: Sequence[int], sha256: str | None = None) -> np.ndarray:
     """Rows of a file, mapped, float32.
 
     Args:
@@ -46,13 +46,13 @@ def read_shard(path: Path, shape: Sequence[int], sha256: str | None = None) -> n
         rows = np.load(path, mmap_mode="r")
         known = sha256 is None or file_digest(path) == sha256
     except (OSError, ValueError, EOFError) as error:
-        raise _bad_shard(path) from error
+        raise _bad_part(path) from error
     if rows.shape != tuple(shape) or rows.dtype != np.float32 or not known:
-        raise _bad_shard(path)
+        raise _bad_part(path)
     return rows
 
 
-def read_info(folder: Path) -> dict[str, Any] | None:
+def read_pairs_info(folder: Path) -> dict[str, Any] | None:
     """What is in a folder, or None if that is nothing; a DataError if it is damaged."""
     path = folder / INFO
     if not path.is_file():
@@ -92,7 +92,7 @@ class StoredData:
     ) -> None:
         self.folder, self.split, self.count, self.shape = folder, split, count, tuple(shape)
         self.digests = digests
-        self._shards: dict[int, np.ndarray] = {}
+        self._parts: dict[int, np.ndarray] = {}
 
     def rows(self, indices: Sequence[int]) -> Tensor:
         """Rows (B, ...), float32."""
@@ -101,27 +101,27 @@ class StoredData:
     def check(self) -> None:
         """Raise a DataError unless all files are there and have their size."""
         for number in range(len(self.digests)):
-            read_shard(*self._described(number))
+            read_part(*self._described(number))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}  # each process maps the files itself
+        return {**self.__dict__, "_parts": {}}  # each process maps the files itself
 
     def _row(self, index: int) -> np.ndarray:
         if not 0 <= index < self.count:
             raise IndexError(f"{self.folder}: index {index}, expected 0 to {self.count - 1}")
-        number, place = divmod(index, SHARD_ROWS)
-        if number not in self._shards:
+        number, place = divmod(index, PART_ROWS)
+        if number not in self._parts:
             digest = self.digests[number]
-            self._shards[number] = read_shard(*self._described(number), digest)
-        return self._shards[number][place]
+            self._parts[number] = read_part(*self._described(number), digest)
+        return self._parts[number][place]
 
     def _described(self, number: int) -> tuple[Path, tuple[int, ...]]:
         """A file and the shape of its rows."""
-        rows = min(SHARD_ROWS, self.count - number * SHARD_ROWS)
-        return shard_path(self.folder, self.split, number), (rows, *self.shape)
+        rows = min(PART_ROWS, self.count - number * PART_ROWS)
+        return part_path(self.folder, self.split, number), (rows, *self.shape)
 
 
-def _bad_shard(path: Path) -> DataError:
+def _bad_part(path: Path) -> DataError:
     return DataError(
         f"{path} is {'damaged' if path.exists() else 'missing'}: run python -m "
         "datamodules.prepare_pairs again, which makes it anew"
