@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from datamodules import ImageDataModule
-from flowprior.figures import image_rows, qq_plot
+from flowprior.figures import grey_range, image_rows, qq_plot
 from flowprior.flows import Flow
 from flowprior.metrics import largest_patch_correlation, relative_error, typicality
 from lightning_modules.flow_module import FlowModule
@@ -24,7 +24,8 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
 class SampleGrid(Callback):
     """After each validation, a grid of samples at each of `temperatures`, from the same latents.
 
-    Those of a conditional flow are given the data of the first validation images. With weight
+    Those of a conditional flow are given the data of the first validation images. Where these use
+    less than a third of the greys, so does the grid (`flowprior.figures.grey_range`). With weight
     averaging the averaged weights are sampled; this callback must come before it.
 
     Args:
@@ -45,19 +46,29 @@ class SampleGrid(Callback):
         flow = pl_module.flow
         if writer is None or trainer.sanity_checking or flow.image_shape[0] not in (1, 3):
             return
-        given = {"condition": self._conditions(trainer, flow)} if flow.conditional else {}
+        known = self._validation(trainer, flow)
+        if flow.conditional and not known:
+            return
+        low, high = grey_range(flow.to_unit_range(known[0])) if known else (0.0, 1.0)
+        given = {"condition": known[1]} if flow.conditional else {}
         for temperature in self.temperatures:
             generator = torch.Generator().manual_seed(0)
             x = flow.sample(self.images, temperature, generator=generator, **given)
-            unit = flow.to_unit_range(x).clamp(0, 1).nan_to_num()
+            unit = ((flow.to_unit_range(x) - low) / (high - low)).clamp(0, 1).nan_to_num()
             grid = make_grid(_enlarged(unit), padding=4, pad_value=1.0)
             writer.add_image(f"samples/temperature_{temperature:g}", grid, _step(trainer))
 
-    def _conditions(self, trainer: pl.Trainer, flow: Flow) -> torch.Tensor:
-        """Data of the first validation images, again from the first if there are too few."""
+    def _validation(self, trainer: pl.Trainer, flow: Flow) -> list[torch.Tensor]:
+        """The first validation images, again from the first if there are too few, and their data.
+
+        Nothing where there is no data module to ask.
+        """
+        if not isinstance(trainer.datamodule, ImageDataModule):
+            return []
         dataset = trainer.datamodule.dataset("val")
         keys = [(0, index % len(dataset)) for index in range(self.images)]
-        return dataset.__getitems__(keys)[1].to(flow.like)
+        batch = dataset.__getitems__(keys)
+        return [part.to(flow.like) for part in (batch if flow.conditional else [batch])]
 
 
 class OfValidationImages(Callback):

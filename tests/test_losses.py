@@ -14,6 +14,8 @@ from callbacks import (
     TrainingStopped,
     WeightExport,
 )
+from datamodules import LayerModels, Reflectivities
+from flowprior.figures import grey_range
 from flowprior.flows import Glow
 from flowprior.losses import LatentLikelihood, Loss, MaximumLikelihood, Reconstruction
 from flowprior.metrics import bits_per_dim
@@ -169,6 +171,24 @@ def test_hours_of_training_are_counted_over_resumptions_and_phases(tmp_path):
     assert 3600 <= export.state_dict()["seconds"] < 3660
     export.load_state_dict({"best_score": 1.0})  # from before the time was kept
     assert 0 <= export.state_dict()["seconds"] < 60
+
+
+@pytest.mark.parametrize("data", [Reflectivities, LayerModels])
+def test_samples_have_the_contrast_of_the_images(data, monkeypatch):
+    data = data(image_size=8, num_val=6)
+    flow = make_perturbed_glow(1, 8, dtype=torch.float32, levels=1, steps=1)
+    shown = {}
+    writer = SimpleNamespace(add_image=lambda name, grid, step: shown.update({name: grid}))
+    monkeypatch.setattr("callbacks.samples.writer_of", lambda trainer: writer)
+    trainer = SimpleNamespace(datamodule=data, sanity_checking=False, global_step=1)
+    SampleGrid(4).on_validation_epoch_end(trainer, SimpleNamespace(flow=flow))
+    images = flow.to_unit_range(data.dataset("val").__getitems__([(0, i) for i in range(4)]))
+    low, high = grey_range(images)
+    assert (high - low < 1 / 3) == isinstance(data, Reflectivities)
+    drawn = flow.sample(4, 1.0, generator=torch.Generator().manual_seed(0))
+    expected = ((flow.to_unit_range(drawn) - low) / (high - low)).clamp(0, 1)
+    differences = expected.flatten()[:, None] - shown["samples/temperature_1"][0].flatten()
+    assert differences.abs().min(1).values.max() < 1e-6
 
 
 def test_options_out_of_range_are_named(tmp_path):
