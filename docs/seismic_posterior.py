@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from scipy.signal import hilbert
 from torch import Tensor
 
 import flowprior
@@ -59,7 +60,8 @@ def main(weights: str, picture: str) -> None:
     error = (mean - truth).abs()
     print(f"correlation of deviation and error: {spread(correlation(deviation, error))}")
     shown = {"truth": truth, "migrated": y, "mean": mean, "deviation": deviation}
-    shown |= {f"draw {k + 1}": draws[k] for k in range(4)}
+    shown |= {"deviation / envelope": deviation / envelope(mean - 0.5)}
+    shown |= {f"draw {k + 1}": draws[k] for k in range(5)}
     figure({name: images[SHOWN, 0] for name, images in shown.items()}, draws[:, SHOWN, 0]).savefig(
         Path(picture), dpi=90, bbox_inches="tight"
     )
@@ -71,6 +73,15 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])
 
 
+def envelope(traces: Tensor) -> Tensor:
+    """Sizes of the analytic signals of columns (B, 1, H, W), and a tenth of the image's largest.
+
+    What a deviation is divided by, so that it does not only show where reflections are strong.
+    """
+    size = torch.from_numpy(abs(hilbert(traces.numpy(), axis=2)))
+    return size + 0.1 * size.amax((2, 3), keepdim=True)
+
+
 def spread(values: Tensor) -> str:
     """Mean of images (B,) ± its standard error."""
     return f"{values.mean():.3f} ± {values.std() / len(values) ** 0.5:.3f}"
@@ -78,15 +89,15 @@ def spread(values: Tensor) -> str:
 
 def figure(images: dict[str, Tensor], draws: Tensor) -> Figure:
     """Images (H, W) in two rows, and traces of the truth in the bands of draws (m, H, W)."""
-    made, axes = plt.subplots(2, 6, figsize=(15, 5.2), layout="constrained")
-    for axis, (name, image) in zip(axes[:, :4].flat, images.items(), strict=True):
-        signed = name not in ("migrated", "deviation")
+    made, axes = plt.subplots(2, 7, figsize=(17, 5.2), layout="constrained")
+    for axis, (name, image) in zip(axes[:, :5].flat, images.items(), strict=True):
+        signed = "deviation" not in name
         colours = {"cmap": "gray", "vmin": 0.35, "vmax": 0.65} if signed else {"cmap": "magma"}
         colours = {"cmap": "gray", "vmin": -2, "vmax": 2} if name == "migrated" else colours
         axis.imshow(image, **colours)
         axis.set_title(name, fontsize=10)
         axis.set_axis_off()
-    traces = [axes[0, 4], axes[0, 5], axes[1, 4]]
+    traces = [axes[0, 5], axes[0, 6], axes[1, 5]]
     for axis, column in zip(traces, COLUMNS, strict=True):
         of_draws, depth = draws[:, :, column], range(draws.shape[1])
         for level, shade in zip(reversed(LEVELS), (0.25, 0.45), strict=True):
@@ -98,8 +109,8 @@ def figure(images: dict[str, Tensor], draws: Tensor) -> Figure:
         axis.set_title(f"column {column}", fontsize=10)
         axis.set_xlabel("row", fontsize=8)
         axis.tick_params(labelsize=7)
-    axes[1, 5].set_axis_off()
-    axes[1, 5].legend(*traces[0].get_legend_handles_labels(), loc="center", fontsize=9)
+    axes[1, 6].set_axis_off()
+    axes[1, 6].legend(*traces[0].get_legend_handles_labels(), loc="center", fontsize=9)
     return made
 
 

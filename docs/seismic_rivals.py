@@ -28,7 +28,7 @@ from flowprior.posterior import Amortised
 SURVEY = {"sources": 8, "simultaneous": 2, "receivers": 64, "spacing": 12.5}
 SURVEY |= {"water_depth": 125.0, "grey": 0.5}
 SHAPE, FREQUENCY, SIGMA = (1, 64, 64), 12.0, 2e-4
-IMAGES, TRAINING = 16, 300
+IMAGES, TRAINING = 12, 300
 
 Linear = Callable[[Tensor], Tensor]
 
