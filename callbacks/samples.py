@@ -68,7 +68,8 @@ class SampleGrid(Callback):
         dataset = trainer.datamodule.dataset("val")
         keys = [(0, index % len(dataset)) for index in range(self.images)]
         batch = dataset.__getitems__(keys)
-        return [part.to(flow.like) for part in (batch if flow.conditional else [batch])]
+        parts = [batch] if isinstance(batch, torch.Tensor) else batch
+        return [part.to(flow.like) for part in parts]
 
 
 class OfValidationImages(Callback):

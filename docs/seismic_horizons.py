@@ -65,16 +65,18 @@ def main(weights: str, picture: str) -> None:
     clean = linearized_born(flow.image_shape, **SURVEY, refine=4).A(truth)
     data = NOISE.add(clean, seed=0, indices=range(IMAGES))
     found = invert(flow, physics, data, noise=NOISE, solver=Amortised(), iterations=0)
-    draws = found.posterior.sample(DRAWS, seed=0)[:, :, 0]
-    mean, true = draws.mean(0), truth[:, 0]
-    horizons = []
+    draws = found.posterior.sample(DRAWS, seed=0)[:, :, 0, WATER:]
+    mean, true = draws.mean(0), truth[:, 0, WATER:]
+    horizons, others = [], []
     for image in range(IMAGES):
-        place = mean[image, WATER:].argmax().item()
-        row, column = WATER + place // 64, place % 64
+        row, column = divmod(mean[image].argmax().item(), 64)
         of_truth = track(true[image, None], row, column, NEAR)[0]
         of_mean = track(mean[image, None], row, column)[0]
-        horizons.append((of_truth, of_mean, track(draws[:, image], row, column, NEAR), column))
+        for found, of in ((horizons, image), (others, (image + 1) % IMAGES)):
+            found.append((of_truth, of_mean, track(draws[:, of], row, column, NEAR), column))
     report(horizons)
+    print("the same with draws for the next image in their place:")
+    report(others)
     figure(horizons, mean).savefig(Path(picture), dpi=90, bbox_inches="tight")
 
 
@@ -90,11 +92,14 @@ def report(horizons: list[tuple[Tensor, Tensor, Tensor, int]]) -> None:
     print(f"error of the horizon of the mean, metres: {of_images(error)}")
     print(f"standard deviation of those of {DRAWS} draws: {of_images(spread)}")
     print(f"columns whose 90 % interval has the true one: {of_images(covered)}")
-    sure = spread <= spread.median()
-    print(
-        f"error where draws agree more than usual: {error[sure].mean():.1f} m, "
-        f"elsewhere {error[~sure].mean():.1f} m"
-    )
+    columns = torch.arange(error.shape[1])
+    distance = torch.stack([(columns - column).abs() for *_, column in horizons])
+    for name, by in (("the draws agree", spread), ("it is near the start", distance)):
+        half = (by <= by.median(1, keepdim=True).values).float()
+        inner, outer = (weight / weight.sum(1, keepdim=True) for weight in (half, 1 - half))
+        sizes = (of_images(64 * weight * error) for weight in (inner, outer))
+        print(f"error in the half of the columns where {name}, and in the other: ", end="")
+        print(", ".join(sizes))
 
 
 def of_images(values: Tensor) -> str:
@@ -110,7 +115,7 @@ def figure(horizons: list[tuple[Tensor, Tensor, Tensor, int]], mean: Tensor) -> 
         of_truth, of_mean, of_draws, column = horizons[image]
         axis.imshow(mean[image], cmap="gray", vmin=0.4, vmax=0.6)
         for one in of_draws[:40]:
-            axis.plot(one, color="C1", alpha=0.3, lw=0.8)
+            axis.plot(one, color="C1", alpha=0.3, lw=0.8, label="of 40 draws")
         low, high = of_draws.float().quantile(torch.tensor([0.05, 0.95]), 0)
         axis.plot(low, color="C1", lw=0.8, ls="--", label="90 % of the draws")
         axis.plot(high, color="C1", lw=0.8, ls="--")
@@ -119,8 +124,10 @@ def figure(horizons: list[tuple[Tensor, Tensor, Tensor, int]], mean: Tensor) -> 
         axis.plot(column, of_mean[column], "o", color="white", mec="k", ms=5, label="start")
         axis.set_title(f"test image {image}", fontsize=10)
         axis.set_xlabel(f"column, {METRES} m each", fontsize=9)
-        axis.set_ylabel("row", fontsize=9)
-    axes[0].legend(fontsize=8, loc="lower left")
+        axis.set_ylabel("row below the water", fontsize=9)
+    handles, names = axes[0].get_legend_handles_labels()
+    once = dict(zip(names, handles, strict=True))
+    axes[0].legend(once.values(), once.keys(), fontsize=8, loc="lower left")
     return made
 
 

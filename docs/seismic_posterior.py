@@ -20,7 +20,8 @@ from datamodules import Reflectivities
 from flowprior.inversion import invert
 from flowprior.metrics import snr
 from flowprior.physics import Gaussian, linearized_born
-from flowprior.posterior import Amortised, summarise
+from flowprior.posterior import Amortised, calibrate, summarise
+from flowprior.posterior.calibration import WHOLE
 
 SURVEY = {"sources": 8, "simultaneous": 2, "receivers": 64, "spacing": 12.5}
 SURVEY |= {"water_depth": 125.0, "frequency": 12.0, "grey": 0.5}
@@ -29,6 +30,8 @@ IMAGES, DRAWS, SHOWN = 8, 100, 1
 LEVELS = (0.5, 0.9)
 COLUMNS = (16, 32, 48)
 """Of the traces."""
+REFLECTION = 0.06
+"""Difference from grey of what is a reflection, and no background."""
 
 
 def band(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
@@ -56,6 +59,12 @@ def main(weights: str, picture: str) -> None:
         low, high = band(draws, level)
         inside = ((truth >= low) & (truth <= high)).float()[:, :, 10:].flatten(1).mean(1)
         print(f"truth in the {100 * level:.0f} % bands, below the water: {spread(inside)}")
+    strong = ((truth - 0.5).abs() > REFLECTION).float()[:, :, 10:].flatten(1)
+    within = ((truth >= low) & (truth <= high)).float()[:, :, 10:].flatten(1)
+    held = (within * strong).sum(1) / strong.sum(1)
+    print(f"in the 90 % bands where x differs from grey by more than {REFLECTION}: {spread(held)}")
+    whole = calibrate(found.posterior, truth, 99, indices=range(IMAGES)).ranks[WHOLE]
+    print(f"ranks of the whole image among 99 draws: {sorted(whole.tolist())}")
     deviation = summarise(found.posterior, DRAWS).deviation
     error = (mean - truth).abs()
     print(f"correlation of deviation and error: {spread(correlation(deviation, error))}")

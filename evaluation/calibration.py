@@ -90,7 +90,7 @@ class RankMeasure(Measure):
         """What p is."""
         return [
             "p: of a χ² test that ranks are uniform, times the number of ranks tested; below 0.05 "
-            "the posteriors are probably wrong."
+            "the posteriors are probably wrong, or the prior is, if it did not draw the truths."
         ]
 
 
@@ -165,6 +165,10 @@ class CalibrationEvaluation(InversionEvaluation):
                     f"methods.{name}: {solver} has no posterior before iteration {least}, but "
                     f"takes only {iterations}: raise iterations"
                 )
+        if self.source.count < self.images:
+            raise ValueError(
+                f"data has {self.source.count} test images, fewer than images={self.images}"
+            )
         super().check()
 
     def figures(

@@ -45,8 +45,8 @@ def to_numpy(array: Any) -> np.ndarray:
 def grey_range(images: Any) -> tuple[float, float]:
     """Values that are black and white where images in [0, 1] are shown: 0 and 1, as a rule.
 
-    Of images with one channel that use less than a third of the range, as perturbations around ½
-    do, the smallest and the largest.
+    Of images with one channel of which 99 % of the pixels use less than a third of the range, as
+    perturbations around ½ do, the ends of these.
 
     Args:
         images: those that others are compared with, shaped as in `image_grid`.
@@ -57,7 +57,7 @@ def grey_range(images: Any) -> tuple[float, float]:
     finite = np.clip(pixels[np.isfinite(pixels)], 0, 1)
     if pixels.shape[-1] == 3 or not finite.size:
         return 0.0, 1.0
-    low, high = float(finite.min()), float(finite.max())
+    low, high = map(float, np.quantile(finite, (0.005, 0.995)))
     return (low, high) if 0 < high - low < 1 / 3 else (0.0, 1.0)
 
 

@@ -34,7 +34,8 @@ def plot(
 
     Above data and images stands their PSNR, above errors their root mean square, above standard
     deviations their mean. Errors and standard deviations, means over the channels, share their
-    colours. Images of small contrast, which use less than a third of [0, 1], are shown with more.
+    colours. Images of small contrast, most of which uses less than a third of [0, 1], are shown
+    with more.
     Save it by ``figure.savefig("found.png")``. Needs the extra `figures`.
 
     Args:

@@ -23,7 +23,7 @@ from flowprior.checks import shown
 from flowprior.flows import ConditionalHint
 from flowprior.inversion import MAP, make_problem
 from flowprior.inversion.warned import Warned
-from flowprior.physics import Gaussian
+from flowprior.physics import Gaussian, gaussian_blur
 from flowprior.physics.survey import Survey
 from tests.inversion_problems import LinearGaussian, blur
 
@@ -89,6 +89,7 @@ GIVEN: dict[str, Any] = {
     "weights": "weights",
     "problem": make_problem(PRIOR, blur, IMAGES, sigma=0.1),
     "patch_size": 4,
+    "linear": gaussian_blur((1, 8, 8), tau=1.0),
     "survey": Survey((8, 8), [(0, 1)], [(7, 6)], (10.0, 10.0), 20.0, 0.1, 2000.0, 3250.0),
     "background": torch.full((8, 8), 2500.0),
 }

@@ -66,8 +66,11 @@ def test_grey_scatters_nothing():
     x = normal(2, *SHAPE)
     assert (physics.A(torch.full_like(x, 0.5)) == 0).all()
     assert torch.equal(physics.A(x), born.A(x - 0.5))
-    y = normal(2, *physics.survey.data_shape)
+    y = born.A(x)
     assert torch.equal(physics.A_adjoint(y), born.A_adjoint(y))
+    assert torch.equal(physics.A_vjp(x, y), born.A_adjoint(y))
+    assert torch.equal(physics.A_dagger(y), born.A_dagger(y) + 0.5)
+    assert physics.A(torch.full_like(x, torch.nan)).isnan().all()
 
 
 def test_nothing_scatters_in_water():

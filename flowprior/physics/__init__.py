@@ -17,7 +17,7 @@ from flowprior.physics.noise import (
 
 # Operators stand on deepinv, which takes seconds to import: they are imported when first asked for.
 _MODULES = {
-    "born": ["LinearizedBorn", "linearized_born"],
+    "born": ["AboutGrey", "LinearizedBorn", "linearized_born"],
     "by_name": ["OPERATORS", "find_operator", "make_operator"],
     "eikonal": ["EikonalTomography", "crosshole"],
     "operators": [

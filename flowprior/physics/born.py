@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from deepinv.physics import LinearPhysics, adjoint_function
+from deepinv.physics import LinearPhysics, Physics, adjoint_function
 from torch import Tensor
 
 from flowprior.argument_types import check_types
@@ -18,15 +18,15 @@ WATER = 1500.0
 
 
 class LinearizedBorn(LinearPhysics):
-    r"""Scattered waves at the receivers, to first order in a perturbation: y = J(x − grey).
+    r"""Scattered waves at the receivers, to first order in a perturbation of the medium: y = J x.
 
-    x − grey is the perturbation of the squared slowness m = 1/c² in units of the background's,
-    δm/m₀, and J of it (∂u/∂m) δm with the waves u of `Survey`. Any unit of x will do, as y scales
-    with it. `grey` is 0, unless images stand for perturbations of both signs, as those of priors in
-    [0, 1] do with 0.5 for none; then A is affine. `A_adjoint` is the transpose of J, exact for the
-    discrete waves (reverse-time migration). Neither it nor gradients keep wave fields of more than
-    one call. An image with a pixel that is NaN or infinite gets NaN data and a zero gradient; the
-    others of the batch are unaffected.
+    x is the perturbation of the squared slowness m = 1/c² in units of the background's,
+    x = δm/m₀, and y = (∂u/∂m) δm with the waves u of `Survey`. Any unit of x will do, as y scales
+    with it. Where images stand for perturbations of both signs, as those of priors in [0, 1] do,
+    0.5 for none, take `AboutGrey` of it. `A_adjoint` is exact for the discrete waves
+    (reverse-time migration). Neither it nor gradients keep wave fields of more than one call. An
+    image with a pixel that is NaN or infinite gets NaN data and a zero gradient; the others of the
+    batch are unaffected.
 
     Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
     with normalizing flows (2021).
@@ -37,25 +37,15 @@ class LinearizedBorn(LinearPhysics):
             `fastest`.
         fixed_rows: from the top, that do not scatter: x is taken for 0 there.
         repeat: x has H/repeat × W/repeat pixels; each is as many points of the grid, both ways.
-        grey: value of x that scatters nothing.
-
-    Raises:
-        ValueError: names the option.
     """
 
     def __init__(
-        self,
-        survey: Survey,
-        background: Tensor,
-        fixed_rows: int = 0,
-        repeat: int = 1,
-        grey: float = 0.0,
+        self, survey: Survey, background: Tensor, fixed_rows: int = 0, repeat: int = 1
     ) -> None:
         check_types(LinearizedBorn.__init__, locals())
         super().__init__()
         check_integer("fixed_rows", fixed_rows, least=0)
         check_integer("repeat", repeat, least=1)
-        check_number("grey", grey)
         fine = refined(background[None, None], survey.refine)[0, 0]
         if fine.shape != survey.fine_shape or any(s % repeat for s in background.shape):
             raise ValueError(
@@ -69,7 +59,7 @@ class LinearizedBorn(LinearPhysics):
                 f"fastest={survey.fastest:g} m/s of the survey, got {fine.min():g} to "
                 f"{fine.max():g}"
             )
-        self.survey, self.fixed_rows, self.repeat, self.grey = survey, fixed_rows, repeat, grey
+        self.survey, self.fixed_rows, self.repeat = survey, fixed_rows, repeat
         self.image_shape = (1, *(side // repeat for side in background.shape))
         self.register_buffer("background", fine)
 
@@ -79,12 +69,12 @@ class LinearizedBorn(LinearPhysics):
             sides = ", ".join(map(str, self.image_shape))
             raise ValueError(f"LinearizedBorn takes (B, {sides}), got {tuple(x.shape)}")
         valid = x.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
-        perturbation = self._perturbation(torch.where(valid, x - self.grey, 0))
+        perturbation = self._perturbation(torch.where(valid, x, 0))
         found = self.survey.scattered(self.background.to(x), perturbation)
         return torch.where(valid, found, torch.nan)
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """Jᵀy: images (B, 1, H, W) of records (B, shots, receivers, samples)."""
+        """Images (B, 1, H, W) of records (B, shots, receivers, samples)."""
         if y.ndim != 4 or tuple(y.shape[1:]) != self.survey.data_shape:
             sides = ", ".join(map(str, self.survey.data_shape))
             raise ValueError(f"LinearizedBorn.A_adjoint takes (B, {sides}), got {tuple(y.shape)}")
@@ -93,11 +83,45 @@ class LinearizedBorn(LinearPhysics):
         return adjoint_function(self._perturbation, shape, y.device, y.dtype)(found)
 
     def _perturbation(self, x: Tensor) -> Tensor:
-        """δc = −½ c₀ δm/m₀ on the fine grid, (B, *fine_shape)."""
+        """δc = −½ c₀ x on the fine grid, (B, *fine_shape)."""
         grid = repeated(x, self.repeat)
         below = torch.arange(grid.shape[2], device=x.device) >= self.fixed_rows
         grid = torch.where(below[:, None], grid, 0)
         return -0.5 * self.background.to(x) * refined(grid, self.survey.refine).squeeze(1)
+
+
+class AboutGrey(Physics):
+    """A linear operator J on what differs from grey, A(x) = J(x − grey), which is affine.
+
+    Args:
+        linear: J.
+        grey: value of x whose data are 0.
+
+    Raises:
+        ValueError: names the option.
+    """
+
+    def __init__(self, linear: LinearPhysics, grey: float = 0.5) -> None:
+        check_types(AboutGrey.__init__, locals())
+        check_number("grey", grey)
+        super().__init__()
+        self.linear, self.grey = linear, grey
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """J(x − grey)."""
+        return self.linear.A(x - self.grey, **kwargs)
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """Jᵀy: the adjoint of J, and of the derivative of A."""
+        return self.linear.A_adjoint(y, **kwargs)
+
+    def A_vjp(self, x: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
+        """Jᵀv, whatever x is."""
+        return self.linear.A_adjoint(v, **kwargs)
+
+    def A_dagger(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """The solution of least squares that is nearest to grey."""
+        return self.grey + self.linear.A_dagger(y, **kwargs)
 
 
 def linearized_born(
@@ -116,7 +140,7 @@ def linearized_born(
     repeat: int = 1,
     refine: int = 1,
     grey: float = 0.0,
-) -> LinearizedBorn:
+) -> LinearizedBorn | AboutGrey:
     """Reflections at the surface, from below water, in a background that gets faster with depth.
 
     Siahkoohi & Herrmann have images of 256², spacing=[12.5, 20.0], 102 sources, 204 receivers,
@@ -139,12 +163,14 @@ def linearized_born(
         seed: of the weights, ≥ 0; without `simultaneous` there are none, so leave it out.
         repeat: points of the grid along a pixel.
         refine: waves are computed with so many times smaller a spacing (see `Survey`).
-        grey: value of images that scatters nothing, 0.5 for those of priors in [0, 1].
+        grey: value of images that scatters nothing, 0.5 for those of priors in [0, 1]; if it is not
+            0, the operator is an `AboutGrey`.
 
     Raises:
         ValueError: names the option.
     """
     check_types(linearized_born, locals())
+    check_number("grey", grey)
     height, width = shape = repeated_shape(image_shape, repeat)
     steps = both_ways(spacing)
     check_positive("frequency", frequency)
@@ -164,7 +190,8 @@ def linearized_born(
         refine=refine,
         weights=_weights(simultaneous, sources, seed),
     )
-    return LinearizedBorn(survey, background, wet, repeat, grey)
+    born = LinearizedBorn(survey, background, wet, repeat)
+    return AboutGrey(born, grey) if grey else born
 
 
 def _background(

@@ -72,7 +72,7 @@ class Amortised(Solver):
 
 
 class AmortisedRun:
-    """The batch of an `Amortised`, done from the start. Its latents are 0."""
+    """The batch of an `Amortised`, done from the start. No latent is its result."""
 
     averages = True
     unfitted = (
@@ -85,7 +85,7 @@ class AmortisedRun:
         parts = chunks(self.posterior(), solver.mean_draws, problem.seed, _DRAWS_AT_ONCE)
         total = sum(draws.double().sum(0) for draws in parts)
         self.x = (total / solver.mean_draws).to(problem.like)
-        self.z = problem.prior.latent.shaped(solver.start(problem))
+        self.z = None
         self.finite = self.x.isfinite().flatten(1).all(1)
         self.active = torch.zeros_like(self.finite)
         self.values: dict[str, Tensor] = {}

@@ -66,6 +66,11 @@ class Preconditioned(Variational):
         check_number("tempering", self.tempering, least=0, most=1)
         if self.density is not None:
             require(self.density, ["log_prob"], "Preconditioned: density")
+            if self.density.conditional:
+                raise ValueError(
+                    "density must be one of images whatever the data, got a conditional "
+                    f"{type(self.density).__name__}"
+                )
             check_no_effect(self, "density", "tempering")
 
     @property
