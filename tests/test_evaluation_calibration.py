@@ -142,6 +142,9 @@ def test_conditional_priors_are_tried_on_images(folder, capsys):
     inside = expected.coverage[:, LEVELS.index(0.9)].mean().item()
     assert row["metrics"]["inside_0.9"]["mean"] == pytest.approx(inside)
     capsys.readouterr()
+    assert run(folder, "few", images=13, **given) == 2
+    assert "data has 12 test images, fewer than images=13" in capsys.readouterr().err
+    assert not (folder / "few").exists()
     assert run(folder, "none", **{**given, "data": None}) == 2
     assert "not conditional; or give images as data" in capsys.readouterr().err
 

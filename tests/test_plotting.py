@@ -87,6 +87,15 @@ def test_images_of_small_contrast_are_shown_with_more(truth):
         assert grey_range(images) == (0.0, 1.0)
 
 
+def test_a_few_bright_pixels_do_not_take_the_contrast(truth):
+    faint = 0.4 + 0.2 * truth
+    faint[0, 0, 0, 0] = 1.0
+    low, high = grey_range(faint)
+    assert 0.4 <= low < 0.41
+    assert 0.59 < high <= 0.6
+    assert grey_range(truth) == (0.0, 1.0)
+
+
 def test_several_results_colours_and_data_of_another_size(truth):
     colours = truth.repeat(1, 3, 1, 1)
     found = {"a": estimate(colours), "b": colours.clone()}

@@ -202,6 +202,8 @@ def test_what_does_not_fit_is_one_line(data):
         Preconditioned(tempering=1.5)
     with pytest.raises(ValueError, match="Preconditioned: density needs log_prob"):
         Preconditioned(density=small_decoder())
+    with pytest.raises(ValueError, match="density must be one of images whatever the data"):
+        Preconditioned(density=make("images"))
     with pytest.raises(ValueError, match="Amortised needs a conditional prior"):
         solve(data, Amortised(), prior=StandardNormal())
     with pytest.raises(ValueError, match=r"density is one of images \(1, 3, 3\)"):
