@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ def image_grid(
     own, most = _ranges(pixels, is_spread)
     labels = {_COLOUR_MAP: label} if pixels.shape[-1] == 1 else {}
     labels |= {_SPREAD_MAP: "standard deviation"} if spreads else {}
-    title_lines = -(-min(len(titles), len(pixels)) // columns)
+    titles = [_wrapped(title, _tile_width(columns)) for title in titles[: len(pixels)]]
+    by_row = [titles[start : start + columns] for start in range(0, len(titles), columns)]
+    title_lines = sum(max(title.count("\n") + 1 for title in row) for row in by_row)
     shape = -(-len(pixels) // columns), columns
     figure, axes, bars = _tiles(*shape, pixels.shape[1] / pixels.shape[2], title_lines, len(labels))
     drawn = {}
@@ -268,13 +271,24 @@ def _rgb(image: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.where(bad, (1.0, 0.0, 1.0), np.clip((image - low) / (high - low or 1), 0, 1))
 
 
+def _tile_width(columns: int) -> float:
+    """Inches of each of so many tiles in a row."""
+    return min(2.2, max(1.1, 11 / columns))
+
+
+def _wrapped(title: str, width: float) -> str:
+    """A title of font size 9 in lines that a tile of this width (inches) has room for."""
+    room = int(width / 0.075)
+    return "\n".join(part for line in title.split("\n") for part in wrap(line, room) or [""])
+
+
 def _tiles(
     rows: int, columns: int, aspect: float, title_lines: int, bars: int
 ) -> tuple[Figure, list[Axes], list[Axes]]:
     """Axes of equal size in rows, and narrow ones at their right for colour bars."""
     from matplotlib.figure import Figure
 
-    width = min(2.2, max(1.1, 11 / columns))
+    width = _tile_width(columns)
     height = width * aspect
     size = (width + 0.06) * columns + 0.7 * bars, (height + 0.06) * rows + 0.22 * title_lines
     figure = Figure(figsize=size)
