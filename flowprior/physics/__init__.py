@@ -17,9 +17,10 @@ from flowprior.physics.noise import (
 
 # Operators stand on deepinv, which takes seconds to import: they are imported when first asked for.
 _MODULES = {
-    "born": ["AboutGrey", "LinearizedBorn", "linearized_born"],
+    "born": ["LinearizedBorn", "linearized_born"],
     "by_name": ["OPERATORS", "find_operator", "make_operator"],
     "eikonal": ["EikonalTomography", "crosshole"],
+    "linear": ["AboutGrey"],
     "operators": [
         "box_inpainting",
         "cartesian_mri",

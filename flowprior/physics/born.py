@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from deepinv.physics import LinearPhysics, Physics, adjoint_function
+from deepinv.physics import LinearPhysics, adjoint_function
 from torch import Tensor
 
 from flowprior.argument_types import check_types
 from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.physics.grids import both_ways, places, refined, repeated, repeated_shape
+from flowprior.physics.linear import AboutGrey
 from flowprior.physics.survey import DELAY, ROUNDING, Survey
 
 WATER = 1500.0
@@ -88,40 +89,6 @@ class LinearizedBorn(LinearPhysics):
         below = torch.arange(grid.shape[2], device=x.device) >= self.fixed_rows
         grid = torch.where(below[:, None], grid, 0)
         return -0.5 * self.background.to(x) * refined(grid, self.survey.refine).squeeze(1)
-
-
-class AboutGrey(Physics):
-    """A linear operator J on what differs from grey, A(x) = J(x − grey), which is affine.
-
-    Args:
-        linear: J.
-        grey: value of x whose data are 0.
-
-    Raises:
-        ValueError: names the option.
-    """
-
-    def __init__(self, linear: LinearPhysics, grey: float = 0.5) -> None:
-        check_types(AboutGrey.__init__, locals())
-        check_number("grey", grey)
-        super().__init__()
-        self.linear, self.grey = linear, grey
-
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """J(x − grey)."""
-        return self.linear.A(x - self.grey, **kwargs)
-
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """Jᵀy: the adjoint of J, and of the derivative of A."""
-        return self.linear.A_adjoint(y, **kwargs)
-
-    def A_vjp(self, x: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
-        """Jᵀv, whatever x is."""
-        return self.linear.A_adjoint(v, **kwargs)
-
-    def A_dagger(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """The solution of least squares that is nearest to grey."""
-        return self.grey + self.linear.A_dagger(y, **kwargs)
 
 
 def linearized_born(

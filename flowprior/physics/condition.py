@@ -125,7 +125,7 @@ class ScaledData(Condition):
 class MigratedData(Condition):
     """A migrated image, s·W Aᵀ(y − A(½)), of what grey does not explain of the data.
 
-    The operator must be linear.
+    The operator must be linear, or affine with the adjoint of its linear part (`AboutGrey`).
 
     Reference: Siahkoohi & Herrmann, Learning by example: fast reliability-aware seismic imaging
     with normalizing flows (2021).

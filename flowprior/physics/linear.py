@@ -1,11 +1,14 @@
-"""Linear operators that deepinv lacks, or whose adjoint, prox or precision is wrong there."""
+"""Linear and affine operators that deepinv lacks, or whose adjoint or precision is wrong there."""
 
 from typing import Any
 
 import torch
-from deepinv.physics import MRI, LinearPhysics, Tomography, adjoint_function
+from deepinv.physics import MRI, LinearPhysics, Physics, Tomography, adjoint_function
 from torch import Tensor
 from torch.nn import functional
+
+from flowprior.argument_types import check_types
+from flowprior.checks import check_number
 
 
 class TightFrame(LinearPhysics):
@@ -26,6 +29,40 @@ class TightFrame(LinearPhysics):
         """Minimise γ/2 ‖A x − y‖² + ½‖x − z‖² over x."""
         w = gamma * self.A_adjoint(y) + (0 if z is None else z)
         return w - self.A_adjoint(self.A(w)) * gamma / (1 + gamma * self.gain)
+
+
+class AboutGrey(Physics):
+    """A linear operator J on what differs from grey, A(x) = J(x − grey), which is affine.
+
+    Args:
+        linear: J.
+        grey: value of x whose data are 0.
+
+    Raises:
+        ValueError: names the option.
+    """
+
+    def __init__(self, linear: LinearPhysics, grey: float = 0.5) -> None:
+        check_types(AboutGrey.__init__, locals())
+        check_number("grey", grey)
+        super().__init__()
+        self.linear, self.grey = linear, grey
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """J(x − grey)."""
+        return self.linear.A(x - self.grey, **kwargs)
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """Jᵀy: the adjoint of J, and of the derivative of A."""
+        return self.linear.A_adjoint(y, **kwargs)
+
+    def A_vjp(self, x: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
+        """Jᵀv, whatever x is."""
+        return self.linear.A_adjoint(v, **kwargs)
+
+    def A_dagger(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """The solution of least squares that is nearest to grey."""
+        return self.grey + self.linear.A_dagger(y, **kwargs)
 
 
 class BoxDownsampling(TightFrame):
