@@ -24,9 +24,10 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
 class SampleGrid(Callback):
     """After each validation, a grid of samples at each of `temperatures`, from the same latents.
 
-    Those of a conditional flow are given the data of the first validation images. Where these use
-    less than a third of the greys, so does the grid (`flowprior.figures.grey_range`). With weight
-    averaging the averaged weights are sampled; this callback must come before it.
+    Those of a conditional flow are given the data of the first validation images, which stand
+    beside them as `samples/truth`. Where validation images use less than a third of the greys, so
+    do the grids (`flowprior.figures.grey_range`). With weight averaging the averaged weights are
+    sampled; this callback must come before it.
 
     Args:
         images: number of images in a grid.
@@ -51,12 +52,15 @@ class SampleGrid(Callback):
             return
         low, high = grey_range(flow.to_unit_range(known[0])) if known else (0.0, 1.0)
         given = {"condition": known[1]} if flow.conditional else {}
+        shown = {"truth": known[0]} if flow.conditional else {}
         for temperature in self.temperatures:
             generator = torch.Generator().manual_seed(0)
             x = flow.sample(self.images, temperature, generator=generator, **given)
+            shown[f"temperature_{temperature:g}"] = x
+        for name, x in shown.items():
             unit = ((flow.to_unit_range(x) - low) / (high - low)).clamp(0, 1).nan_to_num()
             grid = make_grid(_enlarged(unit), padding=4, pad_value=1.0)
-            writer.add_image(f"samples/temperature_{temperature:g}", grid, _step(trainer))
+            writer.add_image(f"samples/{name}", grid, _step(trainer))
 
     def _validation(self, trainer: pl.Trainer, flow: Flow) -> list[torch.Tensor]:
         """The first validation images, again from the first if there are too few, and their data.

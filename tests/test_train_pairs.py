@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import flowprior
 from datamodules import LayerModels, Rosenbrock, SimulatedPairs
@@ -161,6 +162,10 @@ def test_a_glow_is_trained_on_simulated_pairs(
     curve = scalars(folder, "val/conditional_nll")
     assert curve[15] < curve[7]
     assert scalars(folder, "latent/radius")
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    for name in ("truth", "temperature_1"):
+        assert [event.step for event in events.Images(f"samples/{name}")] == [7, 15]
     flow = flowprior.load(folder / "weights")
     assert flow.sample(3, condition=torch.zeros(3, 1, 16, 16)).shape == (3, 1, 16, 16)
 
