@@ -77,6 +77,7 @@ def main() -> None:
     """Parse, evaluate what has no record yet, write table, figures and report."""
     parser = make_parser()
     config = parser.parse_args(_nested_nulls(sys.argv[1:]))
+    _check_one_experiment(sys.argv[1:], config)
     output = output_folder(config)
     settings = parser.dump(config)
     try:
@@ -125,6 +126,19 @@ def _tuned(
         )
     evaluation.check()
     return tuned(evaluation, lambda other: run(other, output, settings, Console(), pool))
+
+
+def _check_one_experiment(arguments: Sequence[str], config: Namespace) -> None:
+    """Refuse an option of `experiments` where there are several: it would change the last alone."""
+    experiments = config.get("evaluation.init_args.experiments") or []
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        inside = re.match(r"--evaluation\.(init_args\.)?experiments\.", option)
+        if inside and len(experiments) > 1:
+            raise UsageError(
+                f"{option}: there are {len(experiments)} experiments, and it would change one: "
+                "change them in a copy of the config file"
+            )
 
 
 def _nested_nulls(arguments: Sequence[str]) -> list[str]:

@@ -235,6 +235,14 @@ def test_null_within_named_parts_is_for_the_config(folder: Path, capsys) -> None
     assert "config file" in capsys.readouterr().err
 
 
+def test_an_option_of_one_of_several_experiments_is_refused(folder: Path, capsys) -> None:
+    option = "--evaluation.experiments.options.measurements=100"
+    config = str(ROOT / "configs/evaluate/compressed_sensing_layers.yaml")
+    assert run_here(folder, "--config", config, option, "--output", "one_of_several") == 2
+    assert "there are 4 experiments" in capsys.readouterr().err
+    assert not (folder / "one_of_several").exists()
+
+
 OWN = """
 from datamodules import LayerModels
 
