@@ -220,7 +220,7 @@ def _run(cli: TrainCLI, start: Start) -> None:
         print(_summary(cli, how), flush=True)
     try:
         _fit_phases(cli, start)
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError) as error:
         if what := death(error, cli.trainer):
             raise TrainingStopped(what) from error
         raise

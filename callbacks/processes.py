@@ -88,9 +88,12 @@ class LinkedLauncher(_SubprocessScriptLauncher):
                 other.kill()
 
 
-def death(error: RuntimeError, trainer: pl.Trainer) -> str:
-    """What an error of torch says of a process that has died; "" if it is about something else."""
-    if _LOADER in str(error):
+def death(error: RuntimeError | ConnectionError, trainer: pl.Trainer) -> str:
+    """What an error says of a process that has died; "" if it is about something else.
+
+    A lost connection to a loading process is noticed at times before its death is.
+    """
+    if _LOADER in str(error) or isinstance(error, ConnectionError):
         why = "perhaps because memory ran out (data.num_workers: fewer of them take less)"
         return f"a loading process has died, {why}: {_CONTINUES}"
     if trainer.world_size == 1 or not _LOST.search(str(error)):
