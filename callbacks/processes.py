@@ -93,7 +93,8 @@ def death(error: RuntimeError | ConnectionError, trainer: pl.Trainer) -> str:
 
     A lost connection to a loading process is noticed at times before its death is.
     """
-    if _LOADER in str(error) or isinstance(error, ConnectionError):
+    lost = isinstance(error, ConnectionResetError | BrokenPipeError | ConnectionAbortedError)
+    if _LOADER in str(error) or (lost and getattr(trainer.datamodule, "num_workers", 0)):
         why = "perhaps because memory ran out (data.num_workers: fewer of them take less)"
         return f"a loading process has died, {why}: {_CONTINUES}"
     if trainer.world_size == 1 or not _LOST.search(str(error)):
