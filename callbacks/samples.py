@@ -9,7 +9,6 @@ from torchvision.utils import make_grid
 
 from datamodules import ImageDataModule
 from flowprior.figures import grey_range, image_rows, qq_plot
-from flowprior.flows import Flow
 from flowprior.metrics import largest_patch_correlation, relative_error, typicality
 from lightning_modules.flow_module import FlowModule
 
@@ -21,61 +20,6 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
     return None
 
 
-class SampleGrid(Callback):
-    """After each validation, a grid of samples at each of `temperatures`, from the same latents.
-
-    Those of a conditional flow are given the data of the first validation images, which stand
-    beside them as `samples/truth`. Where validation images use less than a third of the greys, so
-    do the grids (`flowprior.figures.grey_range`). With weight averaging the averaged weights are
-    sampled; this callback must come before it.
-
-    Args:
-        images: number of images in a grid.
-    """
-
-    temperatures = (0.7, 1.0)
-
-    def __init__(self, images: int = 32) -> None:
-        if images < 1:
-            raise ValueError(f"samples.images must be at least 1, got {images}")
-        self.images = images
-
-    @torch.no_grad()
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
-        """Draw and log the grids on the first process."""
-        writer = writer_of(trainer)
-        flow = pl_module.flow
-        if writer is None or trainer.sanity_checking or flow.image_shape[0] not in (1, 3):
-            return
-        known = self._validation(trainer, flow)
-        if flow.conditional and not known:
-            return
-        low, high = grey_range(flow.to_unit_range(known[0])) if known else (0.0, 1.0)
-        given = {"condition": known[1]} if flow.conditional else {}
-        shown = {"truth": known[0]} if flow.conditional else {}
-        for temperature in self.temperatures:
-            generator = torch.Generator().manual_seed(0)
-            x = flow.sample(self.images, temperature, generator=generator, **given)
-            shown[f"temperature_{temperature:g}"] = x
-        for name, x in shown.items():
-            unit = ((flow.to_unit_range(x) - low) / (high - low)).clamp(0, 1).nan_to_num()
-            grid = make_grid(_enlarged(unit), padding=4, pad_value=1.0)
-            writer.add_image(f"samples/{name}", grid, _step(trainer))
-
-    def _validation(self, trainer: pl.Trainer, flow: Flow) -> list[torch.Tensor]:
-        """The first validation images, again from the first if there are too few, and their data.
-
-        Nothing where there is no data module to ask.
-        """
-        if not isinstance(trainer.datamodule, ImageDataModule):
-            return []
-        dataset = trainer.datamodule.dataset("val")
-        keys = [(0, index % len(dataset)) for index in range(self.images)]
-        batch = dataset.__getitems__(keys)
-        parts = [batch] if isinstance(batch, torch.Tensor) else batch
-        return [part.to(flow.like) for part in parts]
-
-
 class OfValidationImages(Callback):
     """Looks at the first validation images after each validation, on the first process.
 
@@ -84,10 +28,11 @@ class OfValidationImages(Callback):
     """
 
     images = 64
+    _batch: tuple[torch.Tensor, ...] = ()
 
     def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
         """Forget the images of an earlier fit."""
-        self._batch: tuple[torch.Tensor, ...] = ()
+        self._batch = ()
 
     def first_images(self, trainer: pl.Trainer, pl_module: FlowModule) -> tuple[torch.Tensor, ...]:
         """Images (B, C, H, W), B at most `images`, and data of them for a conditional flow.
@@ -116,6 +61,50 @@ class OfValidationImages(Callback):
     ) -> None:
         """Log what images (B, C, H, W), and data of them for a conditional flow, show."""
         raise NotImplementedError
+
+
+class SampleGrid(OfValidationImages):
+    """After each validation, a grid of samples at each of `temperatures`, from the same latents.
+
+    Those of a conditional flow are given the data of the first validation images, which stand
+    beside them as `samples/truth`. Where validation images use less than a third of the greys, so
+    do the grids (`flowprior.figures.grey_range`). With weight averaging the averaged weights are
+    sampled; this callback must come before it.
+
+    Args:
+        images: number of images in a grid.
+    """
+
+    temperatures = (0.7, 1.0)
+
+    def __init__(self, images: int = 32) -> None:
+        if images < 1:
+            raise ValueError(f"samples.images must be at least 1, got {images}")
+        self.images = images
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        """Draw and log the grids on the first process."""
+        writer = writer_of(trainer)
+        flow = pl_module.flow
+        if writer is None or trainer.sanity_checking or flow.image_shape[0] not in (1, 3):
+            return
+        known = self.first_images(trainer, pl_module)
+        if flow.conditional and not known:
+            return
+        low, high = grey_range(flow.to_unit_range(known[0])) if known else (0.0, 1.0)
+        given, shown = {}, {}
+        if flow.conditional:  # again from the first image where there are too few
+            rows = torch.arange(self.images) % len(known[0])
+            given, shown = {"condition": known[1][rows]}, {"truth": known[0][rows]}
+        for temperature in self.temperatures:
+            generator = torch.Generator().manual_seed(0)
+            x = flow.sample(self.images, temperature, generator=generator, **given)
+            shown[f"temperature_{temperature:g}"] = x
+        for name, x in shown.items():
+            unit = ((flow.to_unit_range(x) - low) / (high - low)).clamp(0, 1).nan_to_num()
+            grid = make_grid(_enlarged(unit), padding=4, pad_value=1.0)
+            writer.add_image(f"samples/{name}", grid, _step(trainer))
 
 
 class LatentTypicality(OfValidationImages):

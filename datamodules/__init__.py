@@ -21,9 +21,10 @@ from datamodules.faces import CelebA, CelebAHQ
 from datamodules.image_folder import ImageFolder
 from datamodules.layer_models import LayerModels
 from datamodules.observations import Observations
-from datamodules.pairs import PairDataModule, Rosenbrock, SimulatedPairs
+from datamodules.pairs import PairDataModule, SimulatedPairs
 from datamodules.prior_draws import PriorDraws
 from datamodules.reflectivities import Reflectivities
+from datamodules.rosenbrock import Rosenbrock
 from datamodules.small_images import CIFAR10, MNIST
 
 __all__ = [

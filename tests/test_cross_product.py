@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 import zuko
 from torch import nn
 
@@ -28,7 +29,7 @@ from flowprior.inversion import (
 )
 from flowprior.physics import OPERATORS, Gaussian, make_operator
 from flowprior.posterior import Coupling, Langevin, Variational
-from flowprior.priors import Cropped, Module, Padded, Prior, from_zuko
+from flowprior.priors import Cropped, GaussianPrior, Module, Padded, Prior, from_zuko
 from tests.conftest import make_perturbed_glow
 
 SIZE = 16
@@ -106,6 +107,11 @@ def two_parts(channels):
     return Module(TwoParts(), shape, {"style": [3], "picture": list(shape)})
 
 
+def gaussian(channels):
+    smooth = F.avg_pool2d(torch.rand(20, channels, SIZE, SIZE), 3, stride=1, padding=1)
+    return GaussianPrior(smooth, stationary=True)
+
+
 PRIORS = {
     "Glow": lambda channels: make_perturbed_glow(
         channels, SIZE, levels=2, steps=1, scale=0.05, dtype=torch.float32
@@ -115,6 +121,7 @@ PRIORS = {
     "Padded": padded,
     "Trumpet": trumpet,
     "decoder": decoder,
+    "GaussianPrior": gaussian,
     "zuko": zuko_flow,
     "two parts": two_parts,
 }

@@ -1,0 +1,150 @@
+"""A normal distribution with the moments of examples: the least a trained prior should beat."""
+
+import torch
+from torch import Tensor
+
+from flowprior.argument_types import check_types
+from flowprior.checks import check_positive
+from flowprior.latent import Latent, standard_normal_log_prob
+from flowprior.priors.base import Prior
+
+LARGEST_COVARIANCE = 4096
+"""Entries of an image, C·H·W, whose whole covariance is kept: 64 MB in single precision."""
+STEP = 1 / 256
+"""Between the levels of images of 8 bits."""
+
+
+class GaussianPrior(Prior):
+    """Images x ~ N(μ, Σ), with the mean and the covariance of examples: no training.
+
+    x = μ + Σ^½ z, with the symmetric root, so that z has the shape of an image. It is a flow
+    without a network, which every solver takes. With a linear operator and normal noise the
+    posterior is normal, and `MAP(penalty="latent_norm")` finds its mean: the Wiener estimate.
+
+    Args:
+        images: examples (N, C, H, W) in [0, 1], finite.
+        stationary: take what is the same everywhere: one mean for each channel, and the mean power
+            of each frequency of the mirrored images (of the cosine transform), with the covariance
+            of the channels. It takes few examples and images of any size. Otherwise Σ is that of
+            all pairs of pixels, which takes more examples than an image has entries.
+        least_deviation: in any direction; the default is that of the rounding of 8-bit images.
+
+    Raises:
+        ValueError: names the argument: it is out of range, there are too few examples, or images
+            are too large for a covariance of all pairs.
+
+    >>> images = torch.rand(100, 1, 8, 8)
+    >>> prior = GaussianPrior(images)
+    >>> z, log_det = prior.encode(images[:5])
+    >>> torch.allclose(prior.generate(z), images[:5], atol=1e-4)
+    True
+    """
+
+    def __init__(
+        self, images: Tensor, stationary: bool = False, least_deviation: float = STEP / 12**0.5
+    ) -> None:
+        check_types(GaussianPrior.__init__, locals())
+        check_positive("least_deviation", least_deviation)
+        if images.ndim != 4 or not images.is_floating_point() or not images.isfinite().all():
+            raise ValueError(
+                "images must be finite floating-point numbers (N, C, H, W), got "
+                f"{images.dtype} of shape {tuple(images.shape)}"
+            )
+        _check_enough(images, stationary)
+        shape = tuple(images.shape[1:])
+        super().__init__(shape, Latent({"z": shape}))
+        self.stationary = stationary
+        x = images.detach().double()
+        for name, size in zip(("rows", "columns"), shape[1:], strict=True):
+            self.register_buffer(name, cosines(size).to(x.device))
+        self.register_buffer("mean", x.mean((0, 2, 3) if stationary else 0, keepdim=True))
+        if stationary:
+            spectra = self._spectra(x - self.mean)
+            covariance = torch.einsum("nhwc,nhwd->hwcd", spectra, spectra) / len(x)
+        else:
+            covariance = x.flatten(1).T.cov()
+        variances, axes = torch.linalg.eigh(covariance)
+        self.register_buffer("axes", axes)
+        self.register_buffer("deviations", variances.clamp(min=0).sqrt().clamp(min=least_deviation))
+        self.to(images.dtype)
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Map latents z (B, C, H, W) to images x = μ + Σ^½ z and log|det dx/dz|, (B,)."""
+        self._check(z, "z")
+        return self.mean + self._scaled(z, self.deviations), self._log_det.expand(len(z))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images x (B, C, H, W) in [0, 1] to latents z and log|det dz/dx|, (B,)."""
+        self._check(x, "x")
+        z = self._scaled(x - self.mean, 1 / self.deviations)
+        return z, -self._log_det.expand(len(x))
+
+    def generate(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) of latents z (B, C, H, W)."""
+        if condition is not None:
+            raise ValueError("GaussianPrior takes no condition")
+        return self.decode(z)[0]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density of images x (B, C, H, W) in nats, (B,)."""
+        z, log_det = self.encode(x)
+        return standard_normal_log_prob(z) + log_det
+
+    @property
+    def _log_det(self) -> Tensor:
+        return self.deviations.log().sum()
+
+    def _scaled(self, x: Tensor, factors: Tensor) -> Tensor:
+        """Components of x along the axes of Σ, times `factors`, put together again.
+
+        Axes of a stationary Σ are those of the channels, at each frequency.
+        """
+        if self.stationary:
+            spectra = self._spectra(x)[..., None, :] @ self.axes * factors[..., None, :]
+            return self._images((spectra @ self.axes.mT)[..., 0, :])
+        return (x.flatten(1) @ self.axes * factors @ self.axes.mT).view(x.shape)
+
+    def _spectra(self, x: Tensor) -> Tensor:
+        """The cosine transform of images (B, C, H, W), as (B, H, W, C)."""
+        return (self.rows @ x @ self.columns.mT).movedim(1, 3)
+
+    def _images(self, spectra: Tensor) -> Tensor:
+        return self.rows.mT @ spectra.movedim(3, 1) @ self.columns
+
+    def _check(self, x: Tensor, name: str) -> None:
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"GaussianPrior: {name} must have shape (B, {expected}), got {tuple(x.shape)}"
+            )
+
+
+def cosines(size: int) -> Tensor:
+    """The orthonormal matrix of the discrete cosine transform (DCT-II), one row a frequency.
+
+    >>> torch.allclose(cosines(4) @ cosines(4).mT, torch.eye(4, dtype=torch.float64))
+    True
+    """
+    points = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    frequencies = torch.arange(size, dtype=torch.float64)[:, None]
+    waves = torch.cos(torch.pi * frequencies * points) * (2 / size) ** 0.5
+    waves[0] /= 2**0.5
+    return waves
+
+
+def _check_enough(images: Tensor, stationary: bool) -> None:
+    count, entries = len(images), images[0].numel() if len(images) else 0
+    if stationary:
+        if count * entries == 0 or count < images.shape[1]:
+            raise ValueError(f"images must be at least one for each channel, got {count}")
+        return
+    if entries > LARGEST_COVARIANCE:
+        raise ValueError(
+            f"images have {entries} entries, expected at most {LARGEST_COVARIANCE} for a "
+            "covariance of all pairs: take stationary=True"
+        )
+    if count <= entries:
+        raise ValueError(
+            f"images must be more than the {entries} entries of an image for a covariance of all "
+            f"pairs, got {count}: give more, or take stationary=True"
+        )
