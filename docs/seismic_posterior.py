@@ -28,6 +28,8 @@ SURVEY |= {"water_depth": 125.0, "frequency": 12.0, "grey": 0.5}
 NOISE = Gaussian(2e-4)
 IMAGES, DRAWS, SHOWN = 8, 100, 1
 LEVELS = (0.5, 0.9)
+WIDTH = 0.8
+"""Of an image, in kilometres."""
 COLUMNS = (16, 32, 48)
 """Of the traces."""
 REFLECTION = 0.06
@@ -98,25 +100,33 @@ def spread(values: Tensor) -> str:
 
 def figure(images: dict[str, Tensor], draws: Tensor) -> Figure:
     """Images (H, W) in two rows, and traces of the truth in the bands of draws (m, H, W)."""
-    made, axes = plt.subplots(2, 7, figsize=(17, 5.2), layout="constrained")
-    for axis, (name, image) in zip(axes[:, :5].flat, images.items(), strict=True):
+    made, axes = plt.subplots(2, 7, figsize=(20, 5.2), layout="constrained")
+    for number, (axis, (name, image)) in enumerate(
+        zip(axes[:, :5].flat, images.items(), strict=True)
+    ):
         signed = "deviation" not in name
         colours = {"cmap": "gray", "vmin": 0.35, "vmax": 0.65} if signed else {"cmap": "magma"}
         colours = {"cmap": "gray", "vmin": -2, "vmax": 2} if name == "migrated" else colours
-        axis.imshow(image, **colours)
+        shown = axis.imshow(image, extent=(0, WIDTH, WIDTH, 0), **colours)
+        made.colorbar(shown, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
         axis.set_title(name, fontsize=10)
-        axis.set_axis_off()
+        axis.tick_params(labelsize=7)
+        if number % 5 == 0:
+            axis.set_ylabel("depth (km)", fontsize=8)
+        if number >= 5:
+            axis.set_xlabel("distance (km)", fontsize=8)
     traces = [axes[0, 5], axes[0, 6], axes[1, 5]]
     for axis, column in zip(traces, COLUMNS, strict=True):
-        of_draws, depth = draws[:, :, column], range(draws.shape[1])
+        of_draws = draws[:, :, column]
+        depth = torch.linspace(0, WIDTH, of_draws.shape[1])
         for level, shade in zip(reversed(LEVELS), (0.25, 0.45), strict=True):
             low, high = band(of_draws, level)
             label = f"{100 * level:.0f} % of the draws"
             axis.fill_between(depth, low, high, alpha=shade, color="C0", lw=0, label=label)
         axis.plot(depth, of_draws.mean(0), color="C0", lw=1, label="mean")
         axis.plot(depth, images["truth"][:, column], color="k", lw=1, label="truth")
-        axis.set_title(f"column {column}", fontsize=10)
-        axis.set_xlabel("row", fontsize=8)
+        axis.set_title(f"at {WIDTH * column / (len(depth) - 1):.2f} km", fontsize=10)
+        axis.set_xlabel("depth (km)", fontsize=8)
         axis.tick_params(labelsize=7)
     axes[1, 6].set_axis_off()
     axes[1, 6].legend(*traces[0].get_legend_handles_labels(), loc="center", fontsize=9)
