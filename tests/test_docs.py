@@ -30,7 +30,7 @@ PAGES = [
     "docs/seismic.md",
     "docs/seismic_posterior.md",
 ]
-LINKED = [*PAGES, "docs/clusters.md"]
+LINKED = [*PAGES, "docs/clusters.md", "docs/digits.md"]
 SHORT = ("own_data",)
 BLOCK = re.compile(r"^(?:<!-- (no score) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"# ((?:runs/)?\w+\.(?:py|yaml))\n")
