@@ -25,10 +25,12 @@ class OfValidationImages(Callback):
 
     Attributes:
         images: their number.
+        needs_images: whether nothing is drawn without any.
     """
 
     images = 64
-    _batch: tuple[torch.Tensor, ...] = ()
+    needs_images = True
+    _batch: tuple[torch.Tensor, ...]
 
     def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
         """Forget the images of an earlier fit."""
@@ -52,7 +54,7 @@ class OfValidationImages(Callback):
         if writer is None or trainer.sanity_checking:
             return
         batch = self.first_images(trainer, pl_module)
-        if batch:
+        if batch or not self.needs_images:
             with torch.no_grad():
                 self.draw(writer, pl_module, _step(trainer), *batch)
 
@@ -76,27 +78,25 @@ class SampleGrid(OfValidationImages):
     """
 
     temperatures = (0.7, 1.0)
+    needs_images = False
 
     def __init__(self, images: int = 32) -> None:
         if images < 1:
             raise ValueError(f"samples.images must be at least 1, got {images}")
         self.images = images
 
-    @torch.no_grad()
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
-        """Draw and log the grids on the first process."""
-        writer = writer_of(trainer)
+    def draw(
+        self, writer: SummaryWriter, pl_module: FlowModule, step: int, *batch: torch.Tensor
+    ) -> None:
+        """Draw and log the grids."""
         flow = pl_module.flow
-        if writer is None or trainer.sanity_checking or flow.image_shape[0] not in (1, 3):
+        if flow.image_shape[0] not in (1, 3) or (flow.conditional and not batch):
             return
-        known = self.first_images(trainer, pl_module)
-        if flow.conditional and not known:
-            return
-        low, high = grey_range(flow.to_unit_range(known[0])) if known else (0.0, 1.0)
+        low, high = grey_range(flow.to_unit_range(batch[0])) if batch else (0.0, 1.0)
         given, shown = {}, {}
         if flow.conditional:  # again from the first image where there are too few
-            rows = torch.arange(self.images) % len(known[0])
-            given, shown = {"condition": known[1][rows]}, {"truth": known[0][rows]}
+            rows = torch.arange(self.images) % len(batch[0])
+            given, shown = {"condition": batch[1][rows]}, {"truth": batch[0][rows]}
         for temperature in self.temperatures:
             generator = torch.Generator().manual_seed(0)
             x = flow.sample(self.images, temperature, generator=generator, **given)
@@ -104,7 +104,7 @@ class SampleGrid(OfValidationImages):
         for name, x in shown.items():
             unit = ((flow.to_unit_range(x) - low) / (high - low)).clamp(0, 1).nan_to_num()
             grid = make_grid(_enlarged(unit), padding=4, pad_value=1.0)
-            writer.add_image(f"samples/{name}", grid, _step(trainer))
+            writer.add_image(f"samples/{name}", grid, step)
 
 
 class LatentTypicality(OfValidationImages):

@@ -162,6 +162,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         return in_order(self.image_dataset(split, dequantized), batch_size, indices)
 
+    def unit_images(self, split: str, indices: Sequence[int]) -> Tensor:
+        """Images (B, C, H, W) of a split as they are, in [0, 1]: for operators and metrics."""
+        _, images = next(self.batches(split, len(indices), list(indices), dequantized=False))
+        low, high = self.data_range
+        return (images - low) / (high - low)
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches, new noise in each epoch; resumes in the middle of an epoch."""
         if self.trainer is not None and self.trainer.overfit_batches:

@@ -1,4 +1,4 @@
-"""Rows that need no inversion, and a prior that needs no training."""
+"""Rows that need no inversion."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,10 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from datamodules import ImageDataModule
-from flowprior.checks import check_integer
 from flowprior.inversion import ImageRun, Problem, Run, Solver, by_rows
-from flowprior.priors import GaussianPrior
 
 
 @dataclass(frozen=True)
@@ -49,23 +46,3 @@ def _migrated(problem: Problem, rows: Tensor) -> Tensor:
         size, length = (part.abs().square().flatten(1).sum(1) for part in (g, bent))
         step = torch.where(length > 0, size / length, 0)
         return (grey + step.view(-1, 1, 1, 1) * g).detach()
-
-
-def gaussian_prior(
-    data: ImageDataModule, images: int = 2000, stationary: bool = False
-) -> GaussianPrior:
-    """The normal distribution with the moments of the first training images of a data set.
-
-    Args:
-        data: the data set.
-        images: their number, or all if there are fewer.
-        stationary: see `flowprior.priors.GaussianPrior`.
-
-    Raises:
-        ValueError: there are too few of them, or they are too large.
-    """
-    check_integer("images", images, least=1)
-    count = min(images, len(data.images("train")))
-    _, known = next(data.batches("train", count, range(count), dequantized=False))
-    low, high = data.data_range
-    return GaussianPrior((known - low) / (high - low), stationary)

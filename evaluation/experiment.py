@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from evaluation.base import Label
+from evaluation.base import Label, labels_text
 from flowprior.identity import identity
 from flowprior.inversion import Problem, Solver, make_problem
 from flowprior.physics import Noise, find_operator, make_operator
@@ -115,6 +115,15 @@ class Experiment:
         """What results depend on, with the code of an operator of a user's own."""
         described = identity(replace(self, labels={}, methods=None, priors=None))
         return {**described, "operators": identity([find_operator(self.operator)])}
+
+
+def chosen(experiments: Iterable[Experiment], only: dict[str, Any]) -> list[Experiment]:
+    """The experiments that have all of these labels; ValueError if none has."""
+    found = [one for one in experiments if only.items() <= one.labels.items()]
+    if not found:
+        known = "; ".join(labels_text(one.labels) for one in experiments)
+        raise ValueError(f"only: no experiment is {labels_text(only)}; there are {known}")
+    return found
 
 
 def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -13,7 +13,7 @@ from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Labels, Published, Result
 from evaluation.baselines import Data
-from evaluation.experiment import Experiment, Method, StartName, check_names
+from evaluation.experiment import Experiment, Method, StartName, check_names, chosen
 from evaluation.inversion_arrays import kept_of_batch, write_recovered
 from evaluation.inversion_checks import check_fit, check_rows
 from evaluation.inversion_figures import inversion_figures, write_boards
@@ -81,6 +81,8 @@ class InversionEvaluation(Evaluation):
         measures: further columns.
         title: of the report.
         device: "auto" takes a GPU if there is one.
+        only: labels of the experiments to measure, such as `{problem: denoise}`; all by default.
+            What was measured of others stays in the folder.
 
     Attributes:
         compares: whether images are compared with the truth: in columns, a row of the data, curves
@@ -111,6 +113,7 @@ class InversionEvaluation(Evaluation):
         measures: list[Measure] | None = None,
         title: str = "Inversion",
         device: str = "auto",
+        only: dict[str, Any] | None = None,
     ) -> None:
         if (data is None) == (observations is None):
             raise ValueError("either data or observations must be given, and not both")
@@ -135,6 +138,7 @@ class InversionEvaluation(Evaluation):
         self.baselines = self.compares and self.source.has_truth
         self.pictured = self.compares
         self._check_options()
+        self.experiments = chosen(self.experiments, only) if only else self.experiments
 
     @property
     def metrics(self) -> Sequence[Metric]:

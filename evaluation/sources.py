@@ -103,9 +103,7 @@ class SimulatedData(_Source):
 
     def truth(self, images: Sequence[int]) -> Tensor:
         """Images of the split."""
-        batches = self.data.batches(self.split, len(images), list(images), dequantized=False)
-        low, high = self.data.data_range
-        return (next(batches)[1] - low) / (high - low)
+        return self.data.unit_images(self.split, images)
 
     def observed(self, experiment: Experiment, images: Sequence[int], seed: int) -> Tensor:
         """A(x) and its noise, one image at a time: the others must not change the last digit."""

@@ -36,8 +36,8 @@ def identity(value: Any) -> Any:
     The name of a file stands for what is in it. An object becomes its class and its public
     attributes, or what pickle would keep of it; one of a user's own also has its private
     attributes, a digest of its code and the values around it that its code refers to. A torch
-    module has a digest of its weights, and a function one of its code and what it has taken from
-    around it.
+    module has a digest of its weights, or what it says it is `made_of`, and a function one of its
+    code and what it has taken from around it.
 
     Raises:
         ValueError: an object has a state that cannot be told, as that of an open file.
@@ -122,6 +122,8 @@ def _of_object(value: Any, of: Callable[[Any], Any]) -> dict[str, Any]:
     found = of(type(value)) if is_own(type(value)) else _named(type(value))
     if hasattr(value, "__wrapped__"):
         return {**found, "wrapped": of(value.__wrapped__)}
+    if getattr(value, "made_of", None) is not None:
+        return {**found, "made of": of(value.made_of)}
     if isinstance(value, nn.Module):
         weights = value.state_dict()
         weights = {**weights, **{n: b for n, b in value.named_buffers() if n not in weights}}

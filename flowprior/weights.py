@@ -77,9 +77,17 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
     """Write the flow's weights and what is needed to rebuild it; returns the folder.
 
     `card` (JSON values: data set, bits, epoch, metrics) is kept for people to read. Files are
-    replaced atomically. Raises OSError if the folder cannot be written.
+    replaced atomically.
+
+    Raises:
+        ValueError: it is no flow.
+        OSError: the folder cannot be written.
     """
     check_types(save, locals())
+    if not isinstance(flow, Flow):
+        raise ValueError(
+            f"flow must be a flowprior.flows.Flow, got {type(flow).__name__}: build others anew"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}

@@ -8,7 +8,8 @@ import torch
 from scipy.fft import dctn
 
 from datamodules import LayerModels
-from evaluation.baselines import gaussian_prior
+from evaluation.priors import gaussian_prior
+from flowprior.identity import identity
 from flowprior.inversion import MAP, invert
 from flowprior.physics import Gaussian, random_gaussian
 from flowprior.posterior import FullGaussian, Variational, summarise
@@ -71,7 +72,7 @@ def test_a_stationary_one_has_the_mean_power_of_the_cosine_transform():
 
 def test_channels_go_together_in_a_stationary_one():
     x = examples(5000)
-    x[:, 1] += 2 * x[:, 0]
+    x[:, 1] = (x[:, 1] + 2 * x[:, 0]) / 3
     prior = GaussianPrior(x, stationary=True)
     drawn = prior.sample(5000, generator=torch.Generator().manual_seed(0))
 
@@ -95,7 +96,7 @@ def test_directions_without_variance_have_the_least_deviation():
 @pytest.mark.parametrize("stationary", KINDS)
 @pytest.mark.parametrize("rows", [1, 5, 17, 33])
 def test_map_is_the_posterior_mean_of_a_linear_operator(stationary, rows):
-    prior = GaussianPrior(examples(), stationary).eval()
+    prior = GaussianPrior(examples(), stationary)
     truth, sigma = examples(300)[-rows:], 0.05
     physics = random_gaussian(SHAPE, measurements=15).double()
     y = Gaussian(sigma).add(physics.A(truth), seed=0, indices=range(rows))
@@ -110,7 +111,7 @@ def test_map_is_the_posterior_mean_of_a_linear_operator(stationary, rows):
 
 
 def test_posteriors_take_it():
-    prior = GaussianPrior(examples(500)).eval()
+    prior = GaussianPrior(examples(500))
     physics = random_gaussian(SHAPE, measurements=30).double()
     y = Gaussian(0.05).add(physics.A(examples(500)[:2]), seed=0, indices=range(2))
     fitted = Variational(FullGaussian(), draws=16)
@@ -121,6 +122,15 @@ def test_posteriors_take_it():
     exact = (covariance.inverse() + matrix.T @ matrix / 0.05**2).inverse().diagonal().sqrt()
     deviation = summarise(found.posterior, 1000).deviation.flatten(1)
     assert (deviation / exact - 1).abs().mean() < 0.1
+
+
+def test_its_identity_is_that_of_the_examples_whatever_the_machine_rounds():
+    prior, other = GaussianPrior(examples()), GaussianPrior(examples())
+    other.axes += 1e-15
+    assert identity(prior) == identity(other)
+    assert identity(prior) != identity(GaussianPrior(examples() / 2))
+    assert identity(prior) != identity(GaussianPrior(examples(), stationary=True))
+    assert identity(prior) != identity(GaussianPrior(examples(), least_deviation=0.1))
 
 
 @pytest.mark.parametrize("stationary", KINDS)
@@ -139,17 +149,29 @@ def test_copies_pickles_and_precisions(stationary):
     [
         ({"images": examples()[:40]}, "more than the 40 entries .* got 40: .* stationary=True"),
         ({"images": torch.zeros(2, 1, 65, 64)}, "4160 entries, expected at most 4096"),
-        ({"images": examples()[:1], "stationary": True}, "at least one for each channel, got 1"),
+        (
+            {"images": examples()[:1], "stationary": True},
+            "one for each of 2 channels, got 1",
+        ),
+        ({"images": examples() - 0.5}, "in \\[0, 1\\], got values from -0.4"),
+        ({"images": torch.zeros(5, 1, 0, 8), "stationary": True}, "not be empty"),
+        ({"images": examples().half()}, "float32 or float64, got torch.float16"),
         ({"images": examples()[0]}, r"images must be finite .* got torch.float64 of shape"),
         ({"images": examples() / 0}, "images must be finite"),
         ({"images": examples() > 0.5}, "images must be finite .* got torch.bool"),
-        ({"images": examples(), "least_deviation": 0.0}, "least_deviation must be a positive"),
+        ({"images": examples(), "least_deviation": 0.0}, "least_deviation must be a finite number"),
         ({"images": 3}, "images must be a tensor"),
     ],
 )
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         GaussianPrior(**options)
+
+
+def test_images_of_one_entry():
+    x = torch.rand(9, 1, 1, 1)
+    prior = GaussianPrior(x)
+    torch.testing.assert_close(prior.deviations[0], x.std())
 
 
 def test_images_of_another_shape_and_conditions_are_refused():
@@ -170,7 +192,7 @@ def test_that_of_a_data_set_has_its_training_images():
 
 def test_in_a_table_its_rows_are_better_than_the_data(tmp_path):
     named = {
-        "class_path": "evaluation.baselines.gaussian_prior",
+        "class_path": "evaluation.priors.gaussian_prior",
         "init_args": {"data": DATA, "images": 64, "stationary": True},
     }
     settings = {

@@ -1,8 +1,8 @@
 """The interface of a prior: a method that exists is a capability."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,14 @@ class Prior(nn.Module, ABC):
         data_range: (low, high) of the images that the prior models.
         latent: parts of the latent. z is (B, *latent.shape).
         conditional: whether every method needs `condition=`, one row per image.
+        made_of: what tells it from other priors where its weights are computed, so that their last
+            digits depend on the machine. None where the weights tell it.
         conditioning: how conditions are made of data, as in the training of a conditional prior.
             None if it is not known: then who calls must make them.
     """
 
     conditional: bool = False
+    made_of: Mapping[str, Any] | None = None
     conditioning: "Condition | None" = None
 
     def __init__(

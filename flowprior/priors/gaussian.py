@@ -4,21 +4,22 @@ import torch
 from torch import Tensor
 
 from flowprior.argument_types import check_types
-from flowprior.checks import check_positive
+from flowprior.checks import check_number
 from flowprior.latent import Latent, standard_normal_log_prob
+from flowprior.own_code import digest
 from flowprior.priors.base import Prior
 
 LARGEST_COVARIANCE = 4096
 """Entries of an image, C·H·W, whose whole covariance is kept: 64 MB in single precision."""
-STEP = 1 / 256
-"""Between the levels of images of 8 bits."""
+OVERSHOOT = 0.1
+"""How far examples may lie outside of [0, 1]."""
 
 
 class GaussianPrior(Prior):
     """Images x ~ N(μ, Σ), with the mean and the covariance of examples: no training.
 
     x = μ + Σ^½ z, with the symmetric root, so that z has the shape of an image. It is a flow
-    without a network, which every solver takes. With a linear operator and normal noise the
+    without a network, and solvers take it as one. With a linear operator and normal noise the
     posterior is normal, and `MAP(penalty="latent_norm")` finds its mean: the Wiener estimate.
 
     Args:
@@ -27,7 +28,10 @@ class GaussianPrior(Prior):
             of each frequency of the mirrored images (of the cosine transform), with the covariance
             of the channels. It takes few examples and images of any size. Otherwise Σ is that of
             all pairs of pixels, which takes more examples than an image has entries.
-        least_deviation: in any direction; the default is that of the rounding of 8-bit images.
+        least_deviation: in any direction, in [1e-10, 1]; the default is that of the rounding of
+            8-bit images.
+
+    It is frozen and in evaluation mode from the beginning.
 
     Raises:
         ValueError: names the argument: it is out of range, there are too few examples, or images
@@ -41,32 +45,42 @@ class GaussianPrior(Prior):
     """
 
     def __init__(
-        self, images: Tensor, stationary: bool = False, least_deviation: float = STEP / 12**0.5
+        self, images: Tensor, stationary: bool = False, least_deviation: float = 12**-0.5 / 256
     ) -> None:
         check_types(GaussianPrior.__init__, locals())
-        check_positive("least_deviation", least_deviation)
-        if images.ndim != 4 or not images.is_floating_point() or not images.isfinite().all():
+        check_number("least_deviation", least_deviation, least=1e-10, most=1)
+        precise = images.dtype in (torch.float32, torch.float64)
+        if images.ndim != 4 or not precise or not images.isfinite().all():
             raise ValueError(
-                "images must be finite floating-point numbers (N, C, H, W), got "
+                "images must be finite numbers (N, C, H, W), float32 or float64, got "
                 f"{images.dtype} of shape {tuple(images.shape)}"
             )
         _check_enough(images, stationary)
+        low, high = images.min().item(), images.max().item()
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+            raise ValueError(f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}")
         shape = tuple(images.shape[1:])
         super().__init__(shape, Latent({"z": shape}))
         self.stationary = stationary
+        # The last digits of eigenvectors depend on the machine, and say nothing of the prior.
+        self.made_of = {
+            "images": digest(images),
+            "stationary": stationary,
+            "least_deviation": least_deviation,
+        }
         x = images.detach().double()
-        for name, size in zip(("rows", "columns"), shape[1:], strict=True):
-            self.register_buffer(name, cosines(size).to(x.device))
         self.register_buffer("mean", x.mean((0, 2, 3) if stationary else 0, keepdim=True))
         if stationary:
+            for name, size in zip(("rows", "columns"), shape[1:], strict=True):
+                self.register_buffer(name, cosines(size).to(x.device))
             spectra = self._spectra(x - self.mean)
             covariance = torch.einsum("nhwc,nhwd->hwcd", spectra, spectra) / len(x)
         else:
-            covariance = x.flatten(1).T.cov()
+            covariance = torch.atleast_2d(x.flatten(1).T.cov())
         variances, axes = torch.linalg.eigh(covariance)
         self.register_buffer("axes", axes)
         self.register_buffer("deviations", variances.clamp(min=0).sqrt().clamp(min=least_deviation))
-        self.to(images.dtype)
+        self.to(images.dtype).eval()
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Map latents z (B, C, H, W) to images x = μ + Σ^½ z and log|det dx/dz|, (B,)."""
@@ -89,6 +103,10 @@ class GaussianPrior(Prior):
         """Log density of images x (B, C, H, W) in nats, (B,)."""
         z, log_det = self.encode(x)
         return standard_normal_log_prob(z) + log_det
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"image_shape={self.image_shape}, stationary={self.stationary}"
 
     @property
     def _log_det(self) -> Tensor:
@@ -133,10 +151,14 @@ def cosines(size: int) -> Tensor:
 
 
 def _check_enough(images: Tensor, stationary: bool) -> None:
-    count, entries = len(images), images[0].numel() if len(images) else 0
+    count, entries = len(images), images.shape[1:].numel()
+    if not images.numel():
+        raise ValueError(f"images must not be empty, got the shape {tuple(images.shape)}")
     if stationary:
-        if count * entries == 0 or count < images.shape[1]:
-            raise ValueError(f"images must be at least one for each channel, got {count}")
+        if count < images.shape[1]:
+            raise ValueError(
+                f"images must be at least one for each of {images.shape[1]} channels, got {count}"
+            )
         return
     if entries > LARGEST_COVARIANCE:
         raise ValueError(
