@@ -30,7 +30,7 @@ class OfValidationImages(Callback):
 
     images = 64
     needs_images = True
-    _batch: tuple[torch.Tensor, ...]
+    _batch: tuple[torch.Tensor, ...] = ()
 
     def setup(self, trainer: pl.Trainer, pl_module: FlowModule, stage: str) -> None:
         """Forget the images of an earlier fit."""

@@ -11,12 +11,14 @@ from torch import Tensor
 import flowprior
 from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment, ImageShape, StartName
+from evaluation.priors import FittedGaussian
 from evaluation.weights import checked_device, found_weights, weights_fingerprint
 from flowprior.identity import digest, identity
 from flowprior.inversion import Forward, smoothed
 from flowprior.priors import Prior
 
 Split = Literal["val", "test"]
+GivenPrior = Path | Prior | FittedGaussian
 _MOST_KEPT = 1000  # noiseless data of images
 _FIRST = {"val": 10**9, "test": 0}  # noise of validation images must not be that of test images
 
@@ -184,7 +186,7 @@ class PriorSource:
     """Loads priors when they are asked for, frozen, on this process's device.
 
     Args:
-        priors: folders of exported weights, or priors, by name.
+        priors: folders of exported weights, priors, or what makes one of a data set, by name.
         device: "auto" takes a GPU if there is one.
 
     Raises:
@@ -192,11 +194,14 @@ class PriorSource:
         WeightsError: a folder has no weights.
     """
 
-    def __init__(self, priors: Mapping[str, Path | Prior], device: str = "auto") -> None:
+    def __init__(self, priors: Mapping[str, GivenPrior], device: str = "auto") -> None:
         if not priors:
             raise ValueError("priors: at least one must be given by name")
         self.given = {
-            name: path_or_prior(given, f"priors.{name}") for name, given in priors.items()
+            name: given
+            if isinstance(given, FittedGaussian)
+            else path_or_prior(given, f"priors.{name}")
+            for name, given in priors.items()
         }
         checked_device(device)
         self._device = device
@@ -211,7 +216,7 @@ class PriorSource:
         """The prior of a name."""
         if name not in self._loaded:
             given = self.given[name]
-            prior = given if isinstance(given, Prior) else flowprior.load(given)
+            prior = flowprior.load(given) if isinstance(given, Path) else _built(given)
             self._loaded[name] = prior.to(self.device).eval().requires_grad_(False)
         return self._loaded[name]
 
@@ -228,11 +233,15 @@ class PriorSource:
     def fingerprint(self, name: str) -> Any:
         """What tells a prior from others: its settings, weights and a user's own code."""
         given, loaded = self.given[name], self.load(name)
-        return identity(loaded) if isinstance(given, Prior) else weights_fingerprint(given, loaded)
+        return weights_fingerprint(given, loaded) if isinstance(given, Path) else identity(loaded)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is loaded: every process loads its own, on its device."""
         return {**vars(self), "_loaded": {}}
+
+
+def _built(given: Prior | FittedGaussian) -> Prior:
+    return given.prior() if isinstance(given, FittedGaussian) else given
 
 
 def path_or_prior(given: object, name: str) -> Path | Prior:

@@ -8,7 +8,7 @@ import torch
 from scipy.fft import dctn
 
 from datamodules import LayerModels
-from evaluation.priors import gaussian_prior
+from evaluation.priors import FittedGaussian
 from flowprior.identity import identity
 from flowprior.inversion import MAP, invert
 from flowprior.physics import Gaussian, random_gaussian
@@ -184,7 +184,7 @@ def test_images_of_another_shape_and_conditions_are_refused():
 
 def test_that_of_a_data_set_has_its_training_images():
     data = LayerModels(image_size=16, num_train=300, num_val=2, num_test=2)
-    prior = gaussian_prior(data, images=1000)
+    prior = FittedGaussian(data, images=1000).prior()
     _, images = next(data.batches("train", 300, dequantized=False))
     unit = (images - data.data_range[0]) / (data.data_range[1] - data.data_range[0])
     torch.testing.assert_close(prior.mean, unit.mean(0, keepdim=True))
@@ -192,7 +192,7 @@ def test_that_of_a_data_set_has_its_training_images():
 
 def test_in_a_table_its_rows_are_better_than_the_data(tmp_path):
     named = {
-        "class_path": "evaluation.priors.gaussian_prior",
+        "class_path": "evaluation.priors.FittedGaussian",
         "init_args": {"data": DATA, "images": 64, "stationary": True},
     }
     settings = {
