@@ -122,12 +122,10 @@ def _of_object(value: Any, of: Callable[[Any], Any]) -> dict[str, Any]:
     found = of(type(value)) if is_own(type(value)) else _named(type(value))
     if hasattr(value, "__wrapped__"):
         return {**found, "wrapped": of(value.__wrapped__)}
-    if getattr(value, "made_of", None) is not None:
-        return {**found, "made of": of(value.made_of)}
     if isinstance(value, nn.Module):
         weights = value.state_dict()
         weights = {**weights, **{n: b for n, b in value.named_buffers() if n not in weights}}
-        if weights:
+        if weights and getattr(value, "made_of", None) is None:
             found = {**found, "weights": digest(*(p for item in weights.items() for p in item))}
     elif not is_dataclass(value) and (state := _pickled(value)):
         return {**found, "state": of(state)}

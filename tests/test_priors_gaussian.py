@@ -128,7 +128,9 @@ def test_its_identity_is_that_of_the_examples_whatever_the_machine_rounds():
     prior, other = GaussianPrior(examples()), GaussianPrior(examples())
     other.axes += 1e-15
     assert identity(prior) == identity(other)
-    assert identity(prior) != identity(GaussianPrior(examples() / 2))
+    prior.temperature = 2.0  # of a subclass, say
+    assert identity(prior) != identity(other)
+    assert identity(other) != identity(GaussianPrior(examples() / 2))
     assert identity(prior) != identity(GaussianPrior(examples(), stationary=True))
     assert identity(prior) != identity(GaussianPrior(examples(), least_deviation=0.1))
 
