@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from flowprior.flows import Glow
+from flowprior.flows import Glow, memory_flat
 
 torch.set_num_threads(1)
 
@@ -13,6 +13,12 @@ def own_operators_are_forgotten():
     """Several tests write and import a module of this name."""
     yield
     sys.modules.pop("my_ops", None)
+
+
+@pytest.fixture
+def rebuilt(monkeypatch):
+    """Flows rebuild activations however small they are: those of tests are."""
+    monkeypatch.setattr(memory_flat, "KEPT_BYTES", 0)
 
 
 @pytest.fixture

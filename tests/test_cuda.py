@@ -108,6 +108,7 @@ def test_matrices_are_folded_anew_after_a_move():
     torch.testing.assert_close(flow.to("cpu").generate(z), expected)
 
 
+@pytest.mark.usefixtures("rebuilt")
 @pytest.mark.parametrize("name", BIJECTIONS)
 def test_memory_flat_gradients_are_those_of_autograd(name):
     flow = moved(BIJECTIONS[name]())
@@ -121,6 +122,7 @@ def test_memory_flat_gradients_are_those_of_autograd(name):
         torch.testing.assert_close(found[parameter], gradient, msg=parameter)
 
 
+@pytest.mark.usefixtures("rebuilt")
 @pytest.mark.parametrize("loss", [Reconstruction(), LatentLikelihood()])
 def test_memory_flat_gradients_of_trumpet_are_those_of_autograd(loss):
     found = []
@@ -232,6 +234,7 @@ def test_metrics(metric):
     agree(metric(x.to(DEVICE), truth.to(DEVICE)), metric(x, truth), 1e-3, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("rebuilt")
 @pytest.mark.parametrize("memory_efficient", [True, False])
 def test_training_in_bfloat16(memory_efficient):
     """The coupling nets alone run in bfloat16: gradients are near those of float32."""

@@ -11,6 +11,8 @@ from flowprior.flows import ConditionalHint, Glow
 from flowprior.flows.hint import parts
 from tests.test_flows_memory_flat import peak_saved_bytes
 
+pytestmark = pytest.mark.usefixtures("rebuilt")
+
 VECTORS = {"in_channels": 5, "condition_shape": (3,), "depth": 3}
 IMAGES = {"in_channels": 1, "condition_shape": (2, 4, 4), "image_size": 4, "squeezes": 1}
 HINTS = {

@@ -10,6 +10,8 @@ from flowprior.flows import Glow, standard_normal_log_prob
 from tests.conftest import make_perturbed_glow
 from tests.reference import glow as reference
 
+pytestmark = pytest.mark.usefixtures("rebuilt")
+
 COUPLINGS = ["additive", "affine"]
 SIZES = [(8, 8), (4, 12), (16, 8)]
 

@@ -5,6 +5,11 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from flowprior.flows import memory_flat
+from flowprior.flows.memory_flat import run_chain
+
+pytestmark = pytest.mark.usefixtures("rebuilt")
+
 COUPLINGS = ["additive", "affine"]
 METHODS = ["encode", "decode"]
 
@@ -244,3 +249,30 @@ def test_saved_activations_are_flat_in_depth(perturbed_glow, coupling, method):
     assert peaks[True, 16] <= 1.1 * peaks[True, 4]
     assert peaks[False, 16] > 3.5 * peaks[False, 4]
     assert peaks[True, 4] < peaks[False, 4]
+
+
+def test_small_activations_are_kept(perturbed_glow, monkeypatch):
+    flow = perturbed_glow(1, 32, levels=2, steps=4, memory_efficient=False, dtype=torch.float32)
+    x = latent(flow, 8)
+    plain = peak_saved_bytes(flow, x, "decode")
+    flow.memory_efficient = True
+    rebuilt = peak_saved_bytes(flow, x, "decode")
+    monkeypatch.setattr(memory_flat, "KEPT_BYTES", 2**26)
+    assert peak_saved_bytes(flow, x, "decode") == plain > 2 * rebuilt
+    many = latent(flow, 1024)
+    assert peak_saved_bytes(flow, many, "decode") < 200 * rebuilt
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("hidden", [16, 64])
+def test_estimate_of_activations(perturbed_glow, hidden, coupling):
+    flow = perturbed_glow(
+        1, 32, levels=1, steps=8, hidden_channels=hidden, coupling=coupling, dtype=torch.float32
+    )
+    flow.memory_efficient = False
+    x = latent(flow, 16)
+    state = torch.nn.functional.pixel_unshuffle(x, 2)
+    (level,) = flow.levels
+    layers, _ = level._layers(state, run_chain)
+    estimate = memory_flat.activation_bytes(layers, state)
+    assert 0.7 < estimate / peak_saved_bytes(flow, x, "decode") < 3

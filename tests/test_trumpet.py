@@ -69,6 +69,7 @@ def test_chest_layout_is_that_of_faces_behind_one_more_squeeze():
 
 @pytest.mark.parametrize(("convolutions", "own"), [(1, 6), (2, 11), (3, 16)])
 def test_u_net_convolutions(convolutions, own):
+    torch.manual_seed(0)  # with other weights a channel of the narrowest maps may be dead
     net = UNet(2, 4, (4, 6), convolutions)
     assert sum(isinstance(module, torch.nn.Conv2d) for module in net.modules()) == own
     x = torch.randn(3, 2, 7, 5)
@@ -191,6 +192,7 @@ def test_published_estimate_is_too_large_for_ill_conditioned_maps(condition, bia
         assert found > exact + bias
 
 
+@pytest.mark.usefixtures("rebuilt")
 @pytest.mark.parametrize("loss", [Reconstruction(), LatentLikelihood()])
 def test_memory_flat_gradients_are_those_of_autograd(loss):
     grads = []

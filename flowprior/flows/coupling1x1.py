@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from flowprior.argument_types import check_types
 from flowprior.flows.act_norm import ActNorm
 from flowprior.flows.coupling import Coupling
+from flowprior.flows.frozen import FrozenCache, are_frozen
 from flowprior.flows.memory_flat import ChainLayer
 from flowprior.flows.multi_scale import (
     MultiScaleFlow,
@@ -184,15 +185,36 @@ class NormalizedNet(nn.Module):
         nn.init.normal_(self.conv1.weight, std=0.05)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
+        self._cache = FrozenCache[tuple[Tensor, Tensor, Tensor, Tensor]]()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the net to x (B, in_channels, H, W)."""
-        h = self._unsqueezed(F.relu(self.norm(self.conv1(x)), inplace=True))
-        return self._unsqueezed(self.conv2(h) * torch.exp(3 * self.log_gain))
+        weight1, bias1, weight2, bias2 = (
+            self._cache.get(self.parameters(), self._fold)
+            if are_frozen(self.parameters())
+            else self._fold()
+        )
+        h = F.relu(F.conv2d(x, weight1, bias1, padding=self.conv1.padding), inplace=True)
+        h = F.conv2d(self._unsqueezed(h), weight2, bias2, padding=self.conv2.padding)
+        return self._unsqueezed(h)
 
     def initialize(self, x: Tensor) -> None:
         """Set the ActNorm from x (B, in_channels, H, W)."""
         self.norm.initialize(self.conv1(x))
+
+    def _fold(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights and biases of both convolutions with the scales and offsets of channels in them.
+
+        Weights are smaller than the maps.
+        """
+        scale = self.norm.layer().log_scale.exp()
+        gain = torch.exp(3 * self.log_gain.flatten())
+        return (
+            scale[:, None, None, None] * self.conv1.weight,
+            scale * self.norm.bias,
+            gain[:, None, None, None] * self.conv2.weight,
+            gain * self.conv2.bias,
+        )
 
     def _unsqueezed(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(x, 2) if self.unsqueezes else x

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flowprior.flows.act_norm import LOG_SCALE_LIMIT, MIN_STD
+from flowprior.flows.frozen import FrozenCache, are_frozen
 from flowprior.flows.numerics import bounded, channel_moments, unbounded
 
 
@@ -90,7 +91,7 @@ class InvertibleConvolutions(nn.Module):
         self.log_diagonal = nn.Parameter(log_diagonal.to(dtype))
         self.register_buffer("permutation", permutation.to(dtype))
         self.register_buffer("sign", diagonal.sign().to(dtype))
-        self._cache: tuple[object, FoldedWeights] | None = None
+        self._cache = FrozenCache[FoldedWeights]()
 
     def fold(self, inverted: bool = False, recompute: bool = False) -> FoldedWeights:
         """All matrices of the stack, cached while the weights are frozen.
@@ -99,21 +100,11 @@ class InvertibleConvolutions(nn.Module):
         only the parameters are kept for the gradients: the float64 factors of a deep stack of many
         channels would need more memory than a memory-flat chain.
         """
-        if torch.compiler.is_compiling() or any(
-            p.requires_grad or p.is_inference() for p in self.parameters()
-        ):
-            if recompute and torch.is_grad_enabled():
-                return checkpoint(
-                    self._fold, inverted, use_reentrant=False, preserve_rng_state=False
-                )
-            return self._fold(inverted)
-        # load_state_dict and in-place edits raise `_version`; moving to a device moves `data_ptr`.
-        key = tuple((p._version, p.data_ptr(), p.dtype) for p in self.parameters())
-        if self._cache is None or self._cache[0] != key:
-            # Tensors made in inference mode could not be used in a later gradient.
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache = (key, self._fold())
-        return self._cache[1]
+        if are_frozen(self.parameters()):
+            return self._cache.get(self.parameters(), self._fold)
+        if recompute and torch.is_grad_enabled():
+            return checkpoint(self._fold, inverted, use_reentrant=False, preserve_rng_state=False)
+        return self._fold(inverted)
 
     def _fold(self, inverted: bool = False) -> FoldedWeights:
         log_scale = bounded(self.log_scale.double(), LOG_SCALE_LIMIT)

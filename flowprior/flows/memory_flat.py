@@ -2,7 +2,8 @@
 
 Plain autograd keeps what every layer needs for its gradient, so memory grows with depth. A
 bijection's input can instead be recovered from its output, so `memory_flat` keeps only the output
-of the chain and, going backwards, rebuilds one layer at a time (RevNet: Gomez et al., 2017).
+of the chain and, going backwards, rebuilds one layer at a time (RevNet: Gomez et al., 2017). Where
+activations are small they are kept, which is quicker.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+KEPT_BYTES = 64 * 2**20
+"""Activations of a chain that take no more than this are kept: nothing would be saved by less."""
 
 
 class ChainLayer(Protocol):
@@ -49,10 +53,13 @@ def memory_flat(
 ) -> tuple[Tensor, Tensor]:
     """Apply the layers in order, rebuilding activations by inversion in the backward pass.
 
+    They are rebuilt where they are estimated to take more than `KEPT_BYTES`, and kept otherwise.
     With `segment` the exact state is kept every `segment` layers, so that rounding errors of the
-    rebuilt states grow over one segment only. Gradients are first-order only (a second derivative
-    raises RuntimeError).
+    rebuilt states grow over one segment only. Gradients of what is rebuilt are first-order only (a
+    second derivative raises RuntimeError).
     """
+    if activation_bytes(layers, x) <= KEPT_BYTES:
+        return run_chain(layers, x)
     size = segment or max(len(layers), 1)
     log_det = x.new_zeros(len(x))
     for start in range(0, len(layers), size):
@@ -61,6 +68,20 @@ def memory_flat(
         x, part_log_det = _RebuildByInversion.apply(part, x, *tensors)
         log_det = log_det + part_log_det
     return x, log_det
+
+
+def activation_bytes(layers: Sequence[ChainLayer], x: Tensor) -> int:
+    """About what ordinary autograd keeps of a chain on x (B, C, ...), for its gradients.
+
+    Of every weight (out, in, ...) its output at all B·H·W places, and of every layer some copies of
+    its state.
+    """
+    places = x.numel() // max(x.shape[1], 1)
+    channels = sum(
+        6 * x.shape[1] + sum(len(tensor) for tensor in layer.tensors if tensor.dim() > 1)
+        for layer in layers
+    )
+    return channels * places * x.element_size()
 
 
 class _RebuildByInversion(torch.autograd.Function):
