@@ -50,8 +50,8 @@ class ConditionalHint(InitializedFlow):
     `image_size` is 1; then images may also be (B, C, 1, 1). Latents have the shape of the images.
     ActNorms are initialised by the first batch encoded in training mode.
 
-    Going back, activations of the networks are not kept, only the state of the lane of y after each
-    step (`memory_efficient`).
+    Going back, activations of the networks are not kept where they are large, only the state of the
+    lane of y after each step (`memory_efficient`).
 
     Args:
         in_channels: channels C of the images.
@@ -66,7 +66,8 @@ class ConditionalHint(InitializedFlow):
         squeezes: how often 2×2 pixels become channels at first.
         log_scale_limit: largest |log scale| of a coupling; None for sigmoid(s + 2).
         shift_limit: largest |shift| of a coupling; None for no limit.
-        memory_efficient: rebuild activations by inversion in the backward pass.
+        memory_efficient: rebuild activations by inversion in the backward pass where they would
+            take more than `memory_flat.KEPT_BYTES`.
         data_range: (low, high) of the images.
 
     Raises:

@@ -17,7 +17,8 @@ class InitializedFlow(Flow):
         image_shape: (C, H, W).
         data_range: (low, high) of the images.
         arguments: those of the subclass's constructor.
-        memory_efficient: rebuild activations by inversion in the backward pass.
+        memory_efficient: rebuild activations by inversion in the backward pass where they would
+            take more than `memory_flat.KEPT_BYTES`.
 
     Attributes:
         anchor_layers: number of layers between two states that are kept under autocast, because

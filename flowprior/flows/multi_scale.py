@@ -48,7 +48,8 @@ class MultiScaleFlow(InitializedFlow):
         levels: from the finest to the coarsest.
         gaussians: of what leaves after each level; None where nothing leaves. All leave after the
             last.
-        memory_efficient: rebuild activations by inversion in the backward pass.
+        memory_efficient: rebuild activations by inversion in the backward pass where they would
+            take more than `memory_flat.KEPT_BYTES`.
     """
 
     def __init__(

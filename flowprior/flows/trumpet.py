@@ -78,8 +78,8 @@ class Trumpet(Flow):
         log_scale_limit: largest |log scale| of a coupling, as for `Glow`.
         shift_limit: largest |shift| of a coupling, as for `Glow`.
         log_det: "exact" or "layerwise".
-        memory_efficient: rebuild activations of bijective steps by inversion in the backward pass;
-            not under autocast, where they are kept.
+        memory_efficient: rebuild activations of bijective steps by inversion in the backward pass
+            where they would take more than `memory_flat.KEPT_BYTES`; not under autocast.
         data_range: (low, high) of the images that the flow models.
 
     Raises:
