@@ -18,7 +18,7 @@ from evaluation.inversion_arrays import kept_of_batch, write_recovered
 from evaluation.inversion_checks import check_fit, check_rows
 from evaluation.inversion_figures import inversion_figures, write_boards
 from evaluation.measures import Measure, Similarity, check_distinct, derived, fit_notes, measured
-from evaluation.priors import FittedGaussian
+from evaluation.priors import PriorOfData
 from evaluation.solver_notes import kept_warnings, solver_notes
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
 from evaluation.table import SECONDS, Metric, Table
@@ -60,8 +60,8 @@ class InversionEvaluation(Evaluation):
     experiment whose data are images also has a row for these.
 
     Args:
-        priors: by name: folders of exported weights, found beside evaluate.py too, priors, or a
-            `FittedGaussian`.
+        priors: by name: folders of exported weights, found beside evaluate.py too, priors, or what
+            makes one of training images, such as `evaluation.priors.FittedGaussian`.
         methods: by name.
         experiments: operators and noise.
         data: the data set; images of its test split, unquantised, are to be recovered.
@@ -96,7 +96,7 @@ class InversionEvaluation(Evaluation):
 
     def __init__(
         self,
-        priors: dict[str, Path | Prior | FittedGaussian],
+        priors: dict[str, Path | Prior | PriorOfData],
         methods: dict[str, Method],
         experiments: list[Experiment],
         data: ImageDataModule | None = None,
@@ -119,7 +119,7 @@ class InversionEvaluation(Evaluation):
     ) -> None:
         if (data is None) == (observations is None):
             raise ValueError("either data or observations must be given, and not both")
-        self.priors = PriorSource(priors, device)
+        self.priors = PriorSource(priors, device, data)
         self.methods = methods
         self.experiments = [self._with_all_names(experiment) for experiment in experiments]
         self.data = data

@@ -11,14 +11,14 @@ from torch import Tensor
 import flowprior
 from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment, ImageShape, StartName
-from evaluation.priors import FittedGaussian
+from evaluation.priors import PriorOfData
 from evaluation.weights import checked_device, found_weights, weights_fingerprint
 from flowprior.identity import digest, identity
 from flowprior.inversion import Forward, smoothed
 from flowprior.priors import Prior
 
 Split = Literal["val", "test"]
-GivenPrior = Path | Prior | FittedGaussian
+GivenPrior = Path | Prior | PriorOfData
 _MOST_KEPT = 1000  # noiseless data of images
 _FIRST = {"val": 10**9, "test": 0}  # noise of validation images must not be that of test images
 
@@ -188,21 +188,34 @@ class PriorSource:
     Args:
         priors: folders of exported weights, priors, or what makes one of a data set, by name.
         device: "auto" takes a GPU if there is one.
+        data: of priors that are made of a data set and name none.
 
     Raises:
-        ValueError: there is no prior, or no such device.
+        ValueError: there is no prior, no such device, or no data set to make a prior of.
         WeightsError: a folder has no weights.
     """
 
-    def __init__(self, priors: Mapping[str, GivenPrior], device: str = "auto") -> None:
+    def __init__(
+        self,
+        priors: Mapping[str, GivenPrior],
+        device: str = "auto",
+        data: ImageDataModule | None = None,
+    ) -> None:
         if not priors:
             raise ValueError("priors: at least one must be given by name")
         self.given = {
             name: given
-            if isinstance(given, FittedGaussian)
+            if isinstance(given, PriorOfData)
             else path_or_prior(given, f"priors.{name}")
             for name, given in priors.items()
         }
+        for name, given in self.given.items():
+            if isinstance(given, PriorOfData) and given.data is None and data is None:
+                raise ValueError(
+                    f"priors.{name}.data: with observations, name the data set whose training "
+                    "images it is made of"
+                )
+        self.data = data
         checked_device(device)
         self._device = device
         self._loaded: dict[str, Prior] = {}
@@ -215,10 +228,14 @@ class PriorSource:
     def load(self, name: str) -> Prior:
         """The prior of a name."""
         if name not in self._loaded:
-            given = self.given[name]
-            prior = flowprior.load(given) if isinstance(given, Path) else _built(given)
+            prior = self._made(self.given[name])
             self._loaded[name] = prior.to(self.device).eval().requires_grad_(False)
         return self._loaded[name]
+
+    def _made(self, given: GivenPrior) -> Prior:
+        if isinstance(given, PriorOfData):
+            return given.fit(self.data if given.data is None else given.data)
+        return flowprior.load(given) if isinstance(given, Path) else given
 
     def check(self, source: Source) -> None:
         """Raise ValueError unless all priors model images such as those of the source."""
@@ -238,10 +255,6 @@ class PriorSource:
     def __getstate__(self) -> dict[str, Any]:
         """Without what is loaded: every process loads its own, on its device."""
         return {**vars(self), "_loaded": {}}
-
-
-def _built(given: Prior | FittedGaussian) -> Prior:
-    return given.prior() if isinstance(given, FittedGaussian) else given
 
 
 def path_or_prior(given: object, name: str) -> Path | Prior:

@@ -9,6 +9,7 @@ from scipy.fft import dctn
 
 from datamodules import LayerModels
 from evaluation.priors import FittedGaussian
+from evaluation.sources import PriorSource
 from flowprior.identity import identity
 from flowprior.inversion import MAP, invert
 from flowprior.physics import Gaussian, random_gaussian
@@ -186,7 +187,7 @@ def test_images_of_another_shape_and_conditions_are_refused():
 
 def test_that_of_a_data_set_has_its_training_images():
     data = LayerModels(image_size=16, num_train=300, num_val=2, num_test=2)
-    prior = FittedGaussian(data, images=1000).prior()
+    prior = FittedGaussian(images=1000).fit(data)
     _, images = next(data.batches("train", 300, dequantized=False))
     unit = (images - data.data_range[0]) / (data.data_range[1] - data.data_range[0])
     torch.testing.assert_close(prior.mean, unit.mean(0, keepdim=True))
@@ -195,7 +196,7 @@ def test_that_of_a_data_set_has_its_training_images():
 def test_in_a_table_its_rows_are_better_than_the_data(tmp_path):
     named = {
         "class_path": "evaluation.priors.FittedGaussian",
-        "init_args": {"data": DATA, "images": 64, "stationary": True},
+        "init_args": {"images": 64, "stationary": True},
     }
     settings = {
         "title": "Denoising",
@@ -211,3 +212,11 @@ def test_in_a_table_its_rows_are_better_than_the_data(tmp_path):
     rows = table(tmp_path, "denoising", settings)
     quality = {row["labels"]["method"]: row["metrics"]["psnr"]["mean"] for row in rows}
     assert quality["MAP"] > quality["data"] + 3
+
+
+def test_observations_have_no_training_images():
+    with pytest.raises(ValueError, match=r"priors\.gaussian\.data: with observations, name the"):
+        PriorSource({"gaussian": FittedGaussian()})
+    data = LayerModels(image_size=16, num_train=300, num_val=2, num_test=2)
+    prior = PriorSource({"gaussian": FittedGaussian(data=data)}).load("gaussian")
+    assert prior.image_shape == (1, 16, 16)
