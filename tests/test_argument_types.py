@@ -77,6 +77,7 @@ GIVEN: dict[str, Any] = {
     "module": nn.Identity(),
     "flow": PRIOR,
     "latent": (4,),
+    "power": [[1.0, 1.0], [1.0, 1.0]],
     "sources": [[0, 0]],
     "receivers": [[7, 7]],
     "truth": IMAGES,

@@ -13,6 +13,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from deepinv.physics import Inpainting
+from scipy.fft import idctn
+from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,7 +22,16 @@ import flowprior
 from datamodules import LayerModels, SimulatedPairs
 from flowprior.inversion import make_problem
 from flowprior.losses import ConditionalLikelihood
-from flowprior.physics import Condition, Gaussian, MigratedData, ScaledData, gaussian_blur
+from flowprior.physics import (
+    AboutGrey,
+    Condition,
+    Gaussian,
+    GaussianEstimate,
+    MigratedData,
+    ScaledData,
+    gaussian_blur,
+    random_gaussian,
+)
 from flowprior.priors import Module
 from lightning_modules import FlowModule
 from tests.test_flows_conditional import make
@@ -52,6 +63,88 @@ def test_operators_with_a_mask_for_each_image() -> None:
     masked = Inpainting((1, 8, 8), mask=mask)
     found = MigratedData(2.0)(masked, masked.A(images(0)), images(0))
     torch.testing.assert_close(found, 2 * mask * (images(0) - 0.5))
+
+
+POWER = [[0.04, 0.01, 0.004], [0.02, 0.005, 0.002]]
+
+
+def test_gaussian_estimate_is_the_posterior_mean_of_a_gaussian_prior() -> None:
+    """Against SciPy's cosine transform and a dense solve."""
+    shape, sigma = (1, 6, 8), 0.05
+    physics = gaussian_blur(shape, tau=1.0).double()
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = physics.A(x)
+    found = GaussianEstimate(sigma, POWER, iterations=200, scale=3.0)(physics, y, x[:1])
+    places = np.meshgrid(np.arange(6) / 6, np.arange(8) / 8 * 2, indexing="ij")
+    grid = RegularGridInterpolator((range(2), range(3)), np.log(POWER))
+    power = np.exp(grid(np.stack(places, -1))).ravel()
+    units = np.eye(48).reshape(48, 6, 8)
+    back = idctn(units, axes=(1, 2), norm="ortho").reshape(48, 48)  # rows: one frequency each
+    covariance = torch.from_numpy(back.T @ (power[:, None] * back))
+    A = physics.A(torch.from_numpy(units)[:, None]).flatten(1).mT
+    gain = covariance @ A.mT @ torch.linalg.inv(A @ covariance @ A.mT + sigma**2 * torch.eye(48))
+    expected = 3 * (y - physics.A(torch.full_like(x, 0.5))).flatten(1) @ gain.mT
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("count", [1, 5, 17, 33])
+def test_gaussian_estimates_do_not_depend_on_their_batch(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = PHYSICS.A(torch.rand(count, 1, 8, 8, generator=generator))
+    estimate = partial(GaussianEstimate(0.1, POWER, 5), PHYSICS, like=y[:1])
+    alone = torch.cat([estimate(row[None]) for row in y])
+    assert torch.equal(estimate(y), alone)
+
+
+def test_gaussian_estimate_of_an_affine_operator_with_masks_and_its_size() -> None:
+    x = images(0)
+    mask = (images(2) > 0.4).float()
+    masked = Inpainting((1, 8, 8), mask=mask)
+    found = GaussianEstimate(1e-3, [[1.0, 1.0], [1.0, 1.0]], 10)(masked, masked.A(x), x)
+    torch.testing.assert_close(found, mask * (x - 0.5), atol=1e-4, rtol=1e-4)
+    linear = random_gaussian((1, 8, 8), measurements=40)
+    about = AboutGrey(linear)
+    estimate = GaussianEstimate(0.1, POWER, 10)
+    same = estimate(about, about.A(x), x[:1]), estimate(linear, linear.A(x), x[:1])
+    torch.testing.assert_close(*same, atol=1e-4, rtol=1e-4)
+
+
+def test_power_of_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    estimate = GaussianEstimate(0.1, POWER)
+    root = estimate._root(torch.empty(1, 1, 32, 32, dtype=torch.float64))
+    draws = torch.randn(4000, 1, 32, 32, generator=generator, dtype=torch.float64)
+    found = GaussianEstimate.power_of(0.5 + root(draws), bands=3)
+    low, high = (torch.tensor(row) for row in POWER)
+    expected = torch.stack([low, (low * high).sqrt(), high])
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=0.02, atol=0)
+    assert GaussianEstimate.power_of(torch.full((1, 1, 4, 4), 0.5), 2)[1][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigma": 0.0}, "sigma must be"),
+        ({"scale": -1.0}, "scale must be"),
+        ({"iterations": 0}, "iterations must be an integer"),
+        ({"power": []}, "power must have at least two rows and columns.* got rows of no numbers"),
+        ({"power": [[1.0, 2.0], [1.0]]}, "power must have .* got rows of 2, 1 numbers"),
+        ({"power": [[1.0, 2.0], [1.0, 0.0]]}, "power must be"),
+        ({"power": 3.0}, "power must be"),
+    ],
+)
+def test_mistakes_in_gaussian_estimates(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GaussianEstimate(**{"sigma": 0.1, "power": POWER, **options})
+
+
+def test_what_a_gaussian_estimate_needs() -> None:
+    estimate = GaussianEstimate(0.1, POWER)
+    assert Condition.restored(json.loads(json.dumps(estimate.described()))) == estimate
+    with pytest.raises(ValueError, match="Identity has no A_adjoint, which GaussianEstimate needs"):
+        estimate(nn.Identity(), images(0), images(0)[:1])
+    with pytest.raises(ValueError, match="bands must be an integer from 2 to 8"):
+        GaussianEstimate.power_of(images(0), bands=9)
 
 
 @pytest.mark.parametrize("options", [{"scale": 0.0}, {"scale": "a"}, {"depth_power": -1.0}])
@@ -119,17 +212,17 @@ def test_weights_keep_it(given: Condition | None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"condition": 3, "options": {}}, "one of MigratedData, ScaledData"),
+        ({"condition": 3, "options": {}}, "one of GaussianEstimate, MigratedData, ScaledData"),
         ({"condition": "ScaledData", "options": {"scale": -1}}, "scale must be a positive"),
         (
             {"condition": "ScaledData", "options": {"size": 1}},
             "options of ScaledData must be scale",
         ),
-        ({"options": {"scale": 1.0}}, "one of MigratedData, ScaledData"),
-        ({"condition": {}}, "one of MigratedData, ScaledData"),
+        ({"options": {"scale": 1.0}}, "one of GaussianEstimate, MigratedData, ScaledData"),
+        ({"condition": {}}, "one of GaussianEstimate, MigratedData, ScaledData"),
         ({"condition": "MigratedData"}, "options of MigratedData must be depth_power, scale"),
         ({"condition": "MigratedData", "options": {"scale": 7.0}}, "must be depth_power, scale"),
-        ("ScaledData", "one of MigratedData, ScaledData"),
+        ("ScaledData", "one of GaussianEstimate, MigratedData, ScaledData"),
     ],
 )
 def test_damaged_weights(given: object, message: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.descent import chosen
 from flowprior.inversion.images import ImageRun, first_images
 from flowprior.inversion.problem import Problem
+from flowprior.linear_algebra import TINY, conjugate_gradients, square
 from flowprior.physics.noise import SNR, Gaussian
 
 POWER_ITERATIONS = 15, 100
@@ -22,7 +23,6 @@ CONJUGATE_ITERATIONS = 10
 START_ITERATIONS = 30
 DEVIATION = 0.5
 """Of pixels from grey, before anything is known of an image."""
-TINY = 1e-30
 MARGIN = 1.05
 """Power iteration finds the curvature from below."""
 
@@ -189,30 +189,6 @@ def linear_start(problem: Problem) -> Tensor:
     return torch.where(found.isfinite().flatten(1).all(1).view(-1, 1, 1, 1), found, grey)
 
 
-def conjugate_gradients(
-    bend: Callable[[Tensor], Tensor], residual: Tensor, iterations: int, tolerance: float = 0.0
-) -> Tensor:
-    """Images z with bend(z) = residual, from z = 0 on: those of least norm, if there are several.
-
-    Args:
-        bend: linear, symmetric and positive, on images (B, C, H, W).
-        residual: images (B, C, H, W).
-        iterations: their number.
-        tolerance: an image ends where its residual is at most this part of the first one; what is
-            left may be rounding errors that `bend` does not see, along which steps have no length.
-    """
-    change, direction, size = torch.zeros_like(residual), residual, _square(residual)
-    enough = tolerance**2 * size
-    for _ in range(iterations):
-        bent = bend(direction)
-        pace = size / _dot(direction, bent).clamp(min=TINY)
-        pace = torch.where(size > enough, pace, 0)
-        change, residual = change + pace * direction, residual - pace * bent
-        before, size = size, _square(residual)
-        direction = residual + size / before.clamp(min=TINY) * direction
-    return change
-
-
 def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:
     """Largest curvature of a quadratic misfit, (B,), by power iteration.
 
@@ -221,12 +197,12 @@ def curvature(gradient: Callable[[Tensor], Tensor], at_zero: Tensor) -> Tensor:
         at_zero: its value at images of zeros.
     """
     slope = gradient(_random_images(at_zero)) - at_zero
-    largest = _square(slope).sqrt()
+    largest = square(slope).sqrt()
     found, moving = torch.zeros_like(largest), torch.ones_like(largest, dtype=torch.bool)
     fewest, most = POWER_ITERATIONS
     for iteration in range(1, most + 1):
         slope = gradient(slope / largest.clamp(min=TINY)) - at_zero
-        largest = _square(slope).sqrt()
+        largest = square(slope).sqrt()
         gain, found = largest - found, torch.where(moving, largest, found)
         moving = moving & ((gain > STILL * largest) | (iteration < fewest))
         if not moving.any():
@@ -243,12 +219,3 @@ def _random_images(like: Tensor) -> Tensor:
 def _size(data: Tensor) -> Tensor:
     """Norm of the data of each image, (B,)."""
     return data.abs().flatten(1).square().sum(1).sqrt()
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Scalar product of each image, (B, 1, 1, 1)."""
-    return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
-
-
-def _square(x: Tensor) -> Tensor:
-    return _dot(x, x)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from flowprior.physics.condition import Condition, MigratedData, ScaledData
+from flowprior.physics.condition import Condition, GaussianEstimate, MigratedData, ScaledData
 from flowprior.physics.noise import (
     SNR,
     BandLimited,
@@ -44,6 +44,7 @@ __all__ = [
     "Condition",
     "Contaminated",
     "Gaussian",
+    "GaussianEstimate",
     "Laplace",
     "MigratedData",
     "Noise",

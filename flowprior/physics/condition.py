@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
-from flowprior.checks import check_number, check_positive
+from flowprior.checks import check_integer, check_number, check_positive
+from flowprior.linear_algebra import conjugate_gradients, cosines
 from flowprior.registry import registered_name
 
+ROUNDING = 12**-0.5 / 256
+"""Standard deviation of the rounding of 8-bit images in [0, 1]."""
 _PLAIN = "options must be numbers, strings, booleans or lists, which a file keeps"
 
 
@@ -152,15 +155,122 @@ class MigratedData(Condition):
     @torch.no_grad()
     def of(self, physics: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
         """See `Condition.of`."""
-        adjoint = getattr(physics, "A_adjoint", None)
-        if adjoint is None:
-            raise ValueError(
-                f"{type(physics).__name__} has no A_adjoint, which MigratedData needs: expected a "
-                "linear operator, such as a deepinv LinearPhysics"
-            )
+        adjoint = _adjoint(physics, self)
         height = like.shape[2]
         depth = (torch.arange(height, device=like.device) + 0.5) / height
         weight = self.scale * depth.to(like)[:, None] ** self.depth_power
         of_grey = adjoint(physics.A(torch.full_like(like, 0.5)))
 
         return lambda y: weight * (adjoint(y) - of_grey)
+
+
+@dataclass(frozen=True)
+class GaussianEstimate(Condition):
+    """An image by linear means, s·(E[x given y] − ½) under a normal prior of the same everywhere.
+
+    The mean of the prior is grey; its covariance is diagonal in the cosine transform (DCT), with
+    the power of a grid of frequencies. E is found by conjugate gradients, which take one A and one
+    Aᵀ each. Where enough of them are taken, it tells all of x that is linear in y, and errors stay
+    where they are: a network that sees it need not learn the operator. The operator must be linear
+    or affine, with an `A_adjoint`.
+
+    Args:
+        sigma: standard deviation σ > 0 of the noise.
+        power: positive numbers, mean squares of the entries of the orthonormal cosine transform of
+            x − ½, at rows of vertical and columns of horizontal frequencies, each from 0 to ½ cycle
+            per pixel in equal steps; their logarithms are interpolated. `power_of` finds them.
+        iterations: of conjugate gradients.
+        scale: s > 0; flows are best given numbers of about 1.
+
+    Raises:
+        ValueError: names the option.
+    """
+
+    sigma: float
+    power: list[list[float]]
+    iterations: int = 20
+    scale: float = 1.0
+
+    gives_images = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive("sigma", self.sigma)
+        check_positive("scale", self.scale)
+        check_integer("iterations", self.iterations, least=1)
+        if len({len(row) for row in self.power}) != 1 or min(len(self.power), self._columns) < 2:
+            raise ValueError(
+                "power must have at least two rows and columns, all rows equally long, got rows of "
+                f"{', '.join(str(len(row)) for row in self.power) or 'no'} numbers"
+            )
+        for number in (number for row in self.power for number in row):
+            check_positive("power", number)
+
+    @property
+    def _columns(self) -> int:
+        return len(self.power[0])
+
+    @staticmethod
+    def power_of(images: Tensor, bands: int = 8) -> list[list[float]]:
+        """The `power` of images (N, C, H, W) in [0, 1], at bands × bands frequencies.
+
+        Logarithms are fitted to those of the mean over images and channels, by least squares.
+        Power below that of the rounding of 8-bit images counts as that.
+
+        Raises:
+            ValueError: names the argument.
+
+        >>> images = 0.5 + 0.1 * torch.randn(500, 1, 16, 16)
+        >>> power = GaussianEstimate.power_of(images, bands=3)
+        >>> len(power), abs(power[1][1] - 0.01) < 0.001
+        (3, True)
+        """
+        check_integer("bands", bands, least=2, most=min(images.shape[2:]))
+        rows, columns = (cosines(size).to(images.device) for size in images.shape[2:])
+        power = (rows @ (images.double() - 0.5) @ columns.mT).square().mean((0, 1))
+        down, across = (_shares(size, bands).pinverse().to(power) for size in images.shape[2:])
+        return (down @ power.clamp(min=ROUNDING**2).log() @ across.mT).exp().tolist()
+
+    @torch.no_grad()
+    def of(self, physics: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Condition.of`."""
+        adjoint = _adjoint(physics, self)
+        grey = torch.full_like(like, 0.5)
+        of_grey = physics.A(grey)
+        root, enough = self._root(like), 100 * torch.finfo(like.dtype).eps
+
+        def bend(w: Tensor) -> Tensor:
+            return w + root(adjoint(physics.A(grey + root(w)) - of_grey)) / self.sigma**2
+
+        def of_data(y: Tensor) -> Tensor:
+            residual = root(adjoint(y - of_grey)) / self.sigma**2
+            return self.scale * root(conjugate_gradients(bend, residual, self.iterations, enough))
+
+        return of_data
+
+    def _root(self, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """The symmetric root of the covariance, of images of the shape of `like`."""
+        rows, columns = (cosines(size).to(like) for size in like.shape[2:])
+        log_power = torch.tensor(self.power, dtype=torch.float64).log()
+        by_row = _shares(like.shape[2], len(self.power)) @ log_power
+        deviation = (by_row @ _shares(like.shape[3], self._columns).mT / 2).exp().to(like)
+        return lambda x: rows.mT @ (deviation * (rows @ x @ columns.mT)) @ columns
+
+
+def _shares(size: int, nodes: int) -> Tensor:
+    """What each of `nodes` in [0, 1] counts at each of `size` frequencies by linear interpolation.
+
+    (size, nodes); frequencies are those of the cosine transform, i/size.
+    """
+    at = torch.arange(size, dtype=torch.float64)[:, None] / size * (nodes - 1)
+    return (1 - (at - torch.arange(nodes)).abs()).clamp(min=0)
+
+
+def _adjoint(physics: nn.Module, condition: Condition) -> Callable[[Tensor], Tensor]:
+    adjoint = getattr(physics, "A_adjoint", None)
+    if adjoint is None:
+        raise ValueError(
+            f"{type(physics).__name__} has no A_adjoint, which {type(condition).__name__} needs: "
+            "expected a linear operator, such as a deepinv LinearPhysics"
+        )
+    return adjoint

@@ -6,6 +6,7 @@ from torch import Tensor
 from flowprior.argument_types import check_types
 from flowprior.checks import check_number
 from flowprior.latent import Latent, standard_normal_log_prob
+from flowprior.linear_algebra import cosines
 from flowprior.own_code import digest
 from flowprior.priors.base import Prior
 
@@ -135,19 +136,6 @@ class GaussianPrior(Prior):
             raise ValueError(
                 f"GaussianPrior: {name} must have shape (B, {expected}), got {tuple(x.shape)}"
             )
-
-
-def cosines(size: int) -> Tensor:
-    """The orthonormal matrix of the discrete cosine transform (DCT-II), one row a frequency.
-
-    >>> torch.allclose(cosines(4) @ cosines(4).mT, torch.eye(4, dtype=torch.float64))
-    True
-    """
-    points = (torch.arange(size, dtype=torch.float64) + 0.5) / size
-    frequencies = torch.arange(size, dtype=torch.float64)[:, None]
-    waves = torch.cos(torch.pi * frequencies * points) * (2 / size) ** 0.5
-    waves[0] /= 2**0.5
-    return waves
 
 
 def _check_enough(images: Tensor, stationary: bool) -> None:
