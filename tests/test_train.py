@@ -551,7 +551,7 @@ SMALL = {
 
 def small_options(name: str) -> str:
     """Options that make the network of a shipped config small."""
-    return SMALL["seismic" if "seismic" in name else name.partition("_")[0]]
+    return SMALL[name.removeprefix("conditional_glow_").partition("_")[0]]
 
 
 @pytest.mark.parametrize("name", [file.stem for file in CONFIGS.glob("*.yaml")])
@@ -569,7 +569,7 @@ def test_every_config_makes_a_step(
         picture_files.trusted_mnist(tmp_path / "data", monkeypatch)
     if name.endswith("cifar10"):
         picture_files.trusted_cifar(tmp_path / "data", monkeypatch, noisy=True)
-    images = "data.images" if "data.images" in small_options(name) else "data"
+    images = "data.images" if "data.operator" in small_options(name) else "data"
     options = (
         f"{small_options(name)} --{images}.batch_size 2 --{images}.num_workers 0 "
         "--trainer.accelerator cpu --trainer.devices 1 --trainer.fast_dev_run true"
