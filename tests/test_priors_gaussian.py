@@ -51,6 +51,36 @@ def test_encode_is_the_inverse_of_decode_and_densities_are_those_of_torch(statio
     torch.testing.assert_close(prior.log_prob(x), normal.log_prob(x.flatten(1)))
 
 
+def test_of_known_moments():
+    rows = examples().flatten(1)
+    prior = GaussianPrior.from_moments(rows.mean(0).view(SHAPE), rows.T.cov())
+    same = GaussianPrior(examples())
+    x = examples()[:5]
+    torch.testing.assert_close(prior.log_prob(x), same.log_prob(x))
+    torch.testing.assert_close(prior.generate(x), same.generate(x))
+    again = GaussianPrior.from_moments(rows.mean(0).view(SHAPE), rows.T.cov())
+    other = GaussianPrior.from_moments(rows.mean(0).view(SHAPE), 2 * rows.T.cov())
+    assert identity(prior) == identity(again) != identity(other)
+    assert torch.equal(copy.deepcopy(prior).generate(x), prior.generate(x))
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "message"),
+    [
+        (torch.zeros(4), torch.eye(4), r"mean must be finite numbers \(C, H, W\).*shape \(4,\)"),
+        (torch.zeros(1, 2, 2).int(), torch.eye(4), r"mean must be .* got torch.int32"),
+        (torch.zeros(1, 2, 2), torch.eye(3), r"covariance must be finite numbers \(4, 4\)"),
+        (torch.zeros(1, 2, 2), torch.eye(4) / 0, "covariance must be finite"),
+        (torch.zeros(1, 1, 2), torch.tensor([[1.0, 2], [0, 1]]), "covariance must be symmetric"),
+        (torch.zeros(1, 1, 2), torch.tensor([[1.0, 2], [2, 1]]), "no negative .*, got -1"),
+        ([0.5], torch.eye(1), "mean must be a tensor"),
+    ],
+)
+def test_mistakes_in_known_moments(mean, covariance, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianPrior.from_moments(mean, covariance)
+
+
 def test_moments_of_all_pairs_of_pixels():
     prior = GaussianPrior(examples(), least_deviation=1e-9)
     rows = examples().flatten(1)

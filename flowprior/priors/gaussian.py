@@ -1,5 +1,7 @@
 """A normal distribution with the moments of examples: the least a trained prior should beat."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from flowprior.priors.base import Prior
 
 LARGEST_COVARIANCE = 4096
 """Entries of an image, C·H·W, whose whole covariance is kept: 64 MB in single precision."""
+ROUNDING = 12**-0.5 / 256
+"""Standard deviation of the rounding of 8-bit images in [0, 1]."""
 OVERSHOOT = 0.1
 """How far examples may lie outside of [0, 1]."""
 
@@ -46,12 +50,10 @@ class GaussianPrior(Prior):
     """
 
     def __init__(
-        self, images: Tensor, stationary: bool = False, least_deviation: float = 12**-0.5 / 256
+        self, images: Tensor, stationary: bool = False, least_deviation: float = ROUNDING
     ) -> None:
         check_types(GaussianPrior.__init__, locals())
-        check_number("least_deviation", least_deviation, least=1e-10, most=1)
-        precise = images.dtype in (torch.float32, torch.float64)
-        if images.ndim != 4 or not precise or not images.isfinite().all():
+        if images.ndim != 4 or not _is_precise(images):
             raise ValueError(
                 "images must be finite numbers (N, C, H, W), float32 or float64, got "
                 f"{images.dtype} of shape {tuple(images.shape)}"
@@ -60,28 +62,74 @@ class GaussianPrior(Prior):
         low, high = images.min().item(), images.max().item()
         if low < -OVERSHOOT or high > 1 + OVERSHOOT:
             raise ValueError(f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}")
-        shape = tuple(images.shape[1:])
-        super().__init__(shape, Latent({"z": shape}))
-        self.stationary = stationary
-        # The last digits of eigenvectors depend on the machine, and say nothing of the prior.
-        self.made_of = {
-            "images": digest(images),
-            "stationary": stationary,
-            "least_deviation": least_deviation,
-        }
         x = images.detach().double()
-        self.register_buffer("mean", x.mean((0, 2, 3) if stationary else 0, keepdim=True))
+        mean = x.mean((0, 2, 3) if stationary else 0, keepdim=True)
+        self._begin(tuple(images.shape[1:]), mean, stationary, {"images": digest(images)})
         if stationary:
-            for name, size in zip(("rows", "columns"), shape[1:], strict=True):
+            for name, size in zip(("rows", "columns"), self.image_shape[1:], strict=True):
                 self.register_buffer(name, cosines(size).to(x.device))
-            spectra = self._spectra(x - self.mean)
+            spectra = self._spectra(x - mean)
             covariance = torch.einsum("nhwc,nhwd->hwcd", spectra, spectra) / len(x)
         else:
             covariance = torch.atleast_2d(x.flatten(1).T.cov())
+        self._end(covariance, least_deviation, images.dtype)
+
+    @classmethod
+    def from_moments(
+        cls, mean: Tensor, covariance: Tensor, least_deviation: float = ROUNDING
+    ) -> "GaussianPrior":
+        """The prior of a mean image and a covariance that are known, such as a Matérn one.
+
+        Args:
+            mean: μ (C, H, W), about [0, 1].
+            covariance: Σ (n, n) of all pairs of entries, n = C·H·W in the order of
+                `mean.flatten()`; symmetric, without negative eigenvalues.
+            least_deviation: as above.
+
+        Raises:
+            ValueError: names the argument.
+
+        >>> at = torch.arange(8.0)
+        >>> covariance = 0.01 * torch.exp(-(at[:, None] - at).abs() / 3)
+        >>> prior = GaussianPrior.from_moments(torch.full((1, 1, 8), 0.5), covariance)
+        >>> prior.generate(torch.randn(4, 1, 1, 8)).shape
+        torch.Size([4, 1, 1, 8])
+        """
+        check_types(cls.from_moments, locals())
+        size = mean.numel()
+        if mean.ndim != 3 or not size or not _is_precise(mean):
+            raise ValueError(
+                "mean must be finite numbers (C, H, W), float32 or float64, got "
+                f"{mean.dtype} of shape {tuple(mean.shape)}"
+            )
+        if tuple(covariance.shape) != (size, size) or not _is_precise(covariance):
+            raise ValueError(
+                f"covariance must be finite numbers ({size}, {size}), float32 or float64, got "
+                f"{covariance.dtype} of shape {tuple(covariance.shape)}"
+            )
+        _check_covariance(covariance)
+        prior = cls.__new__(cls)
+        made_of = {"mean": digest(mean), "covariance": digest(covariance)}
+        prior._begin(tuple(mean.shape), mean.detach().double()[None], False, made_of)
+        prior._end(covariance.detach().double(), least_deviation, mean.dtype)
+        return prior
+
+    def _begin(
+        self, shape: tuple[int, int, int], mean: Tensor, stationary: bool, made_of: dict[str, Any]
+    ) -> None:
+        super().__init__(shape, Latent({"z": shape}))
+        self.stationary = stationary
+        # The last digits of eigenvectors depend on the machine, and say nothing of the prior.
+        self.made_of = {**made_of, "stationary": stationary}
+        self.register_buffer("mean", mean)
+
+    def _end(self, covariance: Tensor, least_deviation: float, dtype: torch.dtype) -> None:
+        check_number("least_deviation", least_deviation, least=1e-10, most=1)
+        self.made_of = {**self.made_of, "least_deviation": least_deviation}
         variances, axes = torch.linalg.eigh(covariance)
         self.register_buffer("axes", axes)
         self.register_buffer("deviations", variances.clamp(min=0).sqrt().clamp(min=least_deviation))
-        self.to(images.dtype).eval()
+        self.to(dtype).eval()
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Map latents z (B, C, H, W) to images x = μ + Σ^½ z and log|det dx/dz|, (B,)."""
@@ -136,6 +184,19 @@ class GaussianPrior(Prior):
             raise ValueError(
                 f"GaussianPrior: {name} must have shape (B, {expected}), got {tuple(x.shape)}"
             )
+
+
+def _is_precise(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64) and bool(x.isfinite().all())
+
+
+def _check_covariance(covariance: Tensor) -> None:
+    largest = covariance.abs().max().item()
+    if not torch.allclose(covariance, covariance.mT, rtol=0, atol=1e-5 * largest):
+        raise ValueError("covariance must be symmetric")
+    least = torch.linalg.eigvalsh(covariance.double())[0].item()
+    if least < -1e-5 * largest:
+        raise ValueError(f"covariance must have no negative eigenvalues, got {least:.3g}")
 
 
 def _check_enough(images: Tensor, stationary: bool) -> None:
