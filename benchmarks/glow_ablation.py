@@ -21,13 +21,7 @@ from torch import Tensor
 import flowprior
 from benchmarks.glows import Size, flowprior_glow
 from benchmarks.measure import alternate, initialize, medians
-from flowprior.flows import (
-    Glow,
-    channels_last,
-    coupling_net,
-    invertible_convolution,
-    memory_flat,
-)
+from flowprior.flows import Glow, channels_last, coupling_net, invertible_convolution
 from flowprior.flows.invertible_convolution import InvertibleConvolutions
 
 DESCRIPTIONS = {
@@ -83,7 +77,6 @@ def _call(choice: str, arguments: argparse.Namespace) -> Callable[[], None]:
     else:
         flow, loss = _step(arguments)
     flow.memory_efficient = choice == "flat"
-    memory_flat.KEPT_BYTES = 0
     if choice == "weights_last":
         flow.to(memory_format=torch.channels_last)
     if choice == "compile":

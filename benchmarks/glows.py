@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowprior.flows import Glow
+from flowprior.flows import Glow, memory_flat
 from flowprior.flows.coupling_net import CouplingNet
+
+memory_flat.KEPT_BYTES = 0  # both ways are compared, at every size
 
 
 class Size(NamedTuple):
