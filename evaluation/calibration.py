@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -114,6 +114,7 @@ class CalibrationEvaluation(InversionEvaluation):
         seed: of draws of the prior, noise and starts.
         title: of the report.
         device: "auto" takes a GPU if there is one.
+        only: labels of the experiments to measure, as for `InversionEvaluation`.
     """
 
     tunable = compares = False
@@ -131,6 +132,7 @@ class CalibrationEvaluation(InversionEvaluation):
         seed: int = 0,
         title: str = "Calibration of posteriors",
         device: str = "auto",
+        only: dict[str, Any] | None = None,
     ) -> None:
         check_integer("images", images, least=10)
         prior = path_or_prior(prior, "prior")
@@ -148,6 +150,7 @@ class CalibrationEvaluation(InversionEvaluation):
             measures=[self.ranks],
             title=title,
             device=device,
+            only=only,
         )
 
     def check(self) -> None:

@@ -18,6 +18,7 @@ DPI = 150
 # Okabe and Ito's palette, told apart by colour-blind readers; lines and markers differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _COLOUR_MAP, _SPREAD_MAP = "gray", "viridis"
+_MOST_TITLED = 10  # columns in a row whose titles can be read
 _QUANTILES = 300
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
@@ -73,7 +74,7 @@ def image_grid(
     """Images in rows; those with one channel get a colour bar. NaN and inf are magenta.
 
     Standard deviations among them, means over three channels, have colours and a bar of their own,
-    whose end at most one pixel in 200 exceeds.
+    whose end at most one pixel in 200 exceeds. More than ten columns with titles go on below.
 
     Args:
         images: (N, C, H, W) or (N, H, W). Three channels are colours; of two, or more than three,
@@ -94,13 +95,18 @@ def image_grid(
     own, most = _ranges(pixels, is_spread)
     labels = {_COLOUR_MAP: label} if pixels.shape[-1] == 1 else {}
     labels |= {_SPREAD_MAP: "standard deviation"} if spreads else {}
-    titles = [_wrapped(title, _tile_width(columns)) for title in titles[: len(pixels)]]
-    by_row = [titles[start : start + columns] for start in range(0, len(titles), columns)]
-    title_lines = sum(max(title.count("\n") + 1 for title in row) for row in by_row)
-    shape = -(-len(pixels) // columns), columns
-    figure, axes, bars = _tiles(*shape, pixels.shape[1] / pixels.shape[2], title_lines, len(labels))
+    places = _places(len(pixels), columns, _MOST_TITLED if titles else columns)
+    across = max(column for _, column in places) + 1
+    titles = [_wrapped(title, _tile_width(across)) for title in titles[: len(pixels)]]
+    lines: dict[int, int] = {}
+    for (row, _), title in zip(places, titles, strict=False):
+        lines[row] = max(lines.get(row, 0), title.count("\n") + 1)
+    shape = max(row for row, _ in places) + 1, across
+    aspect = pixels.shape[1] / pixels.shape[2]
+    figure, tiles, bars = _tiles(*shape, aspect, sum(lines.values()), len(labels))
+    axes = [tiles[row * across + column] for row, column in places]
     drawn = {}
-    for axis, image, spread in zip(axes, pixels, is_spread, strict=False):
+    for axis, image, spread in zip(axes, pixels, is_spread, strict=True):
         shown = image.mean(-1, keepdims=True) if spread else image
         name = _SPREAD_MAP if spread else _COLOUR_MAP
         drawn[name] = _draw(axis, shown, *((0.0, most) if spread else value_range or own), name)
@@ -110,6 +116,14 @@ def image_grid(
         extend = "max" if name == _SPREAD_MAP else "neither"
         _label_bar(figure.colorbar(drawn[name], cax=bar, extend=extend), text)
     return figure
+
+
+def _places(count: int, columns: int, most: int) -> list[tuple[int, int]]:
+    """Row and column of each tile of so many; no row has more than `most`, the rest is below."""
+    blocks = -(-columns // most)
+    across, rows = -(-columns // blocks), -(-count // columns)
+    split = (divmod(number, columns) for number in range(count))
+    return [(column // across * rows + row, column % across) for row, column in split]
 
 
 def _ranges(pixels: np.ndarray, is_spread: Sequence[bool]) -> tuple[tuple[float, float], float]:

@@ -480,6 +480,23 @@ def test_standard_deviations_have_colours_of_their_own(channels):
     assert labels == {"standard deviation"} | ({"value"} if channels == 1 else set())
 
 
+def test_many_columns_with_titles_go_on_below():
+    images = np.random.default_rng(0).random((2 * 13, 1, 8, 6))
+    titles = [f"method {number}" for number in range(13)]
+    drawn = [a for a in image_grid(images, 13, titles, spreads=[12]).axes if a.images]
+    assert len(drawn) == 26
+    for number, image in enumerate(images):
+        row, column = divmod(number, 13)
+        shown = image[0] if column < 12 else image.mean(0)
+        (axis,) = [a for a in drawn if np.array_equal(a.images[0].get_array(), shown)]
+        place = axis.get_subplotspec()
+        assert (place.rowspan.start, place.colspan.start) == (row + 2 * (column // 7), column % 7)
+        assert axis.get_title().replace("\n", " ") == (titles[column] if row == 0 else "")
+        assert (axis.images[0].get_cmap().name == "viridis") == (column == 12)
+    untitled = [a.get_subplotspec() for a in image_grid(images, columns=13).axes if a.images]
+    assert {place.colspan.start for place in untitled} == set(range(13))
+
+
 def test_image_grid_draws_other_numbers_of_channels_side_by_side():
     images = np.random.default_rng(0).random((3, 2, 8, 6))
     figure = image_grid(images)
