@@ -36,9 +36,10 @@ def check_fit(table: InversionEvaluation) -> None:
         options = {"who": f"priors.{prior}", "gradient_for": user, "through": through}
         check_prior(table.priors.load(prior), needs, _condition(table, prior), **options)
     for number, experiment in enumerate(table.experiments):
+        begun: set[tuple[str, tuple[int, ...]]] = set()
         for prior in experiment.priors:
             with _named(f"experiments[{number}]"):
-                _probe(table, experiment, prior)
+                _probe(table, experiment, prior, begun)
 
 
 def _condition(table: InversionEvaluation, name: str) -> Tensor | None:
@@ -67,8 +68,16 @@ def check_rows(table: InversionEvaluation) -> None:
             )
 
 
-def _probe(table: InversionEvaluation, experiment: Experiment, prior_name: str) -> None:
-    """Make problems: a wrong operator or a missing noise level is found before measuring."""
+def _probe(
+    table: InversionEvaluation,
+    experiment: Experiment,
+    prior_name: str,
+    begun: set[tuple[str, tuple[int, ...]]],
+) -> None:
+    """Make problems: a wrong operator or a missing noise level is found before measuring.
+
+    Methods that no prior changes begin once for each shape of images; `begun` has those that have.
+    """
     prior = table.priors.load(prior_name)
     y = table.source.probe(experiment, prior.image_shape)
     with _named(table.source.probed):
@@ -81,8 +90,10 @@ def _probe(table: InversionEvaluation, experiment: Experiment, prior_name: str) 
         unknown = problem.noise is None and getattr(solver, "misfit", None) is None
         with _named(f"methods.{name}"):
             check_data(solver, problem)
-            if unknown or not solver.needs:
+            key = name, prior.image_shape
+            if unknown or (not solver.needs and key not in begun):
                 _begin(solver, problem)
+                begun.add(key)
 
 
 def _begin(solver: Solver, problem: Problem) -> None:
