@@ -98,12 +98,11 @@ def image_grid(
     places = _places(len(pixels), columns, _MOST_TITLED if titles else columns)
     across = max(column for _, column in places) + 1
     titles = [_wrapped(title, _tile_width(across)) for title in titles[: len(pixels)]]
-    lines: dict[int, int] = {}
+    lines = [0] * (max(row for row, _ in places) + 1)
     for (row, _), title in zip(places, titles, strict=False):
-        lines[row] = max(lines.get(row, 0), title.count("\n") + 1)
-    shape = max(row for row, _ in places) + 1, across
+        lines[row] = max(lines[row], title.count("\n") + 1 if title else 0)
     aspect = pixels.shape[1] / pixels.shape[2]
-    figure, tiles, bars = _tiles(*shape, aspect, sum(lines.values()), len(labels))
+    figure, tiles, bars = _tiles(across, aspect, lines, len(labels))
     axes = [tiles[row * across + column] for row, column in places]
     drawn = {}
     for axis, image, spread in zip(axes, pixels, is_spread, strict=True):
@@ -297,22 +296,41 @@ def _wrapped(title: str, width: float) -> str:
 
 
 def _tiles(
-    rows: int, columns: int, aspect: float, title_lines: int, bars: int
+    columns: int, aspect: float, title_lines: Sequence[int], bars: int
 ) -> tuple[Figure, list[Axes], list[Axes]]:
-    """Axes of equal size in rows, and narrow ones at their right for colour bars."""
+    """Axes of equal size in rows, below titles, and narrow ones at their right for colour bars.
+
+    Placed by hand: a layout engine gives every row beside a bar the room of the longest title.
+
+    Args:
+        columns: in a row.
+        aspect: height over width of a tile.
+        title_lines: of the titles of each row.
+        bars: their number.
+    """
     from matplotlib.figure import Figure
 
-    width = _tile_width(columns)
-    height = width * aspect
-    size = (width + 0.06) * columns + 0.7 * bars, (height + 0.06) * rows + 0.22 * title_lines
-    figure = Figure(figsize=size)
-    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
-    ratios = [1.0] * columns + [0.07] * bars
-    grid = figure.add_gridspec(rows, columns + bars, width_ratios=ratios)
-    axes = [figure.add_subplot(grid[i, j]) for i in range(rows) for j in range(columns)]
+    across, gap, edge = _tile_width(columns), 0.06, 0.08
+    down = across * aspect
+    above = [0.155 * lines + (gap if lines else 0.0) for lines in title_lines]
+    width = edge + (across + gap) * columns + 0.75 * bars
+    height = 2 * edge + down * len(above) + sum(above) + gap * (len(above) - 1)
+    figure = Figure(figsize=(width, height))
+
+    def place(left: float, top: float, size: tuple[float, float]) -> Axes:
+        box = left / width, 1 - (top + size[1]) / height, size[0] / width, size[1] / height
+        return figure.add_axes(box)
+
+    axes, top = [], edge
+    for room in above:
+        top += room
+        axes += [place(edge + (across + gap) * c, top, (across, down)) for c in range(columns)]
+        top += down + gap
     for axis in axes:
         axis.set(xticks=[], yticks=[], frame_on=False)
-    return figure, axes, [figure.add_subplot(grid[:, columns + bar]) for bar in range(bars)]
+    first, right = edge + above[0], edge + (across + gap) * columns
+    long = height - first - edge
+    return figure, axes, [place(right + 0.05 + 0.75 * b, first, (0.09, long)) for b in range(bars)]
 
 
 def qq_plot(samples: Mapping[str, Any]) -> Figure:
