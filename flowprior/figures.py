@@ -313,7 +313,7 @@ def _tiles(
     across, gap, edge = _tile_width(columns), 0.06, 0.08
     down = across * aspect
     above = [0.155 * lines + (gap if lines else 0.0) for lines in title_lines]
-    width = edge + (across + gap) * columns + 0.75 * bars
+    width = edge + (across + gap) * columns + 0.8 * bars
     height = 2 * edge + down * len(above) + sum(above) + gap * (len(above) - 1)
     figure = Figure(figsize=(width, height))
 
@@ -330,7 +330,7 @@ def _tiles(
         axis.set(xticks=[], yticks=[], frame_on=False)
     first, right = edge + above[0], edge + (across + gap) * columns
     long = height - first - edge
-    return figure, axes, [place(right + 0.05 + 0.75 * b, first, (0.09, long)) for b in range(bars)]
+    return figure, axes, [place(right + 0.05 + 0.8 * b, first, (0.09, long)) for b in range(bars)]
 
 
 def qq_plot(samples: Mapping[str, Any]) -> Figure:
