@@ -76,7 +76,7 @@ def _call(choice: str, arguments: argparse.Namespace) -> Callable[[], None]:
         flow.requires_grad_(False)
     else:
         flow, loss = _step(arguments)
-    flow.memory_efficient = choice == "flat"
+    flow.memory_efficient, flow.kept_bytes = choice == "flat", 0
     if choice == "weights_last":
         flow.to(memory_format=torch.channels_last)
     if choice == "compile":

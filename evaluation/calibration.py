@@ -13,6 +13,7 @@ from evaluation.base import Result, labels_text
 from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
 from evaluation.measures import Measure
+from evaluation.priors import PriorOfData
 from evaluation.sources import path_or_prior
 from evaluation.table import Metric, Table
 from flowprior.checks import check_integer
@@ -102,7 +103,8 @@ class CalibrationEvaluation(InversionEvaluation):
     may be outside [0, 1], as draws of a flow are.
 
     Args:
-        prior: folder of exported weights, or a prior: of the posteriors.
+        prior: folder of exported weights, a prior, or what makes one of the training images of
+            `data`, such as `evaluation.priors.FittedGaussian`: of the posteriors.
         methods: solvers with a posterior, by name.
         experiments: operators and noise.
         data: truths, from the first image of the test split; None draws them from the prior, which
@@ -121,7 +123,7 @@ class CalibrationEvaluation(InversionEvaluation):
 
     def __init__(
         self,
-        prior: Path | Prior,
+        prior: Path | Prior | PriorOfData,
         methods: dict[str, Method],
         experiments: list[Experiment],
         data: ImageDataModule | None = None,
@@ -135,7 +137,12 @@ class CalibrationEvaluation(InversionEvaluation):
         only: dict[str, Any] | None = None,
     ) -> None:
         check_integer("images", images, least=10)
-        prior = path_or_prior(prior, "prior")
+        if not isinstance(prior, PriorOfData):
+            prior = path_or_prior(prior, "prior")
+        elif data is None:
+            raise ValueError(
+                "prior: one that is made of training images needs data, also as truths"
+            )
         self.ranks = RankMeasure(draws, seed)
         super().__init__(
             {"prior": prior},

@@ -16,7 +16,7 @@ class PriorOfData(ABC):
         data: the data set; None is that of the table's test images.
     """
 
-    data: ImageDataModule | None
+    data: ImageDataModule | None = None
 
     @abstractmethod
     def fit(self, data: ImageDataModule) -> Prior:

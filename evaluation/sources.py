@@ -228,14 +228,20 @@ class PriorSource:
     def load(self, name: str) -> Prior:
         """The prior of a name."""
         if name not in self._loaded:
-            prior = self._made(self.given[name])
+            prior = self._made(name, self.given[name])
             self._loaded[name] = prior.to(self.device).eval().requires_grad_(False)
         return self._loaded[name]
 
-    def _made(self, given: GivenPrior) -> Prior:
-        if isinstance(given, PriorOfData):
-            return given.fit(self.data if given.data is None else given.data)
-        return flowprior.load(given) if isinstance(given, Path) else given
+    def _made(self, name: str, given: GivenPrior) -> Prior:
+        if not isinstance(given, PriorOfData):
+            return flowprior.load(given) if isinstance(given, Path) else given
+        prior = given.fit(self.data if given.data is None else given.data)
+        if not isinstance(prior, Prior):
+            raise ValueError(
+                f"priors.{name}: fit of {type(given).__name__} must give a flowprior.priors.Prior, "
+                f"got {type(prior).__name__}"
+            )
+        return prior
 
     def check(self, source: Source) -> None:
         """Raise ValueError unless all priors model images such as those of the source."""
@@ -264,6 +270,6 @@ def path_or_prior(given: object, name: str) -> Path | Prior:
     if isinstance(given, str | Path):
         return found_weights(given, name)
     raise ValueError(
-        f"{name}: expected a folder of weights, or what makes a flowprior.priors.Prior, got "
+        f"{name}: expected a folder of weights or a flowprior.priors.Prior, got "
         f"{type(given).__name__}"
     )

@@ -5,6 +5,12 @@ from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+from torch import Tensor
+
+OVERSHOOT = 0.1
+"""How far images may lie outside of [0, 1]."""
+
 
 def check_number(name: str, value: object, *, least: float = -inf, most: float = inf) -> None:
     """Raise a ValueError unless the value is a finite number in [least, most]."""
@@ -24,6 +30,26 @@ def check_integer(name: str, value: object, *, least: float = -inf, most: float 
     """Raise a ValueError unless the value is an integer in [least, most]."""
     if not (_is(Integral, value) and least <= value <= most):
         raise ValueError(f"{name} must be an integer{_limits(least, most)}, got {shown(value)}")
+
+
+def is_precise(x: Tensor) -> bool:
+    """Whether all entries are finite and in single or double precision."""
+    return x.dtype in (torch.float32, torch.float64) and bool(x.isfinite().all())
+
+
+def check_unit_images(name: str, images: object) -> None:
+    """Raise a ValueError unless these are images (N, C, H, W) in [0, 1], up to `OVERSHOOT`."""
+    is_tensor = isinstance(images, Tensor)
+    if not is_tensor or images.ndim != 4 or not is_precise(images):
+        got = f"{images.dtype} of shape {tuple(images.shape)}" if is_tensor else shown(images)
+        raise ValueError(
+            f"{name} must be finite numbers (N, C, H, W), float32 or float64, got {got}"
+        )
+    if not images.numel():
+        raise ValueError(f"{name} must not be empty, got the shape {tuple(images.shape)}")
+    low, high = images.min().item(), images.max().item()
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+        raise ValueError(f"{name} must be in [0, 1], got values from {low:.3g} to {high:.3g}")
 
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Linear algebra of images, each row of a batch by itself."""
+"""Linear algebra of images (B, C, H, W), each row of a batch by itself."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 TINY = 1e-30
 """In place of 0 where something is divided by it."""
+ROUNDING = 12**-0.5 / 256
+"""Standard deviation of the rounding of 8-bit images in [0, 1]."""
 
 
 def cosines(size: int) -> Tensor:

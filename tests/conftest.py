@@ -3,7 +3,8 @@ import sys
 import pytest
 import torch
 
-from flowprior.flows import Glow, memory_flat
+from flowprior.flows import Glow, Trumpet
+from flowprior.flows.initialized import InitializedFlow
 
 torch.set_num_threads(1)
 
@@ -18,7 +19,8 @@ def own_operators_are_forgotten():
 @pytest.fixture
 def rebuilt(monkeypatch):
     """Flows rebuild activations however small they are: those of tests are."""
-    monkeypatch.setattr(memory_flat, "KEPT_BYTES", 0)
+    for kind in (InitializedFlow, Trumpet):
+        monkeypatch.setattr(kind, "kept_bytes", 0)
 
 
 @pytest.fixture

@@ -203,6 +203,19 @@ def test_saved_activations_do_not_grow_with_the_networks(name):
     assert peaks[True, 8] < 0.5 * peaks[False, 2]
 
 
+def test_both_lanes_are_kept_or_rebuilt_as_a_whole():
+    flow = make("images", steps=8, hidden_channels=64)
+    x, y = pairs(flow, 32)
+    given = SimpleNamespace(parameters=flow.parameters, encode=lambda x: flow.encode(x, y))
+    rebuilt = peak_saved_bytes(given, x, "encode")
+    flow.memory_efficient = False
+    kept = peak_saved_bytes(given, x, "encode")
+    flow.memory_efficient, flow.kept_bytes = True, kept // 4  # more than a step, less than a lane
+    assert peak_saved_bytes(given, x, "encode") == rebuilt
+    flow.kept_bytes = 2 * kept
+    assert peak_saved_bytes(given, x, "encode") == kept
+
+
 @pytest.mark.parametrize("name", ["vectors", "images", "Glow, image"])
 def test_act_norms_are_set_by_the_first_training_batch(name):
     flow = make(name, scale=0)

@@ -111,11 +111,12 @@ def test_gaussian_estimate_of_an_affine_operator_with_masks_and_its_size() -> No
 
 def test_power_of_images() -> None:
     generator = torch.Generator().manual_seed(0)
-    estimate = GaussianEstimate(0.1, POWER)
+    small = [[0.01 * number for number in row] for row in POWER]
+    estimate = GaussianEstimate(0.1, small)
     root = estimate._root(torch.empty(1, 1, 32, 32, dtype=torch.float64))
     draws = torch.randn(4000, 1, 32, 32, generator=generator, dtype=torch.float64)
     found = GaussianEstimate.power_of(0.5 + root(draws), bands=3)
-    low, high = (torch.tensor(row) for row in POWER)
+    low, high = (torch.tensor(row) for row in small)
     expected = torch.stack([low, (low * high).sqrt(), high])
     torch.testing.assert_close(torch.tensor(found), expected, rtol=0.02, atol=0)
     assert GaussianEstimate.power_of(torch.full((1, 1, 4, 4), 0.5), 2)[1][1] > 0
@@ -145,6 +146,33 @@ def test_what_a_gaussian_estimate_needs() -> None:
         estimate(nn.Identity(), images(0), images(0)[:1])
     with pytest.raises(ValueError, match="bands must be an integer from 2 to 8"):
         GaussianEstimate.power_of(images(0), bands=9)
+    wrong = [10 * images(0) - 5, images(0).byte(), images(0)[0], images(0) / 0, images(0)[:0]]
+    for given in [*wrong, images(0).tolist(), images(0).numpy()]:
+        with pytest.raises(ValueError, match=r"^images must "):
+            GaussianEstimate.power_of(given)
+    for physics in (Squared(), Shifted()):
+        with pytest.raises(ValueError, match=f"linear or affine .* which {type(physics).__name__}"):
+            estimate(physics, images(0), images(0)[:1])
+
+
+class Squared(nn.Module):
+    """Not linear."""
+
+    def A(self, x: Tensor) -> Tensor:
+        return x**2
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+
+class Shifted(nn.Module):
+    """Linear, with what is not its adjoint."""
+
+    def A(self, x: Tensor) -> Tensor:
+        return x.roll(1, 3)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return y.roll(1, 3)
 
 
 @pytest.mark.parametrize("options", [{"scale": 0.0}, {"scale": "a"}, {"depth_power": -1.0}])

@@ -8,7 +8,7 @@ import torch
 from scipy.fft import dctn
 
 from datamodules import LayerModels
-from evaluation.priors import FittedGaussian
+from evaluation.priors import FittedGaussian, PriorOfData
 from evaluation.sources import PriorSource
 from flowprior.identity import identity
 from flowprior.inversion import MAP, invert
@@ -250,3 +250,14 @@ def test_observations_have_no_training_images():
     data = LayerModels(image_size=16, num_train=300, num_val=2, num_test=2)
     prior = PriorSource({"gaussian": FittedGaussian(data=data)}).load("gaussian")
     assert prior.image_shape == (1, 16, 16)
+
+
+class Nothing(PriorOfData):
+    def fit(self, data):
+        return None
+
+
+def test_what_makes_a_prior_must_make_one():
+    data = LayerModels(image_size=16, num_train=300, num_val=2, num_test=2)
+    with pytest.raises(ValueError, match=r"priors\.own: fit of Nothing must give .*, got NoneType"):
+        PriorSource({"own": Nothing()}, data=data).load("own")

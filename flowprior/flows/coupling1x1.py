@@ -44,7 +44,7 @@ class Coupling1x1Flow(MultiScaleFlow):
         log_scale_limit: largest |log scale| of a coupling; None for the published sigmoid(s + 2).
         shift_limit: largest |shift| of a coupling; None for the published shift without bound.
         memory_efficient: rebuild activations by inversion in the backward pass where they would
-            take more than `memory_flat.KEPT_BYTES`.
+            take more than `kept_bytes`.
         data_range: (low, high) of the images.
 
     Raises:

@@ -10,7 +10,11 @@ Value = TypeVar("Value")
 
 
 class FrozenCache(Generic[Value]):
-    """What is computed from parameters, kept until one of them changes."""
+    """What is computed from parameters, kept until one of them changes.
+
+    Changes through `.data`, which PyTorch does not count, are not seen; those of in-place
+    operations, `load_state_dict` and `to` are.
+    """
 
     def __init__(self) -> None:
         self._held: tuple[object, Value] | None = None
@@ -18,13 +22,20 @@ class FrozenCache(Generic[Value]):
     def get(self, parameters: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
         """The value of `compute`: of these parameters alone, none of which needs a gradient."""
         # load_state_dict and in-place edits raise `_version`; moving to a device moves `data_ptr`.
-        key = tuple((p._version, p.data_ptr(), p.dtype) for p in parameters)
+        try:
+            key = tuple((p._version, p.data_ptr(), p.dtype) for p in parameters)
+        except RuntimeError:  # under vmap they have no memory of their own
+            return compute()
         held = self._held
         if held is None or held[0] != key:
             # Tensors made in inference mode could not be used in a later gradient.
             with torch.inference_mode(False), torch.no_grad():
                 held = self._held = (key, compute())
         return held[1]
+
+    def __getstate__(self) -> dict[str, None]:
+        """Without what is held: copies and files compute it again."""
+        return {"_held": None}
 
 
 def are_frozen(parameters: Iterable[Tensor]) -> bool:

@@ -44,7 +44,7 @@ class Glow(MultiScaleFlow):
             which grows with the state and the next shift with it, so that images far from the
             training images come back wrong.
         memory_efficient: rebuild activations by inversion in the backward pass where those of a
-            level would take more than `memory_flat.KEPT_BYTES`: memory flat in depth for about a
+            level would take more than `kept_bytes`: memory flat in depth for about a
             third more time. Under autocast the exact flow state is kept every
             `anchor_layers` layers, because networks in bfloat16 are not rebuilt exactly.
         data_range: (low, high) of the images.

@@ -67,7 +67,7 @@ class ConditionalHint(InitializedFlow):
         log_scale_limit: largest |log scale| of a coupling; None for sigmoid(s + 2).
         shift_limit: largest |shift| of a coupling; None for no limit.
         memory_efficient: rebuild activations by inversion in the backward pass where they would
-            take more than `memory_flat.KEPT_BYTES`.
+            take more than `kept_bytes`.
         data_range: (low, high) of the images.
 
     Raises:
@@ -265,12 +265,16 @@ class Lane(nn.Module):
         self.bridges = nn.ModuleList(make_net(given, 2 * channels) for _ in range(moves_all))
         self.channels, self.limits = channels, limits
 
-    def states(self, y: Tensor, run: Runner) -> tuple[list[Tensor], Tensor]:
-        """The state after each step, and the log-determinant of all steps."""
+    def states(
+        self, y: Tensor, run: Callable[..., tuple[Tensor, Tensor]]
+    ) -> tuple[list[Tensor], Tensor]:
+        """The state after each step, and the log-determinant of all steps, by a flow's `run`."""
         folded = self.convolutions.fold()
         log_det, found = _of_folded(folded, y), []
-        for step, affine in enumerate(self.convolutions.layers(folded)):
-            y, step_log_det = run([affine, *self._couplings(step)], y)
+        layers = self._layers(folded, None)
+        size = len(layers) // len(self.nets)
+        for start in range(0, len(layers), size):
+            y, step_log_det = run(layers[start : start + size], y, whole=layers)
             log_det = log_det + step_log_det
             found.append(y)
         return found, log_det

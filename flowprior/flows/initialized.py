@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from flowprior.flows.base import Flow
-from flowprior.flows.memory_flat import ChainLayer, memory_flat, run_chain
+from flowprior.flows.memory_flat import (
+    KEPT_BYTES,
+    ChainLayer,
+    activation_bytes,
+    memory_flat,
+    run_chain,
+)
 
 
 class InitializedFlow(Flow):
@@ -18,13 +24,17 @@ class InitializedFlow(Flow):
         data_range: (low, high) of the images.
         arguments: those of the subclass's constructor.
         memory_efficient: rebuild activations by inversion in the backward pass where they would
-            take more than `memory_flat.KEPT_BYTES`.
+            take more than `kept_bytes`.
 
     Attributes:
+        kept_bytes: a chain of layers, such as a level, whose activations are estimated to take no
+            more than this keeps them: that is quicker, and rebuilding would save little. 0 rebuilds
+            them always.
         anchor_layers: number of layers between two states that are kept under autocast, because
             networks in bfloat16 are not rebuilt exactly.
     """
 
+    kept_bytes: int = KEPT_BYTES
     anchor_layers: ClassVar[int] = 8
 
     def __init__(
@@ -51,9 +61,19 @@ class InitializedFlow(Flow):
         self.initialized.fill_(True)
         self._initialized = True
 
-    def run(self, layers: Sequence[ChainLayer], x: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply layers one after another; returns (y, log_det)."""
+    def run(
+        self,
+        layers: Sequence[ChainLayer],
+        x: Tensor,
+        whole: Sequence[ChainLayer] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Apply layers one after another; returns (y, log_det).
+
+        Where they are part of a chain, this is the `whole` of it, which is kept or rebuilt as one.
+        """
         if not self.memory_efficient or not torch.is_grad_enabled():
+            return run_chain(layers, x)
+        if activation_bytes(layers if whole is None else whole, x) <= self.kept_bytes:
             return run_chain(layers, x)
         anchored = torch.is_autocast_enabled(x.device.type)
         return memory_flat(layers, x, segment=self.anchor_layers if anchored else None)

@@ -2,8 +2,7 @@
 
 Plain autograd keeps what every layer needs for its gradient, so memory grows with depth. A
 bijection's input can instead be recovered from its output, so `memory_flat` keeps only the output
-of the chain and, going backwards, rebuilds one layer at a time (RevNet: Gomez et al., 2017). Where
-activations are small they are kept, which is quicker.
+of the chain and, going backwards, rebuilds one layer at a time (RevNet: Gomez et al., 2017).
 """
 
 from collections.abc import Sequence
@@ -11,10 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 KEPT_BYTES = 64 * 2**20
-"""Activations of a chain that take no more than this are kept: nothing would be saved by less."""
+"""By default, a chain whose activations take no more than this keeps them."""
 
 
 class ChainLayer(Protocol):
@@ -53,13 +51,10 @@ def memory_flat(
 ) -> tuple[Tensor, Tensor]:
     """Apply the layers in order, rebuilding activations by inversion in the backward pass.
 
-    They are rebuilt where they are estimated to take more than `KEPT_BYTES`, and kept otherwise.
     With `segment` the exact state is kept every `segment` layers, so that rounding errors of the
-    rebuilt states grow over one segment only. Gradients of what is rebuilt are first-order only (a
-    second derivative raises RuntimeError).
+    rebuilt states grow over one segment only. Gradients are first-order only: `create_graph=True`
+    raises RuntimeError.
     """
-    if activation_bytes(layers, x) <= KEPT_BYTES:
-        return run_chain(layers, x)
     size = segment or max(len(layers), 1)
     log_det = x.new_zeros(len(x))
     for start in range(0, len(layers), size):
@@ -98,8 +93,12 @@ class _RebuildByInversion(torch.autograd.Function):
         return y, log_det
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # else what follows would be taken for a constant
+            raise RuntimeError(
+                "a flow with memory_efficient=True has first derivatives only: set "
+                "flow.memory_efficient = False to differentiate twice (create_graph=True)"
+            )
         (y,) = ctx.saved_tensors
         end = len(ctx.needs_input_grad)
         grads: list[Tensor | None] = []

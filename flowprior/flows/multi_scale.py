@@ -49,7 +49,7 @@ class MultiScaleFlow(InitializedFlow):
         gaussians: of what leaves after each level; None where nothing leaves. All leave after the
             last.
         memory_efficient: rebuild activations by inversion in the backward pass where they would
-            take more than `memory_flat.KEPT_BYTES`.
+            take more than `kept_bytes`.
     """
 
     def __init__(

@@ -15,7 +15,13 @@ from flowprior.flows.coupling_net import CouplingNet
 from flowprior.flows.glow import GlowLevel
 from flowprior.flows.gram import half_log_det_gram, neumann_half_log_det_gram
 from flowprior.flows.injective_convolution import InjectiveConvolution, InjectiveKind
-from flowprior.flows.memory_flat import memory_flat, run_chain
+from flowprior.flows.memory_flat import (
+    KEPT_BYTES,
+    ChainLayer,
+    activation_bytes,
+    memory_flat,
+    run_chain,
+)
 from flowprior.flows.multi_scale import Runner, check_counts, check_limits
 from flowprior.flows.u_net import UNet
 from flowprior.latent import Latent, standard_normal_log_prob
@@ -79,7 +85,7 @@ class Trumpet(Flow):
         shift_limit: largest |shift| of a coupling, as for `Glow`.
         log_det: "exact" or "layerwise".
         memory_efficient: rebuild activations of bijective steps by inversion in the backward pass
-            where they would take more than `memory_flat.KEPT_BYTES`; not under autocast.
+            where they would take more than `kept_bytes`; not under autocast.
         data_range: (low, high) of the images that the flow models.
 
     Raises:
@@ -93,6 +99,9 @@ class Trumpet(Flow):
     >>> flow.latent.size, torch.allclose(flow.project(x), x, atol=1e-4)
     (32, True)
     """
+
+    kept_bytes: int = KEPT_BYTES
+    """As that of other flows (`InitializedFlow`)."""
 
     def __init__(
         self,
@@ -296,7 +305,11 @@ class Trumpet(Flow):
 
     def _runner(self, x: Tensor) -> Runner:
         flat = self.memory_efficient and torch.is_grad_enabled()
-        return memory_flat if flat and not torch.is_autocast_enabled(x.device.type) else run_chain
+        return self._run if flat and not torch.is_autocast_enabled(x.device.type) else run_chain
+
+    def _run(self, layers: Sequence[ChainLayer], x: Tensor) -> tuple[Tensor, Tensor]:
+        small = activation_bytes(layers, x) <= self.kept_bytes
+        return run_chain(layers, x) if small else memory_flat(layers, x)
 
     def _is_set(self, name: str) -> bool:
         if name not in self._known and getattr(self, name):

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
-from flowprior.checks import check_integer, check_number, check_positive
-from flowprior.linear_algebra import conjugate_gradients, cosines
+from flowprior.checks import check_integer, check_number, check_positive, check_unit_images
+from flowprior.linear_algebra import ROUNDING, conjugate_gradients, cosines
 from flowprior.registry import registered_name
 
-ROUNDING = 12**-0.5 / 256
-"""Standard deviation of the rounding of 8-bit images in [0, 1]."""
 _PLAIN = "options must be numbers, strings, booleans or lists, which a file keeps"
 
 
@@ -166,7 +164,7 @@ class MigratedData(Condition):
 
 @dataclass(frozen=True)
 class GaussianEstimate(Condition):
-    """An image by linear means, s·(E[x given y] − ½) under a normal prior of the same everywhere.
+    """The linear estimate of an image, s·(E[x given y] − ½) under a stationary normal prior.
 
     The mean of the prior is grey; its covariance is diagonal in the cosine transform (DCT), with
     the power of a grid of frequencies. E is found by conjugate gradients, which take one A and one
@@ -225,6 +223,7 @@ class GaussianEstimate(Condition):
         >>> len(power), abs(power[1][1] - 0.01) < 0.001
         (3, True)
         """
+        check_unit_images("images", images)
         check_integer("bands", bands, least=2, most=min(images.shape[2:]))
         rows, columns = (cosines(size).to(images.device) for size in images.shape[2:])
         power = (rows @ (images.double() - 0.5) @ columns.mT).square().mean((0, 1))
@@ -237,6 +236,7 @@ class GaussianEstimate(Condition):
         adjoint = _adjoint(physics, self)
         grey = torch.full_like(like, 0.5)
         of_grey = physics.A(grey)
+        _check_affine(physics, adjoint, grey, of_grey)
         root, enough = self._root(like), 100 * torch.finfo(like.dtype).eps
 
         def bend(w: Tensor) -> Tensor:
@@ -274,3 +274,20 @@ def _adjoint(physics: nn.Module, condition: Condition) -> Callable[[Tensor], Ten
             "expected a linear operator, such as a deepinv LinearPhysics"
         )
     return adjoint
+
+
+def _check_affine(
+    physics: nn.Module, adjoint: Callable[[Tensor], Tensor], grey: Tensor, of_grey: Tensor
+) -> None:
+    """Raise ValueError unless A(½ + x) − A(½) is linear in x, with that adjoint."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(grey.shape, generator=generator).to(grey) / 8
+    once, twice = physics.A(grey + x) - of_grey, physics.A(grey + 2 * x) - of_grey
+    size = once.abs().square().sum()
+    product = (adjoint(once) * x).sum()
+    is_linear = (twice - 2 * once).abs().square().sum() <= 1e-4 * size
+    if not (is_linear and (product - size).abs() <= 1e-2 * size):
+        raise ValueError(
+            f"GaussianEstimate needs a linear or affine operator whose A_adjoint is its adjoint, "
+            f"which {type(physics).__name__} is not"
+        )

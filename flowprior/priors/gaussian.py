@@ -6,18 +6,14 @@ import torch
 from torch import Tensor
 
 from flowprior.argument_types import check_types
-from flowprior.checks import check_number
+from flowprior.checks import OVERSHOOT, check_number, check_unit_images, is_precise
 from flowprior.latent import Latent, standard_normal_log_prob
-from flowprior.linear_algebra import cosines
+from flowprior.linear_algebra import ROUNDING, cosines
 from flowprior.own_code import digest
 from flowprior.priors.base import Prior
 
 LARGEST_COVARIANCE = 4096
 """Entries of an image, C·H·W, whose whole covariance is kept: 64 MB in single precision."""
-ROUNDING = 12**-0.5 / 256
-"""Standard deviation of the rounding of 8-bit images in [0, 1]."""
-OVERSHOOT = 0.1
-"""How far examples may lie outside of [0, 1]."""
 
 
 class GaussianPrior(Prior):
@@ -53,15 +49,8 @@ class GaussianPrior(Prior):
         self, images: Tensor, stationary: bool = False, least_deviation: float = ROUNDING
     ) -> None:
         check_types(GaussianPrior.__init__, locals())
-        if images.ndim != 4 or not _is_precise(images):
-            raise ValueError(
-                "images must be finite numbers (N, C, H, W), float32 or float64, got "
-                f"{images.dtype} of shape {tuple(images.shape)}"
-            )
+        check_unit_images("images", images)
         _check_enough(images, stationary)
-        low, high = images.min().item(), images.max().item()
-        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
-            raise ValueError(f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}")
         x = images.detach().double()
         mean = x.mean((0, 2, 3) if stationary else 0, keepdim=True)
         self._begin(tuple(images.shape[1:]), mean, stationary, {"images": digest(images)})
@@ -78,13 +67,13 @@ class GaussianPrior(Prior):
     def from_moments(
         cls, mean: Tensor, covariance: Tensor, least_deviation: float = ROUNDING
     ) -> "GaussianPrior":
-        """The prior of a mean image and a covariance that are known, such as a Matérn one.
+        """The prior of a mean image and a covariance that are known.
 
         Args:
-            mean: μ (C, H, W), about [0, 1].
+            mean: μ (C, H, W) in [0, 1].
             covariance: Σ (n, n) of all pairs of entries, n = C·H·W in the order of
                 `mean.flatten()`; symmetric, without negative eigenvalues.
-            least_deviation: as above.
+            least_deviation: in any direction, in [1e-10, 1].
 
         Raises:
             ValueError: names the argument.
@@ -97,17 +86,27 @@ class GaussianPrior(Prior):
         """
         check_types(cls.from_moments, locals())
         size = mean.numel()
-        if mean.ndim != 3 or not size or not _is_precise(mean):
+        if mean.ndim != 3 or not size or not is_precise(mean):
             raise ValueError(
                 "mean must be finite numbers (C, H, W), float32 or float64, got "
                 f"{mean.dtype} of shape {tuple(mean.shape)}"
             )
-        if tuple(covariance.shape) != (size, size) or not _is_precise(covariance):
+        if tuple(covariance.shape) != (size, size) or not is_precise(covariance):
             raise ValueError(
                 f"covariance must be finite numbers ({size}, {size}), float32 or float64, got "
                 f"{covariance.dtype} of shape {tuple(covariance.shape)}"
             )
-        _check_covariance(covariance)
+        if size > LARGEST_COVARIANCE:
+            raise ValueError(
+                f"mean has {size} entries, expected at most {LARGEST_COVARIANCE} for a covariance "
+                "of all pairs"
+            )
+        low, high = mean.min().item(), mean.max().item()
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+            raise ValueError(f"mean must be in [0, 1], got values from {low:.3g} to {high:.3g}")
+        largest = covariance.abs().max().item()
+        if not torch.allclose(covariance, covariance.mT, rtol=0, atol=1e-5 * largest):
+            raise ValueError("covariance must be symmetric")
         prior = cls.__new__(cls)
         made_of = {"mean": digest(mean), "covariance": digest(covariance)}
         prior._begin(tuple(mean.shape), mean.detach().double()[None], False, made_of)
@@ -127,6 +126,9 @@ class GaussianPrior(Prior):
         check_number("least_deviation", least_deviation, least=1e-10, most=1)
         self.made_of = {**self.made_of, "least_deviation": least_deviation}
         variances, axes = torch.linalg.eigh(covariance)
+        least, largest = variances.min().item(), variances.abs().max().item()
+        if least < -1e-5 * largest:
+            raise ValueError(f"covariance must have no negative eigenvalues, got {least:.3g}")
         self.register_buffer("axes", axes)
         self.register_buffer("deviations", variances.clamp(min=0).sqrt().clamp(min=least_deviation))
         self.to(dtype).eval()
@@ -186,23 +188,8 @@ class GaussianPrior(Prior):
             )
 
 
-def _is_precise(x: Tensor) -> bool:
-    return x.dtype in (torch.float32, torch.float64) and bool(x.isfinite().all())
-
-
-def _check_covariance(covariance: Tensor) -> None:
-    largest = covariance.abs().max().item()
-    if not torch.allclose(covariance, covariance.mT, rtol=0, atol=1e-5 * largest):
-        raise ValueError("covariance must be symmetric")
-    least = torch.linalg.eigvalsh(covariance.double())[0].item()
-    if least < -1e-5 * largest:
-        raise ValueError(f"covariance must have no negative eigenvalues, got {least:.3g}")
-
-
 def _check_enough(images: Tensor, stationary: bool) -> None:
     count, entries = len(images), images.shape[1:].numel()
-    if not images.numel():
-        raise ValueError(f"images must not be empty, got the shape {tuple(images.shape)}")
     if stationary:
         if count < images.shape[1]:
             raise ValueError(
