@@ -1,6 +1,6 @@
 """How sure is where a reflector lies? Horizons of posterior samples, and a picture of them.
 
-    PYTHONPATH=. python docs/seismic_horizons.py weights/conditional_glow_seismic_64 docs/seismic_horizons.png
+    PYTHONPATH=. python docs/seismic_horizons.py WEIGHTS docs/seismic_horizons.png
 
 An interpreter's tools run on each draw of a posterior as on any other image. Here one follows the
 strongest reflector from a point; the spread of what it finds says how sure the depth is.

@@ -1,9 +1,9 @@
 """Posteriors of seismic images: python docs/seismic_posterior.py WEIGHTS PICTURE.
 
-WEIGHTS are those of `python train.py --config conditional_glow_seismic_64`: a flow that has learned p(x | y) of
-reflectivities x given migrated images y. Draws from it are compared with the truth of test images:
-how near their mean is, and how often the truth is inside of their bands, ± standard error over
-images. The picture has one image, and traces of it with the bands.
+WEIGHTS are those of `python train.py --config conditional_glow_seismic_64`: a flow that has learned
+p(x | y) of reflectivities x given migrated images y. Draws from it are compared with the truth of
+test images: how near their mean is, and how often the truth is inside of their bands, ± standard
+error over images. The picture has one image, and traces of it with the bands.
 """
 
 import sys
