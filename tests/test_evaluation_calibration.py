@@ -149,6 +149,28 @@ def test_conditional_priors_are_tried_on_images(folder, capsys):
     assert "not conditional; or give images as data" in capsys.readouterr().err
 
 
+def test_a_prior_of_training_images_and_one_experiment_alone(folder, capsys):
+    prior = {
+        "class_path": "evaluation.priors.FittedGaussian",
+        "init_args": {"images": 64, "stationary": True},
+    }
+    images = {"image_size": 8, "num_train": 64, "num_test": 12}
+    experiments = [{**SETTINGS["experiments"][0], "labels": {"noise": name}} for name in "ab"]
+    given = {
+        "prior": prior,
+        "data": {"class_path": "datamodules.Reflectivities", "init_args": images},
+        "methods": {"fitted": SETTINGS["methods"]["fitted"]},
+        "experiments": experiments,
+    }
+    assert run(folder, "one", "--evaluation.only", "{noise: b}", **given) == 0
+    (row,) = rows_of(folder / "one")
+    assert row["labels"]["noise"] == "b"
+    assert row["metrics"]["rank_whole"]["n"] == 10
+    capsys.readouterr()
+    assert run(folder, "drawn", **{**given, "data": None}) == 2
+    assert "prior: one that is made of training images needs data" in capsys.readouterr().err
+
+
 def test_there_is_nothing_to_tune(folder, capsys):
     assert run(folder, "tuned", "--tune") == 2
     assert "CalibrationEvaluation has nothing to tune" in capsys.readouterr().err
