@@ -61,8 +61,15 @@ class LinkedLauncher(_SubprocessScriptLauncher):
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
-    def died(self) -> str:
-        """Which of the other processes has died and how, in brackets; "" if none has."""
+    def died(self, patience: float = 0.0) -> str:
+        """Which of the other processes has died and how, in brackets; "" if none has.
+
+        A killed process is gone some time after its connections, for which it has `patience`
+        (seconds): less than others take to leave that have met the same error.
+        """
+        deadline = time.monotonic() + patience
+        while all(other.poll() is None for other in self.procs) and time.monotonic() < deadline:
+            time.sleep(_PERIOD / 10)
         statuses = {rank: other.poll() for rank, other in enumerate(self.procs, 1)}
         found = sorted((status, rank) for rank, status in statuses.items() if status)
         return f" (number {found[0][1]}: {_reason(found[0][0])})" if found else ""
@@ -100,7 +107,7 @@ def death(error: RuntimeError | ConnectionError, trainer: pl.Trainer) -> str:
     if trainer.world_size == 1 or not _LOST.search(str(error)):
         return ""
     launcher = trainer.strategy.launcher
-    died = launcher.died() if isinstance(launcher, LinkedLauncher) else ""
+    died = launcher.died(3 * _PERIOD) if isinstance(launcher, LinkedLauncher) else ""
     return f"another process of the run has died{died}: {_CONTINUES}"
 
 
