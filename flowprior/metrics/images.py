@@ -6,6 +6,7 @@ are clamped. ValueError if the shapes differ or the truth is in another range, s
 
 import contextlib
 import io
+import threading
 import warnings
 from functools import lru_cache
 
@@ -127,14 +128,19 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
         return network(first, second).view(len(x))
 
 
+_SILENCING = threading.Lock()
+
+
 @lru_cache(maxsize=4)
 def _lpips_network(device: torch.device) -> torch.nn.Module | None:
     with extra("metrics"):
         import lpips as package
 
-    # It announces downloads, and uses torchvision in a way that is deprecated.
+    # It announces downloads, and uses torchvision in a way that is deprecated. Threads that silence
+    # it at once would leave the whole process silent.
     silence = io.StringIO()
     with (
+        _SILENCING,
         warnings.catch_warnings(),
         contextlib.redirect_stdout(silence),
         contextlib.redirect_stderr(silence),
