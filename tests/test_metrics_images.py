@@ -1,6 +1,8 @@
 """Image metrics against scikit-image."""
 
-from urllib.error import URLError
+import threading
+import time
+from urllib.error import sys
 
 import lpips as lpips_package
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import skimage.data
 import skimage.metrics
 import torch
+import URLError
 
 from flowprior.metrics import lpips, psnr, snr, snr_shifted, ssim
 from flowprior.metrics.images import _for_lpips, _lpips_network
@@ -145,3 +148,21 @@ def test_images_of_another_range_are_refused(images, metric):
         metric((255 * x).byte(), truth)
     with pytest.raises(ValueError, match="truth"):
         metric(x, truth / 0)
+
+
+def test_threads_that_load_lpips_at_once_leave_stdout_as_it_was(monkeypatch):
+    def slow(**_):
+        time.sleep(0.2)
+        raise OSError
+
+    monkeypatch.setattr("lpips.LPIPS", slow)
+    _lpips_network.cache_clear()
+    before = sys.stdout
+    threads = [threading.Thread(target=_lpips_network, args=("cpu",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)  # the second begins before the first has ended, and ends after it
+    for thread in threads:
+        thread.join()
+    _lpips_network.cache_clear()
+    assert sys.stdout is before
