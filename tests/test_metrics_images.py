@@ -1,8 +1,9 @@
 """Image metrics against scikit-image."""
 
+import sys
 import threading
 import time
-from urllib.error import sys
+from urllib.error import URLError
 
 import lpips as lpips_package
 import numpy as np
