@@ -11,7 +11,6 @@ import pytest
 import skimage.data
 import skimage.metrics
 import torch
-import URLError
 
 from flowprior.metrics import lpips, psnr, snr, snr_shifted, ssim
 from flowprior.metrics.images import _for_lpips, _lpips_network
