@@ -112,15 +112,22 @@ def rows_per_call(function: Callable[..., Any], *row: Tensor) -> int:
     """
     if row[0].device.type != "cpu":
         return 1
+    with trial():
+        return _found_rows_per_call(function, row)
+
+
+@contextmanager
+def trial() -> Iterator[None]:
+    """Mark calls in this block as trials, whose results nobody uses."""
     token = _TRIAL.set(True)
     try:
-        return _found_rows_per_call(function, row)
+        yield
     finally:
         _TRIAL.reset(token)
 
 
 def is_trial() -> bool:
-    """Whether this is a call of `rows_per_call`, whose results nobody uses."""
+    """Whether this is a call within `trial`."""
     return _TRIAL.get()
 
 

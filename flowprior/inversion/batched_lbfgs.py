@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flowprior.inversion.cuda_graphs import Graphed
 from flowprior.inversion.strong_wolfe import StrongWolfe
 
 Closure = Callable[..., Tensor]
@@ -74,6 +75,8 @@ class BatchedLBFGS(Optimizer):
     >>> x.detach().allclose(torch.ones(2, 2))
     True
     """
+
+    _replayed: Graphed | None = None
 
     def __init__(
         self,
@@ -179,6 +182,7 @@ class BatchedLBFGS(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()`."""
         super().load_state_dict(state_dict)
+        self._replayed = None  # it reads the memory of the former state
         for saved in state_dict["state"].values():
             shape = saved["gradients"].shape
             if shape != self._flat.shape:
@@ -280,7 +284,7 @@ class BatchedLBFGS(Optimizer):
 
     def _direction(self, rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """−H∇f, (k, n), and its slope, (k,) float64; −γ∇f where H is not positive."""
-        direction = -self._two_loop(rows, gradient)
+        direction = -self._times_h(rows, gradient)
         slope = _dot(gradient, direction)
         descent = slope < 0
         state = self._rows
@@ -289,12 +293,21 @@ class BatchedLBFGS(Optimizer):
         direction = torch.where(descent[:, None], direction, steepest)
         return direction, _dot(gradient, direction).double()
 
+    def _times_h(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """H∇f, (k, n); on a GPU as a CUDA graph."""
+        if gradient.device.type != "cuda":
+            return self._two_loop(rows, gradient)
+        self._replayed = self._replayed or Graphed(self._two_loop, len(self._flat))
+        return self._replayed(rows, gradient)
+
     def _two_loop(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """H∇f, (k, n): algorithm 7.4, with γ of eq. 7.20 or, without pairs, min(1, 1/‖∇f‖)."""
         state = self._rows
         pairs = state["pairs"][rows]
-        # No row has more pairs than there were steps.
-        ages = range(min(state["steps"] - 1, len(state["s"])))
+        most = len(state["s"])
+        if gradient.device.type != "cuda":  # no row has more pairs than there were steps
+            most = min(state["steps"] - 1, most)
+        ages = range(most)
         slots = [(pairs - 1 - age) % len(state["s"]) for age in ages]
         rhos = [torch.where(age < pairs, state["rho"][slots[age], rows], 0) for age in ages]
         alphas, q = [], gradient

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.batched_lbfgs import BatchedLBFGS, RowStatus
+from flowprior.inversion.cuda_graphs import Graphed
 
 Optimizer = Literal["lbfgs", "adam"]
 Values = dict[str, Tensor]
@@ -18,7 +19,11 @@ WINDOW = 20
 
 
 class Terms(Protocol):
-    """An objective of unknowns v (k, n), separate for each row."""
+    """An objective of unknowns v (k, n), separate for each row.
+
+    One that has `replayable` = True computes the same of the same unknowns in every call, and
+    changes what else it reads in place only: on a GPU it is replayed as a CUDA graph (`Graphed`).
+    """
 
     def __call__(self, v: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
         """Images (k, C, H, W) and values, "loss" among them, (k,) float64, of the images `rows`."""
@@ -42,6 +47,8 @@ class Descent:
         self.v = v
         self.rows = torch.arange(len(v), device=v.device)
         self.size = rows_per_call(self._with_gradient, v.detach()[:1], self.rows[:1])
+        replayable = getattr(terms, "replayable", False)
+        self._call = Graphed(self._with_gradient, len(v)) if replayable else self._with_gradient
 
     @property
     def z(self) -> Tensor | None:
@@ -62,7 +69,7 @@ class Descent:
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Values]:
         """Images and values of some rows; sets their gradient, and 0 for the others."""
         v = self.v.detach()
-        x, values, gradient = by_rows(self._with_gradient, v[rows], rows, size=self.size)
+        x, values, gradient = by_rows(self._call, v[rows], rows, size=self.size)
         self.v.grad = torch.zeros_like(v).index_copy_(0, rows, gradient)
         return x, values
 

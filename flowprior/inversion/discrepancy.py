@@ -190,7 +190,11 @@ class DiscrepancyRun:
         return [Warned(reason, "beta_limit", limit)]
 
     def _use(self) -> None:
-        self.run.terms.weight = self.log_beta.exp()
+        terms, weight = self.run.terms, self.log_beta.exp()
+        if isinstance(terms.weight, Tensor):
+            terms.weight.copy_(weight)
+        else:
+            terms.weight = weight
 
     def state_dict(self) -> dict[str, Any]:
         """State of the run, and β with the state of its search."""

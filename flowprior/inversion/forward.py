@@ -31,11 +31,11 @@ class Calls:
         """None so far, of so many images."""
         return cls(*(torch.zeros(images, dtype=torch.int64, device=device) for _ in range(2)))
 
-    def add(self, kind: str, rows: Tensor, times: int) -> None:
-        """Count more of them, "forward" or "adjoint"."""
+    def add(self, kind: str, rows: Tensor, times: Tensor) -> None:
+        """Count more of them, "forward" or "adjoint", for the images `rows` (k,) `times` (k,)."""
         counts = getattr(self, kind)
         with _COUNTING:  # several rows are computed at once, on threads
-            counts.index_add_(0, rows, torch.full_like(rows, times))
+            counts.index_add_(0, rows, times)
 
     def copy(self) -> "Calls":
         """The counts as they are now."""
@@ -106,12 +106,12 @@ class Forward:
         if not known or is_trial() or (rows is None and count != known):
             return data
         rows = torch.arange(known, device=self.calls.forward.device) if rows is None else rows
-        if len(rows) > 1 and rows.device.type == "cpu":  # the last one may fill up the call
-            rows = rows[: int((rows != rows[-1]).sum()) + 1]
+        counted = torch.full_like(rows, times)
+        counted[1:] *= rows[1:] != rows[:-1]  # the last one may fill up the call
         images = self._images_of(rows)
-        self.calls.add("forward", images, times)
+        self.calls.add("forward", images, counted)
         if data.requires_grad:
-            data.register_hook(lambda _: self.calls.add("adjoint", images, times))
+            data.register_hook(lambda _: self.calls.add("adjoint", images, counted))
         return data
 
     def _images_of(self, rows: Tensor) -> Tensor:

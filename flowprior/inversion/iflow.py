@@ -104,6 +104,8 @@ class IFlow(Solver):
 class RangeTerms:
     """The objective of `IFlow` for a batch."""
 
+    replayable = True
+
     def __init__(self, beta: float, problem: Problem) -> None:
         self.beta, self.problem, self.prior = beta, problem, problem.prior
 

@@ -25,6 +25,8 @@ class LatentTerms:
         tests_prior: whether the minimum is the most probable latent by Bayes' rule.
     """
 
+    replayable = True
+
     def __init__(self, solver: "MAP", problem: Problem) -> None:
         self.problem = problem
         self.prior = problem.prior

@@ -109,6 +109,8 @@ class VariationRun(FISTARun):
 class VariationTerms:
     """The smoothed objective of `TotalVariation` as a function of v; the log prior is −λ TV."""
 
+    replayable = True
+
     def __init__(self, solver: TotalVariation, problem: Problem) -> None:
         self.problem, self.solver = problem, solver
 
