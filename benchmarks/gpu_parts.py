@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
@@ -280,6 +280,23 @@ def inversions(scale: Scale) -> Iterator[Table]:
             cells = f"{60 / min(times):.0f}", f"{min(found[n]):.3g}", ratio(each["1"], times)
             table.add_row(n, *cells)
         yield table
+    many = scale.pick(60, 2)
+    for n in sizes:
+        options = {"solver": MAP(), "sigma": SIGMA, "iterations": many}
+        recover = partial(invert, flow, physics, y[:n], **options)
+        calls = {"replayed as CUDA graphs": recover, "launched singly": _singly(recover)}
+        title = f"MAP with CUDA graphs and without, {n} images 1x32x32, {many} iterations"
+        yield timed(title, scale.seconds(calls, 2), next(iter(calls)))
+
+
+def _singly(recover: Callable[[], Any]) -> Callable[[], Any]:
+    from flowprior.inversion.cuda_graphs import no_cuda_graphs
+
+    def call() -> Any:
+        with no_cuda_graphs():
+            return recover()
+
+    return call
 
 
 def sample(scale: Scale) -> Iterator[Table]:

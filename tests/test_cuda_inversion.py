@@ -1,5 +1,6 @@
 """Operators, noise, solvers, observers and checkpoints on a GPU: as on the CPU."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from flowprior.gaussianization import Gaussianization
+from flowprior.gaussianization.matrix_functions import inverse_sqrt
 from flowprior.inversion import (
     BM3D,
     DPS,
@@ -30,6 +32,7 @@ from flowprior.inversion import (
     project_to_latents,
     smoothed,
 )
+from flowprior.inversion.cuda_graphs import Graphed, _Graph, no_cuda_graphs
 from flowprior.physics import SNR, BandLimited, Contaminated, Gaussian, Laplace, Poisson, Relative
 from flowprior.physics.noise import standard_normal
 from tests.gpu import DEVICE, agree, moved, on_gpu, uniform
@@ -134,6 +137,96 @@ def test_solver_gives_the_images_of_the_cpu(glow, y, name):
     assert torch.isfinite(expected.x).all()
     # The networks of a deep image prior are float32 where deepinv makes buffers of its own.
     agree_as_estimates(found, expected, 1e-3 if name == "deep image prior" else 1e-5)
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Numbers of rows of all replays of CUDA graphs."""
+    sizes, replay = [], _Graph.replay
+
+    def counted(graph, tensors):
+        sizes.append(len(tensors[0]))
+        return replay(graph, tensors)
+
+    monkeypatch.setattr(_Graph, "replay", counted)
+    return sizes
+
+
+only_cuda = pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs are CUDA's")
+REPLAYED = ["L-BFGS", "Adam", "image density", "CSGM", "L1 MAP", "restarts of Adam", "discrepancy"]
+
+
+@only_cuda
+@pytest.mark.parametrize("name", [*REPLAYED, "layers", "total variation by L-BFGS"])
+def test_replays_give_what_calls_give(glow, y, name, replays):
+    prior = moved(glow) if name in OF_PRIOR else None
+    options = {"solver": SOLVERS[name], "sigma": SIGMA, "iterations": 12, "seed": 3}
+    options["image_shape"] = (1, 16, 16)
+    found = invert(prior, blur, y.to(DEVICE), **options)
+    assert len(replays) > 8
+    with no_cuda_graphs():
+        expected = invert(prior, blur, y.to(DEVICE), **options)
+    torch.testing.assert_close(found.x, expected.x, atol=1e-6, rtol=0)
+    for value, other in zip(found.history.values(), expected.history.values(), strict=True):
+        torch.testing.assert_close(value, other, atol=1e-6, rtol=1e-6)
+    assert found.calls.forward.tolist() == expected.calls.forward.tolist()
+    assert found.calls.adjoint.tolist() == expected.calls.adjoint.tolist()
+
+
+@only_cuda
+def test_graphs_of_former_inversions_do_not_spoil_new_ones(glow, y, replays):
+    prior, counts = moved(glow), []
+    for _ in range(4):
+        invert(prior, blur, y.to(DEVICE), solver=MAP(beta=0.1), sigma=SIGMA, iterations=8)
+        counts.append(len(replays))
+    assert min(counts[0], *(b - a for a, b in itertools.pairwise(counts))) > 4
+
+
+@only_cuda
+@pytest.mark.parametrize("rows", [1, 5, 17, 33])
+def test_replay_of_some_rows(rows, replays):
+    def function(x, numbers):
+        for _ in range(200):
+            x = x + 1
+        return x, {"number": 2 * numbers}
+
+    graphed, x = Graphed(function, 33), uniform(33, 7).to(DEVICE)
+    for count in (33, 33, 33, rows, rows, rows):
+        numbers = torch.arange(count, device=DEVICE)
+        found, named = graphed(x[:count], numbers)
+        torch.testing.assert_close(found, x[:count] + 200)
+        assert named["number"].tolist() == list(range(0, 2 * count, 2))
+    assert len(replays) >= 3
+
+
+@only_cuda
+def test_what_waits_for_the_gpu_is_called(replays):
+    def waits(x):
+        return x * float(x.sum() > -1)
+
+    def fails(x):  # only while it is recorded
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return 2 * x
+
+    x = torch.ones(4, 3, device=DEVICE)
+    for function, factor in ((waits, 1), (fails, 2)):
+        graphed = Graphed(function, 4)
+        for _ in range(6):
+            torch.testing.assert_close(graphed(x), factor * x)
+    assert not replays
+    torch.cuda.empty_cache()
+    assert (x @ x.T).sum().item() == 48
+
+
+def test_inverse_square_root_and_its_gradient():
+    draws = uniform(5, 16, 20, dtype=torch.float64)
+    matrix, made = draws @ draws.mT + 1e-3 * torch.eye(16), []
+    for device in ("cpu", DEVICE):
+        leaf = matrix.to(device).requires_grad_()
+        root = inverse_sqrt(leaf)
+        made.append([root, *torch.autograd.grad(root.square().sum(), leaf)])
+    agree(made[1], made[0], atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["L-BFGS", "layers", "total variation", "plug and play"])

@@ -9,6 +9,7 @@ from flowprior.inversion.batched_lbfgs import BatchedLBFGS
 from flowprior.inversion.bm3d import BM3D
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.coverage import surprise
+from flowprior.inversion.cuda_graphs import no_cuda_graphs
 from flowprior.inversion.deep_image_prior import DeepImagePrior
 from flowprior.inversion.discrepancy import Discrepancy
 from flowprior.inversion.dps import DPS
@@ -62,6 +63,7 @@ __all__ = [
     "invert",
     "l1_map",
     "make_problem",
+    "no_cuda_graphs",
     "project_to_latents",
     "row_seed",
     "smoothed",

@@ -2,6 +2,7 @@
 
 import gc
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -98,9 +99,10 @@ class Graphed:
     def _recorded(self, tensors: list[Tensor]) -> "_Graph | None":
         self._memory = self._memory or torch.cuda.graph_pool_handle()
         try:
-            with _no_waiting(), trial():
-                expected = self.function(*tensors)
-            graph = _Graph.record(self.function, tensors, self._memory)
+            with torch.cuda.device(tensors[0].device):
+                with _no_waiting(), trial():
+                    expected = self.function(*tensors)
+                graph = _Graph.record(self.function, tensors, self._memory)
         except (RuntimeError, NotImplementedError):  # whatever cannot be recorded is called
             return None
         return graph if _alike(graph.replay(tensors), expected) else None
@@ -139,7 +141,9 @@ class _Graph:
 def _no_waiting() -> Iterator[None]:
     """Raise RuntimeError where PyTorch would wait for the GPU: this cannot be recorded."""
     mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
