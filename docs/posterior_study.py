@@ -17,8 +17,8 @@ from datamodules import MNIST
 from flowprior.inversion import invert
 from flowprior.physics import Gaussian, denoising
 from flowprior.posterior import Coupling, FullGaussian, Langevin, LowRank, Variational
+from flowprior.posterior.chains import MIXED
 from flowprior.posterior.diagnostics import r_hat
-from flowprior.posterior.langevin import MIXED
 from flowprior.priors import Prior
 
 COUNT, SIGMA, DRAWS = 10, 0.2, 400

@@ -4,6 +4,7 @@ WEIGHTS are those of `python train.py --config rosenbrock`: a flow that has lear
 y = x + 0.4 n. The first table compares it with the exact posterior of such data. Then the data are
 y = A x + 0.4 n, for which it was not trained: variational inference that starts from it, and such
 that does not, are compared by the forward solves that they take to come near the exact posterior.
+At the end their means and covariances are compared with the exact ones, and so are Markov chains.
 Exact is quadrature on a grid. KL is the Kullback-Leibler divergence in nats.
 """
 
@@ -20,7 +21,7 @@ import flowprior
 from datamodules import Rosenbrock
 from flowprior.inversion import Run, invert
 from flowprior.latent import Latent, standard_normal_log_prob
-from flowprior.posterior import Coupling, Preconditioned, Variational
+from flowprior.posterior import PSGLD, Coupling, Langevin, Preconditioned, Variational
 from flowprior.priors import Prior
 
 NOISE = 0.4
@@ -103,6 +104,17 @@ class Exact:
         """Standard deviations (B, 2)."""
         return self.moments()[1].diagonal(dim1=1, dim2=2).sqrt()
 
+    def errors_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rms error of the mean of draws x (m, B, 2), in deviations; relative one of covariances.
+
+        (B,) each; of matrices in the Frobenius norm.
+        """
+        mean, covariance = self.moments()
+        off = ((x.mean(0) - mean) / self.deviation()).square().mean(1).sqrt()
+        centred = (x - x.mean(0)).transpose(0, 1)
+        error = (centred.mT @ centred / len(x) - covariance).flatten(1).norm(dim=1)
+        return off, error / covariance.flatten(1).norm(dim=1)
+
     def divergence_of(self, x: Tensor, log_density: Tensor) -> Tensor:
         """KL from draws x (B, m, 2) of this log density (B, m) to the posterior, (B,)."""
         exact = _log_joint(self.matrix, self.y, x) - self.log_evidence[:, None]
@@ -168,11 +180,8 @@ def learned(flow: Prior, count: int = 100) -> None:
     x, log_det = _decoded(flow, z, y)
     log_density = standard_normal_log_prob(z.flatten(0, 1)).view(z.shape[:2]) - log_det
     divergence = exact.divergence_of(x, log_density)
-    mean, covariance = exact.moments()
-    off = ((x.mean(1) - mean) / exact.deviation()).square().mean().sqrt()
-    centred = x - x.mean(1, keepdim=True)
-    error = (centred.mT @ centred / x.shape[1] - covariance).flatten(1).norm(dim=1)
-    relative = error / covariance.flatten(1).norm(dim=1)
+    each, relative = exact.errors_of(x.transpose(0, 1))
+    off = each.square().mean().sqrt()
     print(f"learned: KL {divergence.mean():.3f} (median {divergence.median():.3f}), mean off by ")
     print(
         f"  {off:.3f} deviations, covariance by {100 * relative.mean():.0f} %, {count} test pairs"
@@ -223,6 +232,14 @@ METHODS = {
 }
 
 
+SAMPLERS = (
+    ("Langevin", Langevin(), 1300),
+    ("PSGLD, step 0.08", PSGLD(0.08), 10300),
+    ("PSGLD, step 0.02", PSGLD(0.02), 10300),
+)
+"""Chains that go on for 1000 and 10 000 iterations after the warm-up, with the exact generator."""
+
+
 def compare(flow: Prior, picture: Path) -> None:
     """Print KL and forward solves of each method, and draw the distributions."""
     matrix, y = problem()
@@ -237,7 +254,29 @@ def compare(flow: Prior, picture: Path) -> None:
         counts = " ".join(f"{s.median():.0f} ({(s < math.inf).sum()})" for s in solves)
         spread = (watch.draws[CHECKS[-1]].std(0) / exact.deviation()).mean()
         print(f"{name}: KL {divergences}; solves {counts}; width {spread:.2f}", flush=True)
+        total = watch.solves[CHECKS[-1]].median()
+        print(f"  {moments(exact, watch.draws[CHECKS[-1]])}; {total:.0f} solves")
+        if prior == "flow":
+            print(f"  the flow as it is: {moments(exact, watch.draws[0])}")
+    for name, sampler, iterations in SAMPLERS:
+        found = invert(
+            Density().eval().requires_grad_(False),
+            lambda x: x.flatten(1) @ matrix.T,
+            y,
+            sigma=NOISE,
+            solver=sampler,
+            iterations=iterations,
+        )
+        x = found.posterior.sample(8000, seed=1).flatten(2)
+        solves = found.calls.forward.double().mean()
+        print(f"{name}: {moments(exact, x)}; {solves:.0f} solves", flush=True)
     draw(exact, watches, picture)
+
+
+def moments(exact: Exact, x: Tensor) -> str:
+    """Errors of means and covariances of draws (m, B, 2): medians over the rows."""
+    off, relative = (part.median() for part in exact.errors_of(x))
+    return f"mean off by {off:.3f} deviations, covariance by {100 * relative:.1f} %"
 
 
 def draw(exact: Exact, watches: dict[str, Watch], path: Path, row: int = 0, at: int = 30) -> None:

@@ -28,7 +28,7 @@ from flowprior.inversion import (
     l1_map,
 )
 from flowprior.physics import OPERATORS, Gaussian, make_operator
-from flowprior.posterior import Coupling, Langevin, Variational
+from flowprior.posterior import PSGLD, Coupling, Langevin, Variational
 from flowprior.priors import Cropped, GaussianPrior, Module, Padded, Prior, from_zuko
 from tests.conftest import make_perturbed_glow
 
@@ -137,6 +137,7 @@ LATENT = {
     "Restarts of csgm": Restarts(csgm(), count=10),
     "Discrepancy": Discrepancy(MAP(), stage=1),
     "Langevin": Langevin(chains=2, warm_up=2, leapfrog=1, descent_iterations=2),
+    "PSGLD": PSGLD(0.001, chains=2, warm_up=2),
     "Variational": Variational(Coupling(hidden=2), draws=2, descent_iterations=2),
 }
 RANGE = {
@@ -225,7 +226,7 @@ def test_prior_operator_solver(prior, operator, solver):
     assert (found.z is None) == (solver not in LATENT)
     assert found.history["misfit"].shape[1:] == (COUNT,)
     assert all(curve.isfinite().all() for curve in found.history.values())
-    if isinstance(options["solver"], Langevin | Variational):
+    if isinstance(options["solver"], Langevin | PSGLD | Variational):
         drawn = found.posterior.sample(2, seed=0)
         assert drawn.shape == (2, *truth.shape)
         assert drawn.isfinite().all()

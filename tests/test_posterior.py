@@ -1,5 +1,6 @@
 """Solvers with a posterior: known posteriors, batches, kills, options, diagnostics."""
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -11,7 +12,15 @@ from scipy import stats
 
 from flowprior.inversion import Checkpoint, Posterior, invert
 from flowprior.latent import Latent
-from flowprior.posterior import Coupling, Family, FullGaussian, Langevin, LowRank, Variational
+from flowprior.posterior import (
+    PSGLD,
+    Coupling,
+    Family,
+    FullGaussian,
+    Langevin,
+    LowRank,
+    Variational,
+)
 from flowprior.posterior.diagnostics import effective_draws, r_hat
 from flowprior.posterior.variational import fall_of_noisy
 from flowprior.priors import Prior
@@ -36,6 +45,7 @@ SOLVERS = {
     "Langevin, whitened": Langevin(
         chains=2, warm_up=12, leapfrog=2, metric="whitened", descent_iterations=2
     ),
+    "PSGLD": PSGLD(chains=2, warm_up=4),
     "Coupling": Variational(Coupling(hidden=4), draws=4, descent_iterations=3, whiten=False),
     "LowRank": Variational(LowRank(2), draws=4, descent_iterations=0, whiten=False),
     "FullGaussian": Variational(FullGaussian(), draws=2, descent_iterations=2, whiten=False),
@@ -93,6 +103,36 @@ def test_langevin_draws_from_a_known_posterior(known, metric, leapfrog):
     assert found.posterior.effective.min() > 1000
     x = 0.5 + 0.2 * z.mean(0).view_as(found.x)
     torch.testing.assert_close(found.x, x)
+
+
+def test_psgld_comes_near_a_known_posterior(known):
+    """Its draws are too wide, by an error that falls with the step size."""
+    excess = []
+    for step_size, iterations in ((0.8, 1500), (0.1, 2500)):
+        found = known.solve(PSGLD(step_size, chains=16), iterations)
+        z = found.posterior.draws.flatten(3).transpose(1, 2).flatten(0, 1)
+        assert ((z.mean(0) - known.mean) / known.deviation).abs().max() < 0.2
+        excess.append((z.std(0) / known.deviation - 1).mean().item())
+    assert 0.04 < excess[0] < 0.12
+    assert abs(excess[1]) < 0.03
+
+
+def test_psgld_makes_the_published_step(known):
+    """Equal to algorithm 1 written out, from a given start and the same noise."""
+    solver, start = PSGLD(0.1, decay=0.9, chains=2, warm_up=3), normal(1, 16, seed=5)
+    seen = []
+    known.solve(
+        solver, 3, latents=start, observers=[lambda _, run: seen.append((run.point, run.square))]
+    )
+    for (old, square), (new, _) in itertools.pairwise(seen):
+        square = 0.9 * square + 0.1 * old.gradient**2
+        drift = -0.1 / 2 * old.gradient / (1e-5 + square.sqrt())
+        noise = (new.z - old.z - drift) / (0.1 / (1e-5 + square.sqrt())).sqrt()
+        assert noise.abs().max() < 5
+        assert not torch.allclose(noise[:, 0], noise[:, 1])  # chains have noise of their own
+        centred = old.z - known.mean
+        expected = centred @ known.covariance.inverse()
+        torch.testing.assert_close(old.gradient, expected)
 
 
 def exact_moments(posterior, size):
@@ -275,6 +315,11 @@ def test_a_glow(name):
         (lambda: Langevin(acceptance=1.0), "acceptance"),
         (lambda: Langevin(descent_iterations=-1), "descent_iterations"),
         (lambda: Langevin(misfit=0.1), "misfit"),
+        (lambda: PSGLD(0.0), "step_size"),
+        (lambda: PSGLD(decay=1.0), "decay"),
+        (lambda: PSGLD(chains=1), "chains"),
+        (lambda: PSGLD(warm_up=0), "warm_up"),
+        (lambda: PSGLD(thin=0), "thin"),
         (lambda: Variational("coupling"), "family"),
         (lambda: Variational(beta=-1.0), "beta"),
         (lambda: Variational(learning_rate=0), "learning_rate"),

@@ -13,10 +13,12 @@ from flowprior.posterior.families import Coupling, Family, FullGaussian, LowRank
 from flowprior.posterior.langevin import Langevin
 from flowprior.posterior.likelihood import Likelihood, normal_draws
 from flowprior.posterior.preconditioned import Preconditioned
+from flowprior.posterior.psgld import PSGLD
 from flowprior.posterior.summaries import Summary, summarise
 from flowprior.posterior.variational import Variational
 
 __all__ = [
+    "PSGLD",
     "Amortised",
     "Calibration",
     "Coupling",

@@ -1,0 +1,125 @@
+"""Preconditioned stochastic-gradient Langevin dynamics."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flowprior.argument_types import check_fields
+from flowprior.checks import check_integer, check_number, check_positive
+from flowprior.inversion.batch_invariant import by_rows
+from flowprior.inversion.descent import chosen
+from flowprior.inversion.problem import Problem, check_noise
+from flowprior.inversion.solving import Solver
+from flowprior.physics.noise import Noise
+from flowprior.posterior.chains import STEP, ChainRun, Point
+from flowprior.posterior.likelihood import drawn, starts
+
+FLOOR = 1e-5
+"""Of the root mean square of gradients: λ of the reference."""
+
+
+@dataclass(frozen=True)
+class PSGLD(Solver):
+    r"""Draw from the posterior of each image by Langevin steps scaled as those of RMSprop.
+
+    The density of the latent z is exp(−U), U(z) = misfit(A(G(z)), y) + ½‖z‖². An iteration is
+
+    .. math:: z \leftarrow z - \frac{\eta}{2}\,P\,\nabla U(z) + \sqrt{\eta P}\,\varepsilon,
+        \qquad P = 1/(\lambda + \sqrt{V}), \qquad V \leftarrow \alpha V + (1 - \alpha) (\nabla U)^2
+
+    elementwise, with ε ~ N(0, I), for each of the `chains`. V begins at the larger of 1, the
+    curvature of the prior, and (∇U)². In the warm-up V follows each chain; after it, all chains of
+    an image have its mean, which is fixed. The reference goes on to change it, without the term
+    that this would need: draws are then wrong even for small steps. Nothing is rejected: draws are
+    those of the posterior as η goes to 0. `Langevin` has no such error. "Stochastic" are gradients
+    of operators that draw their sources anew in each call; others are exact.
+
+    Estimated images are means of the kept draws, latents those of the first chain. Warnings as for
+    `Langevin`.
+
+    Reference: Li, Chen, Carlson & Carin, Preconditioned stochastic gradient Langevin dynamics for
+    deep neural networks (2016), algorithm 1.
+
+    Args:
+        step_size: η > 0.
+        decay: α, at least 0 and below 1, in the warm-up.
+        chains: of each image, at least 2; each starts at a draw of its own, unless one is given.
+        warm_up: number of iterations before draws are kept.
+        thin: every so many iterations draws are kept.
+        misfit: noise model to fit the data by; that of the data by default.
+
+    Raises:
+        ValueError: names the option.
+    """
+
+    step_size: float = 0.08
+    decay: float = 0.99
+    chains: int = 4
+    warm_up: int = 300
+    thin: int = 1
+    misfit: Noise | None = None
+
+    needs: ClassVar[tuple[str, ...]] = ("generate",)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive("step_size", self.step_size)
+        check_number("decay", self.decay, least=0, most=0.999999)
+        check_integer("chains", self.chains, least=2)
+        for name in ("warm_up", "thin"):
+            check_integer(name, getattr(self, name), least=1)
+        check_noise("misfit", self.misfit)
+
+    @property
+    def posterior_after(self) -> int:
+        """The iteration of the first draw that is kept."""
+        return self.warm_up + self.thin
+
+    def start(self, problem: Problem) -> Tensor:
+        """Latents (B·chains, n) to begin from; those of one image are adjacent."""
+        return starts(problem, self.misfit, self.chains)
+
+    def begin(self, problem: Problem) -> "PSGLDRun":
+        """Start at draws of N(0, I), or at given latents."""
+        return PSGLDRun(self, problem, self.start(problem).detach().clone())
+
+
+class PSGLDRun(ChainRun):
+    """The batch of a `PSGLD`."""
+
+    remedy = "more iterations, a longer warm_up or another step_size"
+    _STATE = (*ChainRun._STATE, "square")
+
+    def __init__(self, solver: PSGLD, problem: Problem, v: Tensor) -> None:
+        super().__init__(solver, problem, v)
+        self.square = self.point.gradient.square().clamp_min(1)
+
+    def move(self) -> None:
+        """Make a step of all chains; a row that is no longer finite stays where it was."""
+        solver, gradient, square = self.solver, self.point.gradient, self.square
+        if self.iteration <= solver.warm_up:
+            square = solver.decay * square + (1 - solver.decay) * gradient.square()
+        pace = solver.step_size / (FLOOR + square.sqrt())
+        z = self.point.z - pace / 2 * gradient + pace.sqrt() * self._noise()
+        new = by_rows(self.at, z, self.problem.rows, size=self.rows_per_call)
+        sound = new.energy.isfinite().all(1) & new.gradient.isfinite().flatten(1).all(1)
+        self.finite = self.finite & sound
+        self.square = chosen(self.finite, square, self.square)
+        pairs = zip(new, self.point, strict=True)
+        self.point = Point(*(chosen(self.finite, n, o) for n, o in pairs))
+
+    def learn(self) -> None:
+        """At the end of the warm-up fix V."""
+        if self.iteration == self.solver.warm_up:
+            self.square = self.square.mean(1, keepdim=True).expand_as(self.square)
+
+    def _noise(self) -> Tensor:
+        """N(0, I) of this iteration, (B, chains, n)."""
+        shape = self.point.z.shape[1:]
+
+        def draw(generator: torch.Generator) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        return drawn(self.problem, (self.iteration, STEP), draw).to(self.point.z)
