@@ -42,7 +42,7 @@ PACKAGES = (
 NOT_CALLED = {
     *("Run", "Posterior", "Solver", "Noise", "Family", "ImageSource", "Prior", "Flow", "Condition"),
     *("ImageDataModule", "PairDataModule", "LatentPosterior", "Reparameterization", "Identity"),
-    *("Problem", "Estimate", "Calibration", "Summary", "Likelihood", "Forward", "ImageRun"),
+    *("Problem", "Estimate", "Calibration", "Summary", "Likelihood", "Forward", "ImageRun", "ChainRun"),
     *("WeightsError", "batch_invariant", "by_rows", "row_seed", "normal_draws", "Warned"),
     *("require", "joined", "coverage_figure", "rank_figure", "weights", "BatchedLBFGS"),
 }

@@ -190,10 +190,10 @@ def test_replay_of_some_rows(rows, replays):
             x = x + 1
         return x, {"number": 2 * numbers}
 
-    graphed, x = Graphed(function, 33), uniform(33, 7).to(DEVICE)
+    graphed, x = Graphed(33), uniform(33, 7).to(DEVICE)
     for count in (33, 33, 33, rows, rows, rows):
         numbers = torch.arange(count, device=DEVICE)
-        found, named = graphed(x[:count], numbers)
+        found, named = graphed(function, x[:count], numbers)
         torch.testing.assert_close(found, x[:count] + 200)
         assert named["number"].tolist() == list(range(0, 2 * count, 2))
     assert len(replays) >= 3
@@ -211,12 +211,28 @@ def test_what_waits_for_the_gpu_is_called(replays):
 
     x = torch.ones(4, 3, device=DEVICE)
     for function, factor in ((waits, 1), (fails, 2)):
-        graphed = Graphed(function, 4)
+        graphed = Graphed(4)
         for _ in range(6):
-            torch.testing.assert_close(graphed(x), factor * x)
+            torch.testing.assert_close(graphed(function, x), factor * x)
     assert not replays
     torch.cuda.empty_cache()
     assert (x @ x.T).sum().item() == 48
+    graphed = Graphed(4)  # and others are still recorded
+    for _ in range(6):
+        torch.testing.assert_close(graphed(torch.exp, x), x.exp())
+    assert torch.randn(1000, device=DEVICE).std() > 0.5
+
+
+@only_cuda
+def test_masks_of_each_image_under_graphs(glow, truth, replays):
+    prior, masks = moved(glow), (uniform(5, 1, 16, 16) > 0.3).to(DEVICE)
+    y = masks * truth.to(DEVICE)
+    options = {"solver": MAP(beta=0.1), "sigma": SIGMA, "iterations": 12}
+    found = invert(prior, lambda x: x * masks, y, **options)
+    assert replays
+    with no_cuda_graphs():
+        expected = invert(prior, lambda x: x * masks, y, **options)
+    torch.testing.assert_close(found.x, expected.x, atol=1e-6, rtol=0)
 
 
 def test_inverse_square_root_and_its_gradient():

@@ -1,12 +1,18 @@
 """Objectives as CUDA graphs: what can be seen without a GPU; the rest is in test_cuda_inversion."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from flowprior.gaussianization.matrix_functions import _InverseSqrt, _InverseSqrtByProducts
-from flowprior.inversion import MAP, Discrepancy, invert
-from flowprior.inversion.cuda_graphs import Graphed
+from flowprior.inversion import MAP, Discrepancy, invert, make_problem
+from flowprior.inversion.batch_invariant import padded
+from flowprior.inversion.cuda_graphs import Graphed, _alike
+from flowprior.inversion.descent import AdamRun
 from flowprior.inversion.forward import Calls, Forward
+from flowprior.inversion.latent_terms import LatentTerms
 from tests.inversion_problems import blur, images_of, small_glow
 
 
@@ -17,16 +23,16 @@ def test_on_a_cpu_the_function_is_called_each_time():
         seen.append(rows.tolist())
         return {"loss": v.sum(1)}
 
-    graphed = Graphed(function, 4)
+    graphed = Graphed(4)
     for rows in ([0, 1, 2, 3], [1, 3], [1, 3], [1, 3]):
         rows = torch.tensor(rows)
-        assert graphed(torch.ones(4, 5)[rows], rows)["loss"].tolist() == [5.0] * len(rows)
+        assert graphed(function, torch.ones(4, 5)[rows], rows)["loss"].tolist() == [5.0] * len(rows)
     assert seen == [[0, 1, 2, 3], [1, 3], [1, 3], [1, 3]]
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 17, 33, 100])
 def test_few_sizes_hold_every_number_of_rows(most):
-    graphed = Graphed(torch.abs, most)
+    graphed = Graphed(most)
     sizes = [graphed._size(count) for count in range(1, most + 1)]
     assert all(count <= size <= most for count, size in enumerate(sizes, 1))
     assert sizes[-1] == most
@@ -43,6 +49,77 @@ def test_rows_that_fill_up_a_call_are_not_counted():
     assert forward.calls.adjoint.tolist() == [0, 1, 1, 0, 1]
     forward.several(x.detach()[:2, None].expand(2, 3, 1, 2, 2), torch.tensor([0, 0]))
     assert forward.calls.forward.tolist() == [3, 1, 1, 0, 1]
+    forward(x.detach(), torch.tensor([2, 2, 2, 3, 3, 4]))  # repeated on purpose
+    assert forward.calls.forward.tolist() == [3, 1, 4, 2, 2]
+
+
+@pytest.mark.parametrize("count", [1, 5, 17, 33])
+def test_rows_that_fill_up_a_call_leave_gradients_alone(count):
+    """Also where each image has a mask of its own."""
+    masks = torch.rand(count, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    forward = Forward(lambda x: x * masks, images=count)
+    rows, x = torch.arange(count), torch.ones(count, 1, 3, 3)
+    filled = padded(rows, count + 4)
+    leaf = padded(x, count + 4).requires_grad_()
+    data = forward(leaf, filled)
+    (gradient,) = torch.autograd.grad(data.square().sum(), leaf)
+    torch.testing.assert_close(data, padded(masks, count + 4))
+    torch.testing.assert_close(gradient[:count], 2 * masks**2)
+
+
+def test_a_row_that_differs_is_seen():
+    expected = torch.tensor([1000.0, 0.5]), {"loss": torch.tensor([1.0, torch.nan])}
+    assert _alike((expected[0].clone(), {"loss": expected[1]["loss"].clone()}), expected)
+    assert not _alike((torch.tensor([1000.0, 0.6]), expected[1]), expected)
+    assert not _alike((expected[0], {"loss": torch.tensor([1.0, 0.0])}), expected)
+    assert not _alike((expected[0], {"loss": torch.tensor([torch.inf, torch.nan])}), expected)
+
+
+def test_a_finished_run_is_freed_at_once():
+    glow = small_glow()
+    y = blur(images_of(glow, 2))
+    runs = []
+    gc.disable()
+    try:
+        for optimizer in ("lbfgs", "adam"):
+            solver = MAP(optimizer=optimizer)
+            watch = [lambda _, run: runs.append(weakref.ref(run))]
+            invert(glow, blur, y, sigma=0.1, solver=solver, iterations=3, observers=watch)
+            del watch
+            assert all(run() is None for run in runs)
+    finally:
+        gc.enable()
+
+
+def test_a_schedule_makes_graphs_anew():
+    glow = small_glow()
+    y = blur(images_of(glow, 2))
+    calls = []
+
+    def schedule(iteration, run):
+        run._call()
+        calls.append(run._graphed)
+        if iteration == 2:
+            run.terms.weight = 0.5
+
+    solver = MAP(penalty="log_density", optimizer="adam")
+    invert(glow, blur, y, sigma=0.1, solver=solver, iterations=4, observers=[schedule])
+    assert calls[0] is calls[1] is calls[2]
+    assert calls[2] is not calls[3]
+    assert calls[3] is calls[4]
+
+
+def test_a_subclass_is_not_replayed_unless_it_says_so():
+    class Own(LatentTerms):
+        pass
+
+    glow = small_glow()
+    problem = make_problem(glow, blur, blur(images_of(glow, 2)), sigma=0.1)
+    v = torch.nn.Parameter(torch.zeros(2, glow.latent.size, dtype=problem.like.dtype))
+    for kind, replayed in ((LatentTerms, True), (Own, False)):
+        run = AdamRun(kind(MAP(), problem), v, 0.1)
+        run._call()
+        assert (run._graphed is not None) == replayed
 
 
 def test_a_weight_that_moves_keeps_its_memory():

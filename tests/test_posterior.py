@@ -117,6 +117,36 @@ def test_psgld_comes_near_a_known_posterior(known):
     assert abs(excess[1]) < 0.03
 
 
+def test_chains_that_become_nan_stay_where_they_were(known):
+    """Of one image among others, which go on."""
+    both = Known(count=2)
+    spoilt = both.y.clone()
+    solver = PSGLD(0.1, chains=2, warm_up=4)
+
+    def physics(x):
+        data = both.physics(x)
+        far = torch.arange(len(x)).view(-1, 1) % 2 == 1
+        return torch.where(far & (len(seen) > 6), torch.nan, data)
+
+    seen = []
+    options = {"sigma": both.sigma, "solver": solver, "iterations": 12}
+    watch = [lambda iteration, run: seen.append(run.point.z.clone())]
+    found = invert(both.prior, physics, spoilt, observers=watch, **options)
+    assert not found.finite.any()  # rows of the operator are chains of all images
+    assert found.x.isfinite().all()
+    assert found.posterior.draws.isfinite().all()
+    assert torch.equal(seen[-1], seen[7])
+    assert any("NaN" in w for w in found.warnings)
+
+
+@pytest.mark.parametrize("rows", [2, 5, 12])
+def test_latents_of_a_wrong_number_of_rows(rows):
+    known, message = Known(count=3), f"latents must have 3 rows, or 6 .* got {rows}"
+    for solver in (PSGLD(chains=2), Langevin(chains=2)):
+        with pytest.raises(ValueError, match=message):
+            known.solve(solver, 1, latents=torch.zeros(rows, 16).double())
+
+
 def test_psgld_makes_the_published_step(known):
     """Equal to algorithm 1 written out, from a given start and the same noise."""
     solver, start = PSGLD(0.1, decay=0.9, chains=2, warm_up=3), normal(1, 16, seed=5)

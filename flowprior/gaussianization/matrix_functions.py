@@ -11,15 +11,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PRODUCTS = 40
-"""Newton–Schulz iterations, enough for condition numbers up to 1e12 of `inverse_sqrt`."""
+"""Newton–Schulz iterations: enough to converge for condition numbers up to 1e12."""
 
 
 def inverse_sqrt(matrix: Tensor) -> Tensor:
     """The symmetric inverse square root of symmetric positive definite matrices (B, D, D).
 
-    On a GPU it is made of matrix products alone, because an eigendecomposition waits for the GPU.
+    Where a CUDA graph is made it consists of matrix products alone, because an eigendecomposition
+    waits for the GPU. These lose digits of the gradients of small eigenvalues: see
+    `_InverseSqrtByProducts`.
     """
-    return (_InverseSqrtByProducts if matrix.is_cuda else _InverseSqrt).apply(matrix)
+    return (_InverseSqrtByProducts if _must_not_wait(matrix) else _InverseSqrt).apply(matrix)
+
+
+def _must_not_wait(matrix: Tensor) -> bool:
+    if not matrix.is_cuda or torch.compiler.is_compiling():
+        return False
+    return torch.cuda.is_current_stream_capturing() or torch.cuda.get_sync_debug_mode() == 2
 
 
 def nearest_orthogonal(matrix: Tensor) -> Tensor:
@@ -55,7 +63,10 @@ class _InverseSqrtByProducts(torch.autograd.Function):
     """M^(−1/2) by coupled Newton–Schulz iterations, and its derivative by those of a sign function.
 
     The derivative is −M^(−1/2) W M^(−1/2), where M^(1/2) W + W M^(1/2) is the gradient: W is half
-    of the upper right block of sign([[S, G], [0, −S]]), S = M^(1/2). References: Higham, Functions
+    of the upper right block of sign([[S, G], [0, −S]]), S = M^(1/2). Errors are relative to the
+    largest entry, where an eigendecomposition is accurate for each eigenvalue. The gradients of
+    `whiten` with fewer samples than dimensions and η = 1e-3 are off by 2e-11 for data of deviation
+    1, by 2e-5 for 100, and by 3 % for 1000. References: Higham, Functions
     of matrices (2008), section 6.7; Lin & Maji, Improved bilinear pooling with CNNs (2017).
     """
 

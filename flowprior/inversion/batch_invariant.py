@@ -90,7 +90,7 @@ def by_rows(function: Callable[..., Any], *tensors: Tensor, size: int = 1) -> An
 
     def call(start: int) -> Any:
         with torch.set_grad_enabled(gradients):  # each thread has a mode of its own
-            return function(*(_padded(tensor[start : start + size], size) for tensor in tensors))
+            return function(*(padded(tensor[start : start + size], size) for tensor in tensors))
 
     pool = _POOL.get() or _Inline()
     return _joined(list(pool.map(call, range(0, count, size))), count)
@@ -152,11 +152,11 @@ def _is_exact(
         else r.expand(_SIZE, *r.shape[1:])
         for r in row
     ]
-    first = _flat(function(*(_padded(d, _SIZE) for d in draws)))
-    turned = _flat(function(*(_padded(d.roll(shift, 0), _SIZE) for d in draws)))
+    first = _flat(function(*(padded(d, _SIZE) for d in draws)))
+    turned = _flat(function(*(padded(d.roll(shift, 0), _SIZE) for d in draws)))
     if not all(torch.equal(t, f.roll(shift, 0)) for f, t in zip(first, turned, strict=True)):
         return False
-    alike = _flat(function(*(_padded(d[:1], _SIZE) for d in draws))) if shift == 1 else []
+    alike = _flat(function(*(padded(d[:1], _SIZE) for d in draws))) if shift == 1 else []
     return all(torch.equal(a, f[:1].expand_as(a)) for f, a in zip(first, alike, strict=False))
 
 
@@ -175,7 +175,7 @@ class _Operations(TorchDispatchMode):
         return result
 
 
-def _padded(rows: Tensor, size: int) -> Tensor:
+def padded(rows: Tensor, size: int) -> Tensor:
     """Rows on memory of their own, the last one repeated up to `size` of them."""
     missing = size - len(rows)
     return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])

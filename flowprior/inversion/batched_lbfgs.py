@@ -76,7 +76,7 @@ class BatchedLBFGS(Optimizer):
     True
     """
 
-    _replayed: Graphed | None = None
+    _replayed: tuple[Tensor, Graphed] | None = None
 
     def __init__(
         self,
@@ -182,7 +182,6 @@ class BatchedLBFGS(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()`."""
         super().load_state_dict(state_dict)
-        self._replayed = None  # it reads the memory of the former state
         for saved in state_dict["state"].values():
             shape = saved["gradients"].shape
             if shape != self._flat.shape:
@@ -295,10 +294,10 @@ class BatchedLBFGS(Optimizer):
 
     def _times_h(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """H∇f, (k, n); on a GPU as a CUDA graph."""
-        if gradient.device.type != "cuda":
-            return self._two_loop(rows, gradient)
-        self._replayed = self._replayed or Graphed(self._two_loop, len(self._flat))
-        return self._replayed(rows, gradient)
+        pairs = self._rows["s"]
+        if self._replayed is None or self._replayed[0] is not pairs:  # it reads their memory
+            self._replayed = pairs, Graphed(len(self._flat))
+        return self._replayed[1](self._two_loop, rows, gradient)
 
     def _two_loop(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """H∇f, (k, n): algorithm 7.4, with γ of eq. 7.20 or, without pairs, min(1, 1/‖∇f‖)."""

@@ -1,10 +1,11 @@
 """Objectives replayed as CUDA graphs, so that a GPU need not wait for their launches."""
 
 import gc
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowprior.inversion.batch_invariant import trial
+from flowprior.inversion.batch_invariant import padded, trial
 
 LAUNCH_BOUND = 0.6
 """Part of a call that it takes to launch its kernels, from which on a graph is worth its making."""
 TOLERANCE = 1e-3
-"""Largest difference of a replay from the call that it repeats, relative to the largest entry."""
+"""Largest difference of a replay from the call that it repeats, relative to the row's largest."""
 
+_LOGGER = logging.getLogger(__name__)
 _ALLOWED: ContextVar[bool] = ContextVar("cuda_graphs", default=True)
 
 
@@ -33,50 +35,55 @@ def no_cuda_graphs() -> Iterator[None]:
 
 
 class Graphed:
-    """A function of a batch, replayed as a CUDA graph wherever that is faster.
+    """Calls a function of a batch, or replays it as a CUDA graph wherever that is faster.
 
     A flow is thousands of small kernels, which take longer to launch than to run unless the batch
-    is large. A graph launches all of them at once. On a GPU the first call is as always, and so is
-    the second, which is timed. Where launches take most of it, the third is recorded, and from
-    then on replayed, if the replay gives what the call gave. Nothing is recorded of functions
-    that wait for the GPU, for example to decide by a value what to compute. Batches are filled up
-    to the next of a few sizes, each with a graph of its own: all rows, half of them, and so on.
+    is large. A graph launches all of them at once. On a GPU the second call is timed. Where
+    launches take most of it, calls are recorded, and from then on replayed, if the replay gives
+    what the call gave. Nothing is recorded of functions that wait for the GPU, for example to
+    decide by a value what to compute. Batches are filled up to the next of a few sizes by
+    repeating the last row: all rows, half of them, and so on. Each size has a graph of its own,
+    made in its second call. Why there is none is logged, at the level of debugging.
 
-    On other devices, and within `no_cuda_graphs`, the function is called.
+    On other devices, and within `no_cuda_graphs`, the function is called. While a graph is made,
+    what waits for the GPU raises in all threads of the process.
 
     Args:
-        function: takes tensors (k, ...) on one device and returns a tensor (k, ...), or a tuple or
-            dictionary of such, without a gradient. Called again on the same tensors it must compute
-            the same, on the same memory: what else it reads may only be changed in place.
-        most: largest number of rows k.
+        most: largest number of rows.
     """
 
-    def __init__(self, function: Callable[..., Any], most: int) -> None:
-        self.function, self.most = function, most
+    def __init__(self, most: int) -> None:
+        self.most = most
         self._calls = 0
         self._refused = False
-        self._graphs: dict[int, _Graph | None] = {}
+        self._seen: set[int] = set()
+        self._graphs: dict[int, _Graph] = {}
         self._memory: Any = None  # which graphs share, as one is replayed at a time
 
-    def __call__(self, *tensors: Tensor) -> Any:
-        """What the function returns, on memory of its own."""
+    def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        """What the function returns, on memory of its own.
+
+        Args:
+            function: the same in every call; takes `tensors` and returns a tensor (k, ...), or a
+                tuple or dictionary of such, without a gradient. Of the same tensors it must compute
+                the same each time: what else it reads may only be changed in place. Rows that
+                repeat the last one must not change the others.
+            tensors: (k, ...) each, on one device.
+        """
         if tensors[0].device.type != "cuda" or self._refused or not _ALLOWED.get():
-            return self.function(*tensors)
+            return function(*tensors)
         count = len(tensors[0])
         size = self._size(count)
-        filled = [_filled(tensor, size) for tensor in tensors]
-        if self._calls < 2:
-            self._calls += 1
-            return _first(self._tried(filled), count)
-        if size not in self._graphs:  # libraries choose their kernels in a first call
-            self._graphs[size] = None
-            return _first(self.function(*filled), count)
-        graph = self._graphs[size] or self._recorded(filled)
-        if graph is None:
-            self._refused = True
-            return _first(self.function(*filled), count)
-        self._graphs[size] = graph
-        return _first(graph.replay(filled), count, copy=True)
+        filled = [padded(tensor, size) for tensor in tensors]
+        if size in self._graphs:
+            return _first(self._graphs[size].replay(filled), count)
+        self._calls += 1
+        if self._calls == 2:
+            return _first(self._timed(function, filled), count)
+        if self._calls < 2 or size not in self._seen:  # libraries choose their kernels
+            self._seen.add(size)
+            return _first(function(*filled), count)
+        return _first(self._recorded(function, filled, size), count)
 
     def _size(self, count: int) -> int:
         size = self.most
@@ -84,28 +91,43 @@ class Graphed:
             size = (size + 1) // 2
         return size
 
-    def _tried(self, tensors: list[Tensor]) -> Any:
-        """Call the function; the second time find out whether a graph is worth its making."""
-        if self._calls < 2:
-            return self.function(*tensors)
-        torch.cuda.synchronize()
+    def _timed(self, function: Callable[..., Any], tensors: list[Tensor]) -> Any:
+        """Call the function, and find out whether a graph is worth its making."""
+        device = tensors[0].device
+        torch.cuda.synchronize(device)
         start = time.perf_counter()
-        result = self.function(*tensors)
+        result = function(*tensors)
         launched = time.perf_counter()
-        torch.cuda.synchronize()
-        self._refused = launched - start < LAUNCH_BOUND * (time.perf_counter() - start)
+        torch.cuda.synchronize(device)
+        if launched - start < LAUNCH_BOUND * (time.perf_counter() - start):
+            self._refuse("launches take a small part of a call")
         return result
 
-    def _recorded(self, tensors: list[Tensor]) -> "_Graph | None":
+    def _recorded(self, function: Callable[..., Any], tensors: list[Tensor], size: int) -> Any:
+        """Make a graph of this size, and replay it; or call, and make no more graphs."""
+        with trial():
+            expected = function(*tensors)
         self._memory = self._memory or torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.device(tensors[0].device):
                 with _no_waiting(), trial():
-                    expected = self.function(*tensors)
-                graph = _Graph.record(self.function, tensors, self._memory)
-        except (RuntimeError, NotImplementedError):  # whatever cannot be recorded is called
-            return None
-        return graph if _alike(graph.replay(tensors), expected) else None
+                    function(*tensors)
+                graph = _Graph.record(function, tensors, self._memory)
+        except Exception as error:  # whatever cannot be recorded is called
+            self._refuse(f"{type(error).__name__}: {error}")
+            return function(*tensors)
+        found = graph.replay(tensors)
+        if _alike(found, expected):
+            self._graphs[size] = graph
+            return found
+        self._refuse("a replay gave something else")
+        with trial():  # the replay has been counted
+            return function(*tensors)
+
+    def _refuse(self, reason: str) -> None:
+        _LOGGER.debug("no CUDA graph is made: %s", " ".join(reason.split()))
+        self._refused = True
+        self._graphs.clear()
 
 
 @dataclass
@@ -126,15 +148,25 @@ class _Graph:
             try:
                 outputs = function(*inputs)
             finally:
-                graph.capture_end()
+                _end(graph, memory)
         torch.cuda.current_stream().wait_stream(stream)
         return cls(graph, inputs, outputs)
 
     def replay(self, tensors: list[Tensor]) -> Any:
+        """The outputs, on memory of their own."""
         for own, tensor in zip(self.inputs, tensors, strict=True):
             own.copy_(tensor)
         self.graph.replay()
-        return self.outputs
+        return _mapped(torch.clone, self.outputs)
+
+
+def _end(graph: torch.cuda.CUDAGraph, memory: Any) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:  # PyTorch would go on to take memory for this graph
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), memory)
+        raise
 
 
 @contextmanager
@@ -150,24 +182,27 @@ def _no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(mode)
 
 
-def _filled(rows: Tensor, size: int) -> Tensor:
-    missing = size - len(rows)
-    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
-
-
-def _first(result: Any, count: int, copy: bool = False) -> Any:
-    """The first rows of every tensor, copied where the next replay would overwrite them."""
+def _mapped(change: Callable[[Tensor], Tensor], result: Any) -> Any:
     if isinstance(result, Mapping):
-        return {name: _first(value, count, copy) for name, value in result.items()}
+        return {name: _mapped(change, value) for name, value in result.items()}
     if isinstance(result, tuple):
-        return tuple(_first(value, count, copy) for value in result)
-    return result[:count].clone() if copy else result[:count]
+        return tuple(_mapped(change, value) for value in result)
+    return change(result)
+
+
+def _first(result: Any, count: int) -> Any:
+    return _mapped(lambda tensor: tensor[:count], result)
 
 
 def _alike(found: Any, expected: Any) -> bool:
+    """Whether every row agrees, and is finite at the same places."""
     if isinstance(expected, Mapping):
         found, expected = tuple(found.values()), tuple(expected.values())
     if isinstance(expected, tuple):
         return all(map(_alike, found, expected))
-    limit = TOLERANCE * expected.abs().nan_to_num(0, 0, 0).max()
-    return bool(((found - expected).abs() <= limit).logical_or(~expected.isfinite()).all())
+    found, expected = (part.double().reshape(len(part), -1) for part in (found, expected))
+    sizes = expected.abs().nan_to_num(0, 0, 0).amax(1, keepdim=True)
+    limit = TOLERANCE * sizes + 1e-6 * sizes.amax()
+    close = (found - expected).abs() <= limit
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    return bool((close | same).all())

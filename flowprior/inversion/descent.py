@@ -21,8 +21,9 @@ WINDOW = 20
 class Terms(Protocol):
     """An objective of unknowns v (k, n), separate for each row.
 
-    One that has `replayable` = True computes the same of the same unknowns in every call, and
-    changes what else it reads in place only: on a GPU it is replayed as a CUDA graph (`Graphed`).
+    A class that says `replayable = True`, itself and not a base of it, computes the same of the
+    same unknowns in every call: on a GPU it is replayed as a CUDA graph (`Graphed`), and made anew
+    when one of its attributes is set. What is behind the attributes may be changed in place only.
     """
 
     def __call__(self, v: Tensor, rows: Tensor) -> tuple[Tensor, Values]:
@@ -47,8 +48,8 @@ class Descent:
         self.v = v
         self.rows = torch.arange(len(v), device=v.device)
         self.size = rows_per_call(self._with_gradient, v.detach()[:1], self.rows[:1])
-        replayable = getattr(terms, "replayable", False)
-        self._call = Graphed(self._with_gradient, len(v)) if replayable else self._with_gradient
+        self._graphed: Graphed | None = None
+        self._replayed: dict[str, Any] = {}
 
     @property
     def z(self) -> Tensor | None:
@@ -69,9 +70,21 @@ class Descent:
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Values]:
         """Images and values of some rows; sets their gradient, and 0 for the others."""
         v = self.v.detach()
-        x, values, gradient = by_rows(self._call, v[rows], rows, size=self.size)
+        x, values, gradient = by_rows(self._call(), v[rows], rows, size=self.size)
         self.v.grad = torch.zeros_like(v).index_copy_(0, rows, gradient)
         return x, values
+
+    def _call(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Values, Tensor]]:
+        """The objective with its gradient, replayed where that is allowed."""
+        if not vars(type(self.terms)).get("replayable", False):  # not by inheritance
+            return self._with_gradient
+        now = vars(self.terms)
+        same = now.keys() == self._replayed.keys() and all(
+            value is self._replayed[name] for name, value in now.items()
+        )
+        if self._graphed is None or not same:  # a graph has what was there when it was made
+            self._graphed, self._replayed = Graphed(len(self.v)), dict(now)
+        return partial(self._graphed, self._with_gradient)
 
     def _with_gradient(self, v: Tensor, rows: Tensor) -> tuple[Tensor, Values, Tensor]:
         v = v.detach().requires_grad_()

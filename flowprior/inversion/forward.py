@@ -99,15 +99,17 @@ class Forward:
         if self.images is None or rows is None:
             return self._apply(x)
         every = x.new_zeros(self.images, *x.shape[1:]).index_copy(0, rows, x)
-        return self._apply(every)[rows]
+        data = self._apply(every)[rows]
+        # The last row must not have the gradients of those that repeat it to fill up a call.
+        filling = _fills_up(rows).view(-1, *[1] * (data.ndim - 1))
+        return torch.where(filling, data.detach(), data)
 
     def _counted(self, data: Tensor, rows: Tensor | None, count: int, times: int = 1) -> Tensor:
         known = len(self.calls.forward)
         if not known or is_trial() or (rows is None and count != known):
             return data
         rows = torch.arange(known, device=self.calls.forward.device) if rows is None else rows
-        counted = torch.full_like(rows, times)
-        counted[1:] *= rows[1:] != rows[:-1]  # the last one may fill up the call
+        counted = torch.where(_fills_up(rows), 0, times)
         images = self._images_of(rows)
         self.calls.add("forward", images, counted)
         if data.requires_grad:
@@ -117,6 +119,12 @@ class Forward:
     def _images_of(self, rows: Tensor) -> Tensor:
         """The images that rows belong to."""
         return rows
+
+
+def _fills_up(rows: Tensor) -> Tensor:
+    """Which of the row numbers (k,) repeat the last one at the end, to fill up a call, (k,)."""
+    at_end = (rows == rows[-1:]).flip(0).cumprod(0).flip(0).bool()
+    return torch.cat([torch.zeros_like(at_end[:1]), at_end[:-1]])
 
 
 def forward_for(physics: object, y: Tensor, like: Tensor, noise: Noise | None) -> Forward:

@@ -1,6 +1,6 @@
 """What the data leave open: solvers whose estimate is a distribution of images to draw from.
 
-`LatentPosterior`, `Likelihood` and `normal_draws` are for posteriors of your own.
+`LatentPosterior`, `Likelihood`, `ChainRun` and `normal_draws` are for posteriors of your own.
 
 `summarise` says what it tells of each pixel and frequency, `calibrate` whether it can be trusted.
 """
@@ -9,6 +9,7 @@ from flowprior.posterior.amortised import Amortised
 from flowprior.posterior.base import LatentPosterior
 from flowprior.posterior.calibration import Calibration, calibrate, joined
 from flowprior.posterior.calibration_figures import coverage_figure, rank_figure
+from flowprior.posterior.chains import ChainRun
 from flowprior.posterior.families import Coupling, Family, FullGaussian, LowRank
 from flowprior.posterior.langevin import Langevin
 from flowprior.posterior.likelihood import Likelihood, normal_draws
@@ -21,6 +22,7 @@ __all__ = [
     "PSGLD",
     "Amortised",
     "Calibration",
+    "ChainRun",
     "Coupling",
     "Family",
     "FullGaussian",

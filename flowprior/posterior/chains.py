@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
-from flowprior.inversion.descent import Values
+from flowprior.inversion.descent import Values, chosen
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Solver
 from flowprior.inversion.warned import Warned
@@ -25,7 +25,10 @@ STEP, SAMPLE, START = 1, 2, 3
 
 
 class Point(NamedTuple):
-    """Where chains are, and what is known there; (B, chains, ...) each."""
+    """Where chains are, and what is known there; (B, chains, ...) each.
+
+    z, x: latents and their images; gradient: of U, (B, chains, n); misfit, log_prior: (B, chains).
+    """
 
     z: Tensor
     x: Tensor
@@ -57,9 +60,10 @@ class ChainRun(ABC):
 
     optimizer = None
     averages = True
-    remedy: str
+    remedy = "more iterations or a longer warm_up"
     """What it takes where chains do not agree."""
-    _STATE: ClassVar[tuple[str, ...]] = ("iteration", "x", "kept", "finite")
+    STATE: ClassVar[tuple[str, ...]] = ("iteration", "x", "kept", "finite")
+    """Attributes that checkpoints hold besides `point`; a subclass adds its own."""
 
     def __init__(
         self, solver: Solver, problem: Problem, v: Tensor, apart: bool = False, alone: bool = False
@@ -104,14 +108,20 @@ class ChainRun(ABC):
     def step(self) -> None:
         """Make one iteration of all chains."""
         self.iteration += 1
+        before = self.point
         self.move()
+        sound = self.point.energy.isfinite() & self.point.gradient.isfinite().all(2)
+        self.finite = self.finite & sound.all(1)
+        if not self.finite.all():  # these stay where they were
+            pairs = zip(self.point, before, strict=True)
+            self.point = Point(*(chosen(self.finite, new, old) for new, old in pairs))
         self.v.copy_(self.point.z.flatten(0, 1))
         warm_up = self.solver.warm_up
         if self.iteration <= warm_up:
             self.learn()
             self.x = self.point.x.mean(1)
         elif (self.iteration - warm_up) % self.solver.thin == 0:
-            self.kept.append(self.point.z)
+            self.kept.append(self.point.z.clone())
             self.x = self.x + (self.point.x.mean(1) - self.x) / len(self.kept)
 
     def at(self, z: Tensor, rows: Tensor) -> Point:
@@ -171,11 +181,12 @@ class ChainRun(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Chains, kept draws and what was learned."""
-        return {**{name: getattr(self, name) for name in self._STATE}, "point": list(self.point)}
+        own = {name: getattr(self, name) for name in self.STATE}
+        return {**own, "kept": list(self.kept), "point": list(self.point)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from such a state."""
-        for name in self._STATE:
+        for name in self.STATE:
             setattr(self, name, state[name])
         self.point = Point(*state["point"])
         self.v.copy_(self.point.z.flatten(0, 1))

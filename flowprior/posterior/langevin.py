@@ -123,7 +123,7 @@ class Langevin(Solver):
 class LangevinRun(ChainRun):
     """The batch of a `Langevin`."""
 
-    _STATE = (*ChainRun._STATE, "root", "accepted")
+    STATE = (*ChainRun.STATE, "root", "accepted")
 
     def __init__(
         self, solver: Langevin, problem: Problem, v: Tensor, root: Tensor | None = None

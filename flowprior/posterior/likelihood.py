@@ -66,9 +66,18 @@ def starts(problem: Problem, misfit: Noise | None, count: int) -> Tensor:
     """Latents (B·count, n) to start from; those of one image are adjacent.
 
     Given latents (B, n) are the start of all `count`.
+
+    Raises:
+        ValueError: given latents have another number of rows.
     """
     if problem.latents is None:
         return Restarts(MAP(misfit=misfit), count).start(problem)
+    rows = len(problem.y)
+    if len(problem.latents) not in (rows, rows * count):
+        raise ValueError(
+            f"latents must have {rows} rows, or {rows * count} for {count} of each image, got "
+            f"{len(problem.latents)}"
+        )
     if len(problem.latents) == len(problem.y):
         return problem.latents if count == 1 else problem.latents.repeat_interleave(count, 0)
     return problem.latents

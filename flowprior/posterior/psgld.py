@@ -3,18 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.inversion.batch_invariant import by_rows
-from flowprior.inversion.descent import chosen
 from flowprior.inversion.problem import Problem, check_noise
 from flowprior.inversion.solving import Solver
 from flowprior.physics.noise import Noise
-from flowprior.posterior.chains import STEP, ChainRun, Point
-from flowprior.posterior.likelihood import drawn, starts
+from flowprior.posterior.chains import STEP, ChainRun
+from flowprior.posterior.likelihood import normal_draws, starts
 
 FLOOR = 1e-5
 """Of the root mean square of gradients: λ of the reference."""
@@ -83,43 +81,32 @@ class PSGLD(Solver):
 
     def begin(self, problem: Problem) -> "PSGLDRun":
         """Start at draws of N(0, I), or at given latents."""
-        return PSGLDRun(self, problem, self.start(problem).detach().clone())
+        v = self.start(problem)
+        return PSGLDRun(self, problem, (v if isinstance(v, nn.Parameter) else v.clone()).detach())
 
 
 class PSGLDRun(ChainRun):
     """The batch of a `PSGLD`."""
 
     remedy = "more iterations, a longer warm_up or another step_size"
-    _STATE = (*ChainRun._STATE, "square")
+    STATE = (*ChainRun.STATE, "square")
 
     def __init__(self, solver: PSGLD, problem: Problem, v: Tensor) -> None:
         super().__init__(solver, problem, v)
         self.square = self.point.gradient.square().clamp_min(1)
 
     def move(self) -> None:
-        """Make a step of all chains; a row that is no longer finite stays where it was."""
+        """Make a step of all chains."""
         solver, gradient, square = self.solver, self.point.gradient, self.square
         if self.iteration <= solver.warm_up:
             square = solver.decay * square + (1 - solver.decay) * gradient.square()
         pace = solver.step_size / (FLOOR + square.sqrt())
-        z = self.point.z - pace / 2 * gradient + pace.sqrt() * self._noise()
-        new = by_rows(self.at, z, self.problem.rows, size=self.rows_per_call)
-        sound = new.energy.isfinite().all(1) & new.gradient.isfinite().flatten(1).all(1)
-        self.finite = self.finite & sound
-        self.square = chosen(self.finite, square, self.square)
-        pairs = zip(new, self.point, strict=True)
-        self.point = Point(*(chosen(self.finite, n, o) for n, o in pairs))
+        noise = normal_draws(self.problem, (self.iteration, STEP), solver.chains)
+        z = self.point.z - pace / 2 * gradient + pace.sqrt() * noise
+        self.point = by_rows(self.at, z, self.problem.rows, size=self.rows_per_call)
+        self.square = square
 
     def learn(self) -> None:
         """At the end of the warm-up fix V."""
         if self.iteration == self.solver.warm_up:
             self.square = self.square.mean(1, keepdim=True).expand_as(self.square)
-
-    def _noise(self) -> Tensor:
-        """N(0, I) of this iteration, (B, chains, n)."""
-        shape = self.point.z.shape[1:]
-
-        def draw(generator: torch.Generator) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-        return drawn(self.problem, (self.iteration, STEP), draw).to(self.point.z)
