@@ -1,9 +1,6 @@
 """How much the samples of a flow differ from images: Fréchet distances of their features."""
 
-import contextlib
-import io
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,6 +16,7 @@ from evaluation.table import SECONDS, Metric
 from flowprior.command_line import ROOT
 from flowprior.identity import identity
 from flowprior.metrics import frechet_distance, load_classifier
+from flowprior.silence import silenced
 
 LEAST = 2
 
@@ -155,9 +153,7 @@ class Inception(Features):
     def _network(self) -> Any | None:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        silence = io.StringIO()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(silence):
-            warnings.simplefilter("ignore")
+        with silenced():
             try:
                 return NoTrainInceptionV3("inception-v3-compat", ["2048"]).eval()
             except (ImportError, OSError):  # not installed, or no network and no cached weights

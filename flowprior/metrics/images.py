@@ -4,10 +4,6 @@ Images x and truth are (B, C, H, W), floating point. The truth is in [0, 1]; x m
 are clamped. ValueError if the shapes differ or the truth is in another range, such as 0 to 255.
 """
 
-import contextlib
-import io
-import threading
-import warnings
 from functools import lru_cache
 
 import torch
@@ -15,6 +11,7 @@ from torch import Tensor
 
 from flowprior.argument_types import check_types
 from flowprior.extras import extra
+from flowprior.silence import silenced
 
 SMALLEST_ERROR = 1e-15
 OVERSHOOT = 0.1
@@ -128,24 +125,12 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
         return network(first, second).view(len(x))
 
 
-_SILENCING = threading.Lock()
-
-
 @lru_cache(maxsize=4)
 def _lpips_network(device: torch.device) -> torch.nn.Module | None:
     with extra("metrics"):
         import lpips as package
 
-    # It announces downloads, and uses torchvision in a way that is deprecated. Threads that silence
-    # it at once would leave the whole process silent.
-    silence = io.StringIO()
-    with (
-        _SILENCING,
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(silence),
-        contextlib.redirect_stderr(silence),
-    ):
-        warnings.simplefilter("ignore")
+    with silenced():  # it announces downloads, and uses torchvision in a way that is deprecated
         try:
             network = package.LPIPS(net="alex", verbose=False)
         except OSError:  # no network and no cached weights
