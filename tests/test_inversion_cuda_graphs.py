@@ -2,18 +2,108 @@
 
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from flowprior.gaussianization.matrix_functions import _InverseSqrt, _InverseSqrtByProducts
-from flowprior.inversion import MAP, Discrepancy, invert, make_problem
+from flowprior.inversion import MAP, Discrepancy, cuda_graphs, descent, invert, make_problem
 from flowprior.inversion.batch_invariant import padded
-from flowprior.inversion.cuda_graphs import Graphed, _alike
+from flowprior.inversion.cuda_graphs import Graphed, _alike, no_cuda_graphs
 from flowprior.inversion.descent import AdamRun
 from flowprior.inversion.forward import Calls, Forward
 from flowprior.inversion.latent_terms import LatentTerms
 from tests.inversion_problems import blur, images_of, small_glow
+
+
+class Emulated:
+    """A graph without a GPU: what is read from tensors is read anew, and Python's part as well."""
+
+    def __init__(self, function, sizes):
+        self.function, self.sizes = function, sizes
+
+    def replay(self, tensors):
+        self.sizes.append(len(tensors[0]))
+        return self.function(*tensors)
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Calls are replayed, as on a GPU; numbers of rows of all replays."""
+    sizes = []
+
+    def record(function, tensors, memory):  # nothing is computed while it is recorded
+        return Emulated(function, sizes)
+
+    monkeypatch.setattr(cuda_graphs, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(cuda_graphs, "_no_waiting", nullcontext)
+    monkeypatch.setattr(cuda_graphs._Graph, "record", record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "device", lambda *_: nullcontext())
+    return sizes
+
+
+@pytest.mark.parametrize("rows", [1, 5, 17, 33])
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize("own", [False, True], ids=["one mask", "masks of each image"])
+def test_replays_give_what_calls_give(rows, optimizer, own, replays, monkeypatch):
+    """Also the cost, and where L-BFGS fills up calls of some rows."""
+    glow = small_glow()
+    masks = torch.rand(rows if own else 1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    masks = (masks > 0.3).double()
+    y = masks * images_of(glow, rows)
+    y = y + 0.1 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
+    options = {"solver": MAP(optimizer=optimizer), "sigma": 0.1, "iterations": 15}
+    monkeypatch.setattr(descent, "rows_per_call", lambda *_: rows)  # one call, as on a GPU
+    found = invert(glow, lambda x: x * masks, y, **options)
+    assert len(replays) > 8
+    monkeypatch.undo()
+    monkeypatch.setattr(descent, "rows_per_call", lambda *_: rows)
+    expected = invert(glow, lambda x: x * masks, y, **options)
+    torch.testing.assert_close(found.history["loss"], expected.history["loss"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.x, expected.x, rtol=0, atol=1e-4)
+    assert found.calls.forward.tolist() == expected.calls.forward.tolist()
+    assert found.calls.adjoint.tolist() == expected.calls.adjoint.tolist()
+
+
+def test_what_replays_differently_is_called(replays, caplog):
+    calls = []
+
+    def function(x):
+        calls.append(1)
+        return x + len(calls)
+
+    graphed = Graphed(4)
+    with caplog.at_level("DEBUG", logger="flowprior"):
+        for _ in range(8):
+            before = len(calls)
+            found = graphed(function, torch.zeros(4))
+            assert before < found[0] <= len(calls)
+    assert len(replays) == 1
+    assert "a replay gave something else" in caplog.text
+
+
+def test_what_cannot_be_recorded_is_called(replays, caplog, monkeypatch):
+    def record(function, tensors, memory):
+        raise ValueError("not\nnow")
+
+    monkeypatch.setattr(cuda_graphs._Graph, "record", record)
+    graphed = Graphed(4)
+    with caplog.at_level("DEBUG", logger="flowprior"):
+        for _ in range(5):
+            assert graphed(torch.exp, torch.zeros(3)).tolist() == [1.0, 1.0, 1.0]
+    assert not replays
+    assert caplog.text.count("no CUDA graph is made: ValueError: not now") == 1
+
+
+def test_nothing_is_replayed_where_that_is_forbidden(replays):
+    graphed = Graphed(4)
+    with no_cuda_graphs():
+        for _ in range(5):
+            assert graphed(torch.exp, torch.zeros(3)).tolist() == [1.0, 1.0, 1.0]
+    assert not replays
 
 
 def test_on_a_cpu_the_function_is_called_each_time():

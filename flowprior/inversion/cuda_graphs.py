@@ -70,7 +70,7 @@ class Graphed:
                 repeat the last one must not change the others.
             tensors: (k, ...) each, on one device.
         """
-        if tensors[0].device.type != "cuda" or self._refused or not _ALLOWED.get():
+        if not _on_gpu(tensors[0]) or self._refused or not _ALLOWED.get():
             return function(*tensors)
         count = len(tensors[0])
         size = self._size(count)
@@ -167,6 +167,10 @@ def _end(graph: torch.cuda.CUDAGraph, memory: Any) -> None:
         with suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), memory)
         raise
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
 
 
 @contextmanager
