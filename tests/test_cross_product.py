@@ -137,7 +137,7 @@ LATENT = {
     "Restarts of csgm": Restarts(csgm(), count=10),
     "Discrepancy": Discrepancy(MAP(), stage=1),
     "Langevin": Langevin(chains=2, warm_up=2, leapfrog=1, descent_iterations=2),
-    "PSGLD": PSGLD(0.001, chains=2, warm_up=2),
+    "PSGLD": PSGLD(0.001, chains=2, warm_up=2, thin=1),
     "Variational": Variational(Coupling(hidden=2), draws=2, descent_iterations=2),
 }
 RANGE = {

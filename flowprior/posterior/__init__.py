@@ -1,6 +1,6 @@
 """What the data leave open: solvers whose estimate is a distribution of images to draw from.
 
-`LatentPosterior`, `Likelihood`, `ChainRun` and `normal_draws` are for posteriors of your own.
+`LatentPosterior`, `Likelihood`, `ChainRun`, `starts` and `normal_draws` are for your own.
 
 `summarise` says what it tells of each pixel and frequency, `calibrate` whether it can be trusted.
 """
@@ -12,7 +12,7 @@ from flowprior.posterior.calibration_figures import coverage_figure, rank_figure
 from flowprior.posterior.chains import ChainRun
 from flowprior.posterior.families import Coupling, Family, FullGaussian, LowRank
 from flowprior.posterior.langevin import Langevin
-from flowprior.posterior.likelihood import Likelihood, normal_draws
+from flowprior.posterior.likelihood import Likelihood, normal_draws, starts
 from flowprior.posterior.preconditioned import Preconditioned
 from flowprior.posterior.psgld import PSGLD
 from flowprior.posterior.summaries import Summary, summarise
@@ -38,5 +38,6 @@ __all__ = [
     "joined",
     "normal_draws",
     "rank_figure",
+    "starts",
     "summarise",
 ]

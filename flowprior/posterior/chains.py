@@ -152,7 +152,8 @@ class ChainRun(ABC):
                 f"the warm-up takes {self.solver.warm_up} iterations: take more iterations, or a "
                 "smaller warm_up; there is no posterior"
             )
-            yield Warned(reason, "no_posterior")
+            if self.finite.any():
+                yield Warned(reason, "no_posterior")
             return
         if self.together:
             reason = (

@@ -1,21 +1,27 @@
 """Preconditioned stochastic-gradient Langevin dynamics."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.inversion.batch_invariant import by_rows
+from flowprior.inversion.descent import Values
 from flowprior.inversion.problem import Problem, check_noise
 from flowprior.inversion.solving import Solver
+from flowprior.inversion.warned import Warned
 from flowprior.physics.noise import Noise
 from flowprior.posterior.chains import STEP, ChainRun
 from flowprior.posterior.likelihood import normal_draws, starts
 
 FLOOR = 1e-5
 """Of the root mean square of gradients: λ of the reference."""
+ACCEPTED = 0.8
+"""Share of steps that a Metropolis test should accept: deviations are then off by some percent."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class PSGLD(Solver):
     of operators that draw their sources anew in each call; others are exact.
 
     Estimated images are means of the kept draws, latents those of the first chain. Warnings as for
-    `Langevin`.
+    `Langevin`, and where a Metropolis test would reject more than a fifth of the steps.
 
     Reference: Li, Chen, Carlson & Carin, Preconditioned stochastic gradient Langevin dynamics for
     deep neural networks (2016), algorithm 1.
@@ -56,7 +62,7 @@ class PSGLD(Solver):
     decay: float = 0.99
     chains: int = 4
     warm_up: int = 300
-    thin: int = 1
+    thin: int = 10
     misfit: Noise | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("generate",)
@@ -88,12 +94,18 @@ class PSGLD(Solver):
 class PSGLDRun(ChainRun):
     """The batch of a `PSGLD`."""
 
-    remedy = "more iterations, a longer warm_up or another step_size"
-    STATE = (*ChainRun.STATE, "square")
+    remedy = "more iterations or a longer warm_up"
+    STATE = (*ChainRun.STATE, "square", "accepted")
 
     def __init__(self, solver: PSGLD, problem: Problem, v: Tensor) -> None:
         super().__init__(solver, problem, v)
         self.square = self.point.gradient.square().clamp_min(1)
+        self.accepted = torch.ones_like(self.point.energy[:, 0])
+
+    @property
+    def values(self) -> Values:
+        """Means over the chains, and the share of steps that a Metropolis test would accept."""
+        return {**super().values, "acceptance": self.accepted}
 
     def move(self) -> None:
         """Make a step of all chains."""
@@ -103,10 +115,34 @@ class PSGLDRun(ChainRun):
         pace = solver.step_size / (FLOOR + square.sqrt())
         noise = normal_draws(self.problem, (self.iteration, STEP), solver.chains)
         z = self.point.z - pace / 2 * gradient + pace.sqrt() * noise
-        self.point = by_rows(self.at, z, self.problem.rows, size=self.rows_per_call)
-        self.square = square
+        old, self.square = self.point, square
+        self.point = new = by_rows(self.at, z, self.problem.rows, size=self.rows_per_call)
+        after = self.iteration - solver.warm_up
+        if after > 0:
+            back = _log_density(old.z - new.z + pace / 2 * new.gradient, pace)
+            forth = _log_density(new.z - old.z + pace / 2 * old.gradient, pace)
+            ratio = old.energy - new.energy + back - forth
+            share = ratio.clamp(max=0).exp().nan_to_num(nan=0.0).mean(1)
+            self.accepted = self.accepted + (share - self.accepted) / after
 
     def learn(self) -> None:
         """At the end of the warm-up fix V."""
         if self.iteration == self.solver.warm_up:
             self.square = self.square.mean(1, keepdim=True).expand_as(self.square)
+
+    def warnings(self) -> Iterator[str]:
+        """What is wrong with the chains, and steps that are too large."""
+        yield from super().warnings()
+        large = self.finite & (self.accepted < ACCEPTED)
+        if self.kept and large.any():
+            share = self.accepted[large].min()
+            reason = (
+                f"a Metropolis test would accept as few as {100 * share:.0f} % of the steps: the "
+                "draws are too wide; take a smaller step_size, and more iterations"
+            )
+            yield Warned(reason, "steps_large", large, -share)
+
+
+def _log_density(step: Tensor, variance: Tensor) -> Tensor:
+    """N(step; 0, variance) of (B, chains, n) up to a constant: logarithms (B, chains), float64."""
+    return -0.5 * (step.double().square() / variance).sum(-1)
