@@ -43,7 +43,15 @@ NOT_CALLED = {
     *("Run", "Posterior", "Solver", "Noise", "Family", "ImageSource", "Prior", "Flow", "Condition"),
     *("ImageDataModule", "PairDataModule", "LatentPosterior", "Reparameterization", "Identity"),
     *("Problem", "Estimate", "Calibration", "Summary", "Likelihood", "Forward", "ImageRun"),
-    *("WeightsError", "batch_invariant", "by_rows", "row_seed", "normal_draws", "Warned", "starts"),
+    *(
+        "WeightsError",
+        "batch_invariant",
+        "by_rows",
+        "row_seed",
+        "normal_draws",
+        "Warned",
+        "Sampler",
+    ),
     *("require", "joined", "coverage_figure", "rank_figure", "weights", "BatchedLBFGS", "ChainRun"),
 }
 # The code of operators' functions is in fingerprints of tables: this one has no check of its own.

@@ -1,6 +1,6 @@
 """What the data leave open: solvers whose estimate is a distribution of images to draw from.
 
-`LatentPosterior`, `Likelihood`, `ChainRun`, `starts` and `normal_draws` are for your own.
+`LatentPosterior`, `Likelihood`, `Sampler`, `ChainRun` and `normal_draws` are for your own.
 
 `summarise` says what it tells of each pixel and frequency, `calibrate` whether it can be trusted.
 """
@@ -9,10 +9,10 @@ from flowprior.posterior.amortised import Amortised
 from flowprior.posterior.base import LatentPosterior
 from flowprior.posterior.calibration import Calibration, calibrate, joined
 from flowprior.posterior.calibration_figures import coverage_figure, rank_figure
-from flowprior.posterior.chains import ChainRun
+from flowprior.posterior.chains import ChainRun, Sampler
 from flowprior.posterior.families import Coupling, Family, FullGaussian, LowRank
 from flowprior.posterior.langevin import Langevin
-from flowprior.posterior.likelihood import Likelihood, normal_draws, starts
+from flowprior.posterior.likelihood import Likelihood, normal_draws
 from flowprior.posterior.preconditioned import Preconditioned
 from flowprior.posterior.psgld import PSGLD
 from flowprior.posterior.summaries import Summary, summarise
@@ -31,6 +31,7 @@ __all__ = [
     "Likelihood",
     "LowRank",
     "Preconditioned",
+    "Sampler",
     "Summary",
     "Variational",
     "calibrate",
@@ -38,6 +39,5 @@ __all__ = [
     "joined",
     "normal_draws",
     "rank_figure",
-    "starts",
     "summarise",
 ]

@@ -7,14 +7,17 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from flowprior.argument_types import check_fields
+from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.descent import Values, chosen
-from flowprior.inversion.problem import Problem
+from flowprior.inversion.problem import Problem, check_noise
 from flowprior.inversion.solving import Solver
 from flowprior.inversion.warned import Warned
+from flowprior.physics.noise import Noise
 from flowprior.posterior.base import LatentPosterior
 from flowprior.posterior.diagnostics import effective_draws, r_hat
-from flowprior.posterior.likelihood import Likelihood, drawn, log_normal
+from flowprior.posterior.likelihood import Likelihood, drawn, log_normal, starts
 
 MIXED = 1.05
 """R-hat above which chains do not agree."""
@@ -22,6 +25,39 @@ FEW = 100
 """Effective draws below which a standard deviation is off by 7 % and more."""
 STEP, SAMPLE, START = 1, 2, 3
 """What random numbers are for."""
+
+
+class Sampler(Solver):
+    """A solver whose run is a `ChainRun`: its dataclass has these options.
+
+    Attributes:
+        chains: of each image, at least 2; from starts of their own, unless one is given.
+        warm_up: number of iterations before draws are kept.
+        thin: every so many iterations draws are kept.
+        misfit: noise model to fit the data by; that of the data by default.
+    """
+
+    chains: int
+    warm_up: int
+    thin: int
+    misfit: Noise | None
+    needs: ClassVar[tuple[str, ...]] = ("generate",)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_integer("chains", self.chains, least=2)
+        for name in ("warm_up", "thin"):
+            check_integer(name, getattr(self, name), least=1)
+        check_noise("misfit", self.misfit)
+
+    @property
+    def posterior_after(self) -> int:
+        """The iteration of the first draw that is kept."""
+        return self.warm_up + self.thin
+
+    def start(self, problem: Problem) -> Tensor:
+        """Latents (B·chains, n) to begin from; those of one image are adjacent."""
+        return starts(problem, self.misfit, self.chains)
 
 
 class Point(NamedTuple):
@@ -51,7 +87,7 @@ class ChainRun(ABC):
         finite: rows whose chains have stayed finite, (B,).
 
     Args:
-        solver: has `chains`, `warm_up`, `thin` and `misfit`.
+        solver: with its options.
         problem: the batch.
         v: latents (B·chains, n) to begin from, those of one image adjacent; moved in place.
         apart: whether the chains of an image began apart from each other whatever was given.
@@ -66,7 +102,7 @@ class ChainRun(ABC):
     """Attributes that checkpoints hold besides `point`; a subclass adds its own."""
 
     def __init__(
-        self, solver: Solver, problem: Problem, v: Tensor, apart: bool = False, alone: bool = False
+        self, solver: Sampler, problem: Problem, v: Tensor, apart: bool = False, alone: bool = False
     ) -> None:
         self.solver, self.problem, self.iteration = solver, problem, 0
         self.likelihood = Likelihood(problem, solver.misfit, type(solver).__name__)

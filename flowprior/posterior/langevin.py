@@ -6,15 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowprior.argument_types import check_fields
 from flowprior.checks import check_choice, check_integer, check_number
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.descent import Values, chosen
-from flowprior.inversion.problem import Problem, check_noise
-from flowprior.inversion.solving import Solver
+from flowprior.inversion.problem import Problem
 from flowprior.physics.noise import Noise
 from flowprior.posterior.adaptation import StepSizes, square_root, window_ends
-from flowprior.posterior.chains import START, STEP, ChainRun, Point
+from flowprior.posterior.chains import START, STEP, ChainRun, Point, Sampler
 from flowprior.posterior.laplace import LARGEST, SEARCHES, whitened
 from flowprior.posterior.likelihood import (
     descended,
@@ -32,7 +30,7 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Langevin(Solver):
+class Langevin(Sampler):
     r"""Draw from the posterior of each image by Markov chains in the latent.
 
     The density of z is exp(−U), U(z) = misfit(A(G(z)), y) + ½‖z‖². An iteration of a chain draws a
@@ -80,26 +78,12 @@ class Langevin(Solver):
     descent_iterations: int = 30
     misfit: Noise | None = None
 
-    needs = ("generate",)
-
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_integer("chains", self.chains, least=2)
-        for name in ("warm_up", "leapfrog", "thin"):
-            check_integer(name, getattr(self, name), least=1)
+        super().__post_init__()
+        check_integer("leapfrog", self.leapfrog, least=1)
         check_choice("metric", self.metric, ("diagonal", "dense", "whitened"))
         check_number("acceptance", self.acceptance, least=0.1, most=0.99)
         check_integer("descent_iterations", self.descent_iterations, least=0)
-        check_noise("misfit", self.misfit)
-
-    @property
-    def posterior_after(self) -> int:
-        """The iteration of the first draw that is kept."""
-        return self.warm_up + self.thin
-
-    def start(self, problem: Problem) -> Tensor:
-        """Latents (B·chains, n) to begin from; those of one image are adjacent."""
-        return starts(problem, self.misfit, self.chains)
 
     def begin(self, problem: Problem) -> "LangevinRun":
         """Find a probable latent for each chain."""

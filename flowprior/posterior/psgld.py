@@ -2,21 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from flowprior.argument_types import check_fields
-from flowprior.checks import check_integer, check_number, check_positive
+from flowprior.checks import check_number, check_positive
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.descent import Values
-from flowprior.inversion.problem import Problem, check_noise
-from flowprior.inversion.solving import Solver
+from flowprior.inversion.problem import Problem
 from flowprior.inversion.warned import Warned
 from flowprior.physics.noise import Noise
-from flowprior.posterior.chains import STEP, ChainRun
-from flowprior.posterior.likelihood import normal_draws, starts
+from flowprior.posterior.chains import STEP, ChainRun, Sampler
+from flowprior.posterior.likelihood import normal_draws
 
 FLOOR = 1e-5
 """Of the root mean square of gradients: λ of the reference."""
@@ -25,7 +22,7 @@ ACCEPTED = 0.8
 
 
 @dataclass(frozen=True)
-class PSGLD(Solver):
+class PSGLD(Sampler):
     r"""Draw from the posterior of each image by Langevin steps scaled as those of RMSprop.
 
     The density of the latent z is exp(−U), U(z) = misfit(A(G(z)), y) + ½‖z‖². An iteration is
@@ -65,25 +62,10 @@ class PSGLD(Solver):
     thin: int = 10
     misfit: Noise | None = None
 
-    needs: ClassVar[tuple[str, ...]] = ("generate",)
-
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         check_positive("step_size", self.step_size)
         check_number("decay", self.decay, least=0, most=0.999999)
-        check_integer("chains", self.chains, least=2)
-        for name in ("warm_up", "thin"):
-            check_integer(name, getattr(self, name), least=1)
-        check_noise("misfit", self.misfit)
-
-    @property
-    def posterior_after(self) -> int:
-        """The iteration of the first draw that is kept."""
-        return self.warm_up + self.thin
-
-    def start(self, problem: Problem) -> Tensor:
-        """Latents (B·chains, n) to begin from; those of one image are adjacent."""
-        return starts(problem, self.misfit, self.chains)
 
     def begin(self, problem: Problem) -> "PSGLDRun":
         """Start at draws of N(0, I), or at given latents."""
