@@ -232,8 +232,15 @@ class InversionEvaluation(Evaluation):
         """Other methods and experiments on the first validation images, from the first seed.
 
         Without rows of the data, pictures and published numbers: it is measured several times.
+        Of the further measures, only the one that options are chosen by is taken, so that others
+        can be added later without choosing anew.
         """
         other = copy.copy(self)
+        other.measures = [
+            one
+            for one in self.measures
+            if type(one) is Similarity or self.tune_metric in {m.name for m in one.metrics}
+        ]
         other.methods, other.experiments = methods, experiments
         other.title = f"{self.title}: options tried on validation images"
         other.source = SimulatedData(self.data, self.tune_images, "val")
