@@ -17,7 +17,14 @@ from evaluation.experiment import Experiment, Method, StartName, check_names, ch
 from evaluation.inversion_arrays import kept_of_batch, write_recovered
 from evaluation.inversion_checks import check_fit, check_rows
 from evaluation.inversion_figures import inversion_figures, write_boards
-from evaluation.measures import Measure, Similarity, check_distinct, derived, fit_notes, measured
+from evaluation.measures import (
+    BUILT_IN,
+    Measure,
+    check_distinct,
+    derived,
+    fit_notes,
+    measured,
+)
 from evaluation.priors import PriorOfData
 from evaluation.solver_notes import kept_warnings, solver_notes
 from evaluation.sources import MeasuredData, PriorSource, SimulatedData, Source
@@ -133,7 +140,7 @@ class InversionEvaluation(Evaluation):
         self.tune_images, self.tune_metric = tune_images, tune_metric
         self.shown, self.compare = shown, compare
         self.published = published or []
-        built_in = [Similarity()] if self.compares else []
+        built_in = [kind() for kind in BUILT_IN] if self.compares else []
         self.measures: list[Measure] = [*built_in, *(measures or [])]
         self.title = title
         self.choices: list[Choice] = []
@@ -239,7 +246,7 @@ class InversionEvaluation(Evaluation):
         other.measures = [
             one
             for one in self.measures
-            if type(one) is Similarity or self.tune_metric in {m.name for m in one.metrics}
+            if type(one) in BUILT_IN or self.tune_metric in {m.name for m in one.metrics}
         ]
         other.methods, other.experiments = methods, experiments
         other.title = f"{self.title}: options tried on validation images"
@@ -289,7 +296,7 @@ class InversionEvaluation(Evaluation):
     def _fingerprints(self) -> dict[str, Any]:
         """What the results of all cells depend on, with all priors."""
         priors = {name: self.priors.fingerprint(name) for name in self.priors.given}
-        measures = identity([one for one in self.measures if type(one) is not Similarity])
+        measures = identity([one for one in self.measures if type(one) not in BUILT_IN])
         return {"data": self.source.fingerprint(), "measures": measures, "prior": priors}
 
     def _cell(self, experiment: Experiment, prior: str, name: str, seed: int) -> InversionCell:

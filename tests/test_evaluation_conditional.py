@@ -42,10 +42,7 @@ SETTINGS = {
             "noise": noise(0.05),
         }
     ],
-    "measures": [
-        {"class_path": "evaluation.measures.SignalToNoise"},
-        {"class_path": "evaluation.measures.OperatorCalls"},
-    ],
+    "measures": [{"class_path": "evaluation.measures.SignalToNoise"}],
 }
 PHYSICS = gaussian_blur((1, 8, 8), tau=1.0)
 
