@@ -392,6 +392,14 @@ def test_an_own_measure_of_which_less_is_better(folder):
     assert "chosen by worst, lower is better, on 4" in report
 
 
+def test_options_stay_chosen_when_a_measure_is_added(folder, rows, capsys):
+    shutil.copytree(folder / "tuned" / "tuning", folder / "more" / "tuning")
+    more = {**SETTINGS, "measures": [{"class_path": "evaluation.measures.SignalToNoise"}]}
+    found = table(folder, "more", more, "--tune")
+    assert capsys.readouterr().out.count("Already finished") == 1
+    assert all("snr" in row["metrics"] for row in found)
+
+
 def test_a_metric_that_nothing_measures_is_one_line(folder, capsys, monkeypatch):
     monkeypatch.setattr(Similarity, "metrics", (*Similarity.metrics, Metric("x", "", "", True)))
     write_config(folder / "unmeasured.yaml", {**SETTINGS, "tune_metric": "x"})

@@ -12,8 +12,9 @@ from flowprior.inversion import MAP, Discrepancy, cuda_graphs, descent, invert, 
 from flowprior.inversion.batch_invariant import padded
 from flowprior.inversion.cuda_graphs import Graphed, _alike, no_cuda_graphs
 from flowprior.inversion.descent import AdamRun
-from flowprior.inversion.forward import Calls, Forward
+from flowprior.inversion.forward import Forward
 from flowprior.inversion.latent_terms import LatentTerms
+from flowprior.physics.calls import Calls
 from tests.inversion_problems import blur, images_of, small_glow
 
 

@@ -11,7 +11,7 @@ import torch
 
 from flowprior.extras import MissingExtra
 from flowprior.inversion import TotalVariation, invert
-from flowprior.inversion.forward import Calls, Forward
+from flowprior.inversion.forward import Forward
 from flowprior.physics import (
     BandLimited,
     FullWaveform,
@@ -21,6 +21,7 @@ from flowprior.physics import (
     make_operator,
     survey,
 )
+from flowprior.physics.calls import Calls
 from flowprior.physics.survey import Survey
 
 SHAPE = (1, 8, 10)

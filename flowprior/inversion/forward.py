@@ -1,57 +1,11 @@
 """The forward operator, and whether data and noise model fit it."""
 
-from dataclasses import dataclass
-from threading import Lock
-
 import torch
 from torch import Tensor
 
 from flowprior.inversion.batch_invariant import is_trial
+from flowprior.physics.calls import Calls
 from flowprior.physics.noise import Noise
-
-_COUNTING = Lock()
-
-
-@dataclass(eq=False)
-class Calls:
-    """How often an operator was applied to each image, (B,) int64 each: what a method costs.
-
-    Calls by which a solver finds out how many rows it may compute at once are not counted.
-
-    Args:
-        forward: applications of A.
-        adjoint: applications of the adjoint of its derivative, in gradients.
-    """
-
-    forward: Tensor
-    adjoint: Tensor
-
-    @classmethod
-    def none(cls, images: int, device: torch.device | str = "cpu") -> "Calls":
-        """None so far, of so many images."""
-        return cls(*(torch.zeros(images, dtype=torch.int64, device=device) for _ in range(2)))
-
-    def add(self, kind: str, rows: Tensor, times: Tensor) -> None:
-        """Count more of them, "forward" or "adjoint", for the images `rows` (k,) `times` (k,)."""
-        counts = getattr(self, kind)
-        with _COUNTING:  # several rows are computed at once, on threads
-            counts.index_add_(0, rows, times)
-
-    def copy(self) -> "Calls":
-        """The counts as they are now."""
-        return Calls(self.forward.clone(), self.adjoint.clone())
-
-    def __call__(self, iteration: int, run: object) -> None:
-        """Do nothing: as an observer they are kept in checkpoints."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The counts."""
-        return {"forward": self.forward, "adjoint": self.adjoint}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from such counts."""
-        self.forward.copy_(state["forward"])
-        self.adjoint.copy_(state["adjoint"])
 
 
 class Forward:

@@ -131,7 +131,8 @@ def make_problem(
     if condition is None and known:
         precision = like.dtype.to_complex() if y.is_complex() else like.dtype
         images = like.new_zeros(forward.images or 1, *shape)
-        condition = prior.conditioning(physics, y.detach().to(precision), images)
+        given = y.detach().to(precision)
+        condition = prior.conditioning(physics, given, images, forward.calls)
     _check_condition(condition, prior, len(y))
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
     y = y.detach()

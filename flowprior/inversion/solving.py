@@ -15,11 +15,11 @@ from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
 from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.coverage import FAR, UNLIKELY, surprise
-from flowprior.inversion.forward import Calls
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.starts import range_warnings
 from flowprior.inversion.warned import Warned
+from flowprior.physics.calls import Calls
 from flowprior.priors import Prior, require
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_number, check_positive, check_unit_images
 from flowprior.linear_algebra import ROUNDING, conjugate_gradients, cosines
+from flowprior.physics.calls import Calls, CountedOperator
 from flowprior.registry import registered_name
 
 _PLAIN = "options must be numbers, strings, booleans or lists, which a file keeps"
@@ -78,10 +79,19 @@ class Condition(ABC):
         return kind(**options)
 
     @torch.no_grad()
-    def __call__(self, physics: nn.Module, y: Tensor, like: Tensor) -> Tensor:
-        """Conditions (B, ...) of data y (B, ...), each row by itself; arguments as `of`."""
-        of_data = self.of(physics, like)
-        return torch.cat([of_data(part) for part in y.split(len(like))])
+    def __call__(
+        self, physics: nn.Module, y: Tensor, like: Tensor, calls: Calls | None = None
+    ) -> Tensor:
+        """Conditions (B, ...) of data y (B, ...), each row by itself; arguments as `of`.
+
+        Calls of the operator for each row are added to `calls`.
+        """
+        counted = CountedOperator(physics, Calls.none(len(y), y.device) if calls is None else calls)
+        of_data = self.of(counted.physics, like)
+        made = []
+        for counted.rows in torch.arange(len(y), device=y.device).split(len(like)):
+            made.append(of_data(y[counted.rows]))
+        return torch.cat(made)
 
     @abstractmethod
     def of(self, physics: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
