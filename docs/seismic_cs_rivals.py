@@ -79,8 +79,10 @@ def row(name: str, sigma: float, solved: Callable[[Data, float], Estimate], tune
     seconds = (time.process_time() - begun) / len(data.truth)
     each = snr(found.x, data.truth)
     grid = ", ".join(f"{b:g}: {value:.2f}" for b, value in tried.items())
+    counts = found.calls.forward.double().mean(), found.calls.adjoint.double().mean()
     print(f"{name}: {each.mean():.2f} dB, β {beta:g} of {grid or 'one'}; residual")
-    print(f"  {found.residual.mean():.2f}, {seconds:.1f} s; each", end=" ")
+    print(f"  {found.residual.mean():.2f}; calls {counts[0]:.0f}, {counts[1]:.0f};", end=" ")
+    print(f"{seconds:.1f} s; each", end=" ")
     print(*(f"{value:.2f}" for value in each), flush=True)
 
 
