@@ -243,11 +243,12 @@ METHODS = {
 
 
 SAMPLERS = (
-    ("Langevin", Langevin(), 4300),
-    ("PSGLD, step 0.08", PSGLD(0.08, thin=2), 10300),
-    ("PSGLD, step 0.02", PSGLD(0.02, thin=2), 10300),
+    ("Langevin, 1000 iterations", Langevin(), 1300),
+    ("Langevin, 4000 iterations", Langevin(), 4300),
+    ("PSGLD, step 0.08, 10 000 iterations", PSGLD(0.08, thin=2), 10300),
+    ("PSGLD, step 0.02, 10 000 iterations", PSGLD(0.02, thin=2), 10300),
 )
-"""Chains that go on for 4000 and 10 000 iterations after the warm-up, with the exact generator."""
+"""Chains that go on for so many iterations after the warm-up, with the exact generator."""
 
 
 def compare(flow: Prior, picture: Path) -> None:
@@ -262,12 +263,11 @@ def compare(flow: Prior, picture: Path) -> None:
         divergences = " ".join(f"{watch.found[k].median():.3f}" for k in SHOWN)
         solves = [watch.solves_to(near) for near in NEAR]
         counts = " ".join(f"{s.median():.0f} ({(s < math.inf).sum()})" for s in solves)
-        spread = (watch.draws[CHECKS[-1]].std(0) / exact.deviation()).mean()
-        print(f"{name}: KL {divergences}; solves {counts}; width {spread:.2f}", flush=True)
+        print(f"{name}: KL {divergences}; solves {counts}", flush=True)
         total = watch.solves[CHECKS[-1]].median()
-        print(f"  {moments(exact, watch.draws[CHECKS[-1]])}; {total:.0f} solves")
+        print(f"  {errors(exact, watch.draws[CHECKS[-1]])}; {total:.0f} solves")
         if prior == "flow":
-            print(f"  the flow as it is: {moments(exact, watch.draws[0])}")
+            print(f"  the flow as it is: {errors(exact, watch.draws[0])}")
     for name, sampler, iterations in SAMPLERS:
         found = invert(
             Density().eval().requires_grad_(False),
@@ -279,15 +279,25 @@ def compare(flow: Prior, picture: Path) -> None:
         )
         x = found.posterior.sample(MOMENTS, seed=1).flatten(2)
         solves = found.calls.forward.double().mean()
-        print(f"{name}: {moments(exact, x)}; {solves:.0f} solves; {found.warnings}", flush=True)
-    print(f"exact draws: {moments(exact, exact.draws())}")
+        print(f"{name}: {errors(exact, x)}; {solves:.0f} solves", flush=True)
+        print(f"  accepted {found.history['acceptance'][-1].mean():.3f}; {found.warnings}")
+    print(f"exact draws: {errors(exact, exact.draws())}")
     draw(exact, watches, picture)
 
 
-def moments(exact: Exact, x: Tensor) -> str:
-    """Errors of means and covariances of draws (m, B, 2): medians over the rows."""
-    off, relative = (part.median() for part in exact.errors_of(x))
-    return f"mean off by {off:.3f} deviations, covariance by {100 * relative:.1f} %"
+def errors(exact: Exact, x: Tensor) -> str:
+    """Of means and covariances of draws (m, B, 2), and their width: medians, and ranges of rows."""
+    off, relative = exact.errors_of(x)
+    width = (x.std(0) / exact.deviation()).mean(1)
+    return (
+        f"mean off by {_range(off, 3)} deviations, covariance by {_range(100 * relative, 1)} %, "
+        f"width {_range(width, 2)}"
+    )
+
+
+def _range(values: Tensor, digits: int) -> str:
+    numbers = values.median(), values.min(), values.max()
+    return "{} ({} to {})".format(*(f"{number:.{digits}f}" for number in numbers))
 
 
 def draw(exact: Exact, watches: dict[str, Watch], path: Path, row: int = 0, at: int = 30) -> None:

@@ -106,9 +106,7 @@ def main() -> None:
         start = from_grey(exact, 0.0)(data, 1.0)
         solver = MAP(beta=beta, tolerance=0.003)
         found = data.invert(glow, solver=solver, start=start.x, iterations=ITERATIONS)
-        found.calls.forward.add_(start.calls.forward)
-        found.calls.adjoint.add_(start.calls.adjoint)
-        return found
+        return replace(found, calls=start.calls + found.calls)
 
     matched = replace(conditional.conditioning, sigma=NOISES["20 %"])
     conditional.conditioning = matched

@@ -18,6 +18,7 @@ CPU time of one core for one image.
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from scipy.stats import t
@@ -124,7 +125,7 @@ def linear(data: Tensor, truth: Tensor, known: tuple[Tensor, Tensor]) -> None:
     step = dot(bent, data) / dot(bent, bent)
     residual = rms(data - step * bent) / SIGMA
     seconds = (time.process_time() - start) / len(truth)
-    report("RTM, weighted", 0.5 + step * g, truth, residual, f"{seconds:.1f} s")
+    report("RTM, weighted", 0.5 + step * g, truth, residual, f"solves 1, 1, {seconds:.1f} s")
 
     def solved(y: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
         w, residual = cgls(forward, adjoint, y / SIGMA, iterations)
@@ -162,22 +163,22 @@ def started(data: Tensor, truth: Tensor, known: tuple[Tensor, Tensor]) -> None:
     gaussian = GaussianPrior(images("train", TRAINING), stationary=True)
 
     def solved(y: Tensor, split: str, iterations: int) -> Estimate:
-        first = 0 if split == "test" else 10**9
-        options = {"noise": Gaussian(SIGMA), "indices": range(first, first + len(y))}
-        start = invert(
-            gaussian, physics, y, solver=MAP(start_scale=0.0), iterations=30, **options
-        ).x
-        solver = MAP(beta=3.0)
-        return invert(
-            flow, physics, y, solver=solver, start=start, iterations=iterations, **options
-        )
+        options = {"noise": Gaussian(SIGMA), "indices": numbers(split, len(y))}
+        grey = MAP(start_scale=0.0)
+        start = invert(gaussian, physics, y, solver=grey, iterations=30, **options)
+        more = {"solver": MAP(beta=3.0), "start": start.x, "iterations": iterations}
+        found = invert(flow, physics, y, **more, **options)
+        return replace(found, calls=start.calls + found.calls)
 
     tried = [snr(solved(known[0], "val", k).x, known[1]).mean().item() for k in STARTED]
     iterations = STARTED[max(range(len(tried)), key=tried.__getitem__)]
     start = time.process_time()
     found = solved(data, "test", iterations)
     seconds = (time.process_time() - start) / len(truth)
-    rest = f"{iterations} iterations of {dict(zip(STARTED, tried, strict=True))}, {seconds:.1f} s"
+    calls = (kind.double().mean() for kind in (found.calls.forward, found.calls.adjoint))
+    solves = ", ".join(f"{count:.0f}" for count in calls)
+    rest = f"{iterations} iterations of {dict(zip(STARTED, tried, strict=True))}, solves {solves}, "
+    rest += f"{seconds:.1f} s"
     report("MAP from the Gaussian estimate", found.x, truth, found.residual, rest)
 
 
@@ -185,7 +186,13 @@ def given(split: str, count: int, refine: int) -> tuple[Tensor, Tensor]:
     """Data of images, made on a grid that is `refine` times as fine, and the images."""
     truth = images(split, count)
     clean = born(refine=refine).A(truth)
-    return Gaussian(SIGMA).add(clean, seed=0, indices=range(count)), truth
+    return Gaussian(SIGMA).add(clean, seed=0, indices=numbers(split, count)), truth
+
+
+def numbers(split: str, count: int) -> range:
+    """Of the first images of a split, for the draws of their noise: as in tables."""
+    first = {"test": 0, "val": 10**9}[split]
+    return range(first, first + count)
 
 
 def compare(refine: int, weights: str | None = None) -> None:

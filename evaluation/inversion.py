@@ -140,14 +140,18 @@ class InversionEvaluation(Evaluation):
         self.tune_images, self.tune_metric = tune_images, tune_metric
         self.shown, self.compare = shown, compare
         self.published = published or []
-        built_in = [kind() for kind in BUILT_IN] if self.compares else []
-        self.measures: list[Measure] = [*built_in, *(measures or [])]
+        self.further: list[Measure] = list(measures or [])
         self.title = title
         self.choices: list[Choice] = []
         self.baselines = self.compares and self.source.has_truth
         self.pictured = self.compares
         self._check_options()
         self.experiments = chosen(self.experiments, only) if only else self.experiments
+
+    @property
+    def measures(self) -> Sequence[Measure]:
+        """Those of every table that compares images, and further ones."""
+        return [*([kind() for kind in BUILT_IN] if self.compares else []), *self.further]
 
     @property
     def metrics(self) -> Sequence[Metric]:
@@ -197,7 +201,9 @@ class InversionEvaluation(Evaluation):
             if found:
                 arrays.save(cell.key, image, found)
         checkpoint.remove()
-        seconds = {SECONDS.name: recording.seconds / len(images)}
+        cost = problem.condition_cost
+        spent = recording.seconds + (0.0 if cost is None else cost.seconds)
+        seconds = {SECONDS.name: spent / len(images)}
         return [{**row, **seconds} for row in rows]
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
@@ -243,10 +249,8 @@ class InversionEvaluation(Evaluation):
         can be added later without choosing anew.
         """
         other = copy.copy(self)
-        other.measures = [
-            one
-            for one in self.measures
-            if type(one) in BUILT_IN or self.tune_metric in {m.name for m in one.metrics}
+        other.further = [
+            one for one in self.further if self.tune_metric in {m.name for m in one.metrics}
         ]
         other.methods, other.experiments = methods, experiments
         other.title = f"{self.title}: options tried on validation images"
@@ -296,7 +300,7 @@ class InversionEvaluation(Evaluation):
     def _fingerprints(self) -> dict[str, Any]:
         """What the results of all cells depend on, with all priors."""
         priors = {name: self.priors.fingerprint(name) for name in self.priors.given}
-        measures = identity([one for one in self.measures if type(one) not in BUILT_IN])
+        measures = identity(self.further)
         return {"data": self.source.fingerprint(), "measures": measures, "prior": priors}
 
     def _cell(self, experiment: Experiment, prior: str, name: str, seed: int) -> InversionCell:
@@ -342,7 +346,7 @@ class InversionEvaluation(Evaluation):
         seeds = self.seeds
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be different integers of at least 0, got {seeds}")
-        check_distinct(self.measures)
+        check_distinct(self.measures, BUILT_IN if self.compares else ())
         if self.tunable:
             _ = self.tuned_by
         check_rows(self)

@@ -278,8 +278,12 @@ def measured(
     return rows
 
 
-def check_distinct(measures: Sequence[Measure]) -> None:
-    """Raise ValueError if two measures have a metric of one name."""
+def check_distinct(measures: Sequence[Measure], built_in: Sequence[type[Measure]] = ()) -> None:
+    """Raise ValueError if two measures have a metric of one name, or a built-in one is given."""
+    kinds = [type(measure) for measure in measures]
+    again = [kind.__name__ for kind in built_in if kinds.count(kind) > 1]
+    if again:
+        raise ValueError(f"measures: {', '.join(again)}: every table has it, leave it out")
     owners = {SECONDS.name: "every table"}
     for measure in measures:
         owner = type(measure).__name__

@@ -14,8 +14,9 @@ from pathlib import Path
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, which replaces ``path`` when the block succeeds.
 
-    The temporary file keeps the suffix of ``path``, because writers such as ``np.savez`` depend on
-    it. When the block raises, the temporary file is removed and ``path`` is untouched.
+    The temporary file keeps the suffix of ``path``, if it has one, because writers such as
+    ``np.savez`` depend on it. When the block raises, the temporary file is removed and ``path`` is
+    untouched.
 
     Args:
         path: the file to write; its folder exists. A symbolic link is followed.
@@ -24,7 +25,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         OSError: the disk is full or the folder cannot be written; the error names ``path``.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{secrets.token_hex(4)}-{target.name}")
+    # PyTorch takes no name whose only dot is its first character.
+    suffix = "" if target.suffix else ".part"
+    temporary = target.with_name(f".{secrets.token_hex(4)}-{target.name}{suffix}")
     try:
         yield temporary
         _sync(temporary)

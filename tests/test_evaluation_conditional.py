@@ -1,5 +1,6 @@
 """Tables with conditional priors: what they are given, mistakes, and migration beside them."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import flowprior
 from datamodules import Reflectivities
 from evaluation.baselines import Migration
-from flowprior.inversion import MAP, invert
+from flowprior.inversion import MAP, invert, problem
 from flowprior.metrics import psnr
 from flowprior.physics import Gaussian, MigratedData, denoising, gaussian_blur
 from flowprior.posterior import Amortised
@@ -80,8 +81,21 @@ def test_table_gives_what_invert_gives(folder: Path) -> None:
         assert rows[name]["metrics"]["psnr"]["mean"] == pytest.approx(expected, abs=1e-3)
     calls = {name: row["metrics"]["forward_calls"]["mean"] for name, row in rows.items()}
     assert calls["amortised"] == 0
+    assert rows["amortised"]["metrics"]["adjoint_calls"]["mean"] == 1
     assert calls["MAP"] >= 4
     assert calls["migrated"] == 3
+
+
+def test_seconds_are_with_those_of_the_condition(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(step=6e6)
+    monkeypatch.setattr(problem, "now", lambda _: next(ticks))
+    rows = {row["labels"]["method"]: row for row in table(folder, "timed", SETTINGS)}
+    del rows["data"]
+    for name, row in rows.items():  # batches of two images and of one
+        made = 0 if name == "migrated" else (3e6 + 3e6 + 6e6) / 3
+        assert abs(row["metrics"]["seconds_per_image"]["mean"] - made) < 1e4
 
 
 def test_migration_is_the_best_multiple_of_the_adjoint() -> None:

@@ -13,7 +13,7 @@ from evaluation import inversion
 from evaluation.base import Result
 from evaluation.measures import Measure, Similarity, derived, fit_notes
 from evaluation.table import Metric, Row, Table, summarise
-from flowprior.inversion import Problem, Recording, TotalVariation, recording, solve
+from flowprior.inversion import Problem, Recording, TotalVariation, solve, timing
 from flowprior.inversion.convergence import fall
 from tests.inversion_tables import DATA, noise, refused, rows_of, run_here, solver, write_config
 
@@ -143,6 +143,12 @@ def test_two_metrics_of_one_name_are_refused(folder, capsys, measures):
     assert repr(name) in line
 
 
+def test_a_measure_that_every_table_has_is_told_to_be_left_out(folder, capsys):
+    given = [{"class_path": "evaluation.measures.OperatorCalls"}]
+    line = refused(folder, {**SETTINGS, "measures": given}, capsys)
+    assert "measures: OperatorCalls: every table has it, leave it out" in line
+
+
 @pytest.mark.parametrize(
     ("measure", "words"),
     [
@@ -219,12 +225,12 @@ class Clock:
 
 def test_recording_counts_the_time_of_the_run_alone(monkeypatch):
     run = SimpleNamespace(values={}, x=torch.zeros(2, 1, 4, 4), z=None)
-    monkeypatch.setattr(recording, "time", Clock(0, 2, 10, 13, 20))
+    monkeypatch.setattr(timing, "time", Clock(0, 2, 10, 13, 20))
     first = Recording()
     first(0, run)
     first(1, run)
     assert first.seconds == 2 + 3
-    monkeypatch.setattr(recording, "time", Clock(100, 200, 204, 210))
+    monkeypatch.setattr(timing, "time", Clock(100, 200, 204, 210))
     resumed = Recording()
     resumed.load_state_dict(first.state_dict())
     resumed(2, run)

@@ -79,7 +79,7 @@ def test_warnings_of_solvers_stand_below_the_table(folder: Path) -> None:
         f"method own (4 of 5): a mean of up to {means}, as few as 3 pixels; "
         "(5 of 5): these are the data."
     )
-    assert chains.startswith("method chains (5 of 5): the warm-up takes 300 iterations")
+    assert chains.startswith("method chains (5 of 5): the first draw is kept after 301 iterations")
     assert chains.endswith("there is no posterior.")
     assert re.match(r"method fitted \([1-5] of 5\): the objective still fell by up to", fitted)
     warned = {r["labels"]["method"]: r.get("warnings") for r in rows_of(folder / "whole")}

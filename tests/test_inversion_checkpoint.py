@@ -247,3 +247,12 @@ def test_a_solver_with_a_function_is_the_same_in_another_process(glow, y, tmp_pa
     invert(glow, blur, y, iterations=2, checkpoint=checkpoint, **options())
     found = invert(glow, blur, y, iterations=3, checkpoint=checkpoint, **options())
     assert torch.equal(found.x, invert(glow, blur, y, iterations=3, **options()).x)
+
+
+def test_a_path_without_a_suffix(glow, y, tmp_path):
+    path = tmp_path / "run"
+    options = {"sigma": 0.1, "solver": SOLVERS["lbfgs"], "iterations": 2}
+    found = invert(glow, blur, y, checkpoint=Checkpoint(path, seconds=0), **options)
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+    again = invert(glow, blur, y, checkpoint=Checkpoint(path, seconds=0), **options)
+    assert torch.equal(found.x, again.x)

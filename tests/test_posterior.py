@@ -10,16 +10,19 @@ import pytest
 import torch
 from scipy import stats
 
-from flowprior.inversion import Checkpoint, Posterior, invert
+from flowprior.inversion import Checkpoint, Posterior, by_rows, invert
 from flowprior.latent import Latent
 from flowprior.posterior import (
     PSGLD,
+    ChainRun,
     Coupling,
     Family,
     FullGaussian,
     Langevin,
     LowRank,
+    Sampler,
     Variational,
+    normal_draws,
 )
 from flowprior.posterior.diagnostics import effective_draws, r_hat
 from flowprior.posterior.variational import fall_of_noisy
@@ -147,6 +150,37 @@ def test_latents_of_a_wrong_number_of_rows(rows):
     for solver in (PSGLD(chains=2), Langevin(chains=2)):
         with pytest.raises(ValueError, match=message):
             known.solve(solver, 1, latents=torch.zeros(rows, 16).double())
+
+
+def test_a_sampler_of_ones_own_has_its_options_and_state(known, tmp_path):
+    @dataclass(frozen=True)
+    class Own(Sampler):
+        def begin(self, problem):
+            return OwnRun(self, problem, self.start(problem))
+
+    class OwnRun(ChainRun):
+        STATE = ("moved",)
+        moved = 0
+
+        def move(self):
+            self.moved += 1
+            z = 0.9 * self.point.z + normal_draws(self.problem, (self.iteration, 0), 3)
+            self.point = by_rows(self.at, z, self.problem.rows, size=self.rows_per_call)
+
+    solver = Own(chains=3, warm_up=2)
+    expected = known.solve(solver, 7)
+    checkpoint = Checkpoint(tmp_path / "state.pt", seconds=0)
+    with pytest.raises(Interrupted):
+        known.solve(solver, 7, observers=[interrupt_at(4)], checkpoint=checkpoint)
+    runs = []
+    watch = [lambda _, run: runs.append(run)]
+    again = Checkpoint(checkpoint.path, seconds=0)
+    found = known.solve(solver, 7, checkpoint=again, observers=watch)
+    assert torch.equal(found.posterior.draws, expected.posterior.draws)
+    assert found.posterior.draws.shape[0] == 5
+    assert runs[-1].moved == 7
+    with pytest.raises(ValueError, match="thin must be an integer"):
+        Own(thin=0)
 
 
 def test_psgld_makes_the_published_step(known):
@@ -387,7 +421,7 @@ def test_what_does_not_fit_is_one_line(known, decoder):
 def test_a_warm_up_that_never_ends_is_said(known):
     found = known.solve(Langevin(warm_up=50, descent_iterations=0), 20)
     assert found.posterior is None
-    assert "the warm-up takes 50 iterations" in found.warnings[0]
+    assert "the first draw is kept after 51 iterations" in found.warnings[0]
 
 
 class Parabola(Prior):

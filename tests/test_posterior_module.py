@@ -6,13 +6,22 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from callbacks import InversionCurves
 from flowprior.inversion import MAP, Restarts, invert
-from flowprior.posterior import Amortised, Coupling, Langevin, Preconditioned, Variational
+from flowprior.posterior import (
+    PSGLD,
+    Amortised,
+    ChainRun,
+    Coupling,
+    Langevin,
+    Preconditioned,
+    Variational,
+)
 from lightning_modules import PosteriorModule
 from tests.inversion_problems import Shifted, blur, identity, images_of, small_decoder
 from tests.test_inversion_module import fit
 
 SOLVERS = {
     "Langevin": Langevin(chains=2, warm_up=4, leapfrog=2),
+    "PSGLD": PSGLD(chains=2, warm_up=4, thin=1),
     "Variational": Variational(Coupling(hidden=4), draws=4),
 }
 
@@ -43,8 +52,10 @@ def test_module_does_what_invert_does(decoder, y, tmp_path, name):
     module = PosteriorModule(decoder, blur, y, **options)
     assert [name for name, p in module.named_parameters() if p.requires_grad] == ["v"]
     saving = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
+    before = module.v.detach().clone()
     fit(module, saving, InversionCurves())
     assert_same(module, expected)
+    assert torch.equal(module.v, before) != isinstance(module.run, ChainRun)  # which moves it
     for path in tmp_path.glob("*.ckpt"):
         resumed = PosteriorModule(decoder, blur, y, **options)
         fit(resumed, ckpt_path=path)
@@ -66,7 +77,7 @@ def test_wrong_use_is_one_clear_line(decoder, y):
     module = PosteriorModule(decoder, blur, y, solver=Langevin(), **options)
     with pytest.raises(RuntimeError, match="before Trainer"):
         module.posterior  # noqa: B018
-    with pytest.warns(UserWarning, match="the warm-up takes 300 iterations"):
+    with pytest.warns(UserWarning, match="the first draw is kept after 301 iterations"):
         fit(module)
     with pytest.raises(RuntimeError, match="before the warm-up has ended"):
         module.posterior  # noqa: B018

@@ -36,7 +36,8 @@ class Checkpoint:
 
     def belongs_to(self, solver: "Solver", problem: "Problem") -> None:
         """Say what will be run: `restore` refuses a file of anything else."""
-        known = {field.name: getattr(problem, field.name) for field in fields(problem)}
+        names = {field.name for field in fields(problem)} - {"condition_cost"}
+        known = {name: getattr(problem, name) for name in sorted(names)}
         known["forward"] = problem.forward.physics
         parts = identity({"solver": solver, **known, "indices": list(problem.indices)})
         self._owner = hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -12,8 +12,19 @@ from flowprior.argument_types import check_types
 from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.forward import Forward, forward_for
+from flowprior.inversion.timing import now
+from flowprior.physics.calls import Calls
+from flowprior.physics.condition import Condition
 from flowprior.physics.noise import Gaussian, Noise
 from flowprior.priors import Prior, require
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """Calls of the operator, for each image, and seconds for all of them."""
+
+    calls: Calls
+    seconds: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,6 +42,7 @@ class Problem:
         condition: one row per image, for a conditional prior.
         seed: of all random numbers.
         indices: numbers of the images; random numbers of an image depend on (seed, index) alone.
+        condition_cost: what making the condition took, if it was made of the data here.
     """
 
     forward: Forward
@@ -43,6 +55,7 @@ class Problem:
     condition: Tensor | None = None
     seed: int = 0
     indices: Sequence[int] = ()
+    condition_cost: Cost | None = None
 
     def __repr__(self) -> str:
         data, shape = ("×".join(map(str, sizes)) for sizes in (self.y.shape[1:], self.image_shape))
@@ -128,15 +141,26 @@ def make_problem(
         if start is not None:
             raise ValueError("start and latents: give one of them")
     known = prior is not None and prior.conditional and prior.conditioning is not None
+    cost = None
     if condition is None and known:
         precision = like.dtype.to_complex() if y.is_complex() else like.dtype
         images = like.new_zeros(forward.images or 1, *shape)
         given = y.detach().to(precision)
-        condition = prior.conditioning(physics, given, images, forward.calls)
+        condition, cost = _condition_of(prior.conditioning, physics, given, images)
     _check_condition(condition, prior, len(y))
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
     y = y.detach()
-    return Problem(forward, y, shape, noise, prior, start, latents, condition, seed, indices)
+    given = start, latents, condition, seed, indices, cost
+    return Problem(forward, y, shape, noise, prior, *given)
+
+
+def _condition_of(
+    conditioning: Condition, physics: object, y: Tensor, like: Tensor
+) -> tuple[Tensor, Cost]:
+    calls = Calls.none(len(y), y.device)
+    begun = now(y.device)
+    condition = conditioning(physics, y, like, calls)
+    return condition, Cost(calls, now(y.device) - begun)
 
 
 def check_noise(option: str, value: object) -> None:

@@ -1,6 +1,5 @@
 """Curves and pictures of an inversion while it runs."""
 
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +10,7 @@ from flowprior.argument_types import check_types
 from flowprior.extras import MissingExtra
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.solving import Run
+from flowprior.inversion.timing import now
 from flowprior.metrics import lpips, psnr, ssim, typicality
 
 
@@ -40,12 +40,12 @@ class Recording:
         self.snapshots: dict[int, Tensor] = {}
         self.typicality: dict[int, dict[str, Tensor]] = {}
         self.seconds = 0.0
-        self._last_call = time.perf_counter()
+        self._last_call = now()
         self._rows: list[dict[str, Tensor]] = []
 
     def __call__(self, iteration: int, run: Run) -> None:
         """Record the values of the run, and at milestones its images."""
-        self.seconds += _now(run) - self._last_call
+        self.seconds += now(run.x.device) - self._last_call
         row = {name: value.clone() for name, value in run.values.items()}
         if self.truth is not None:
             row |= by_rows(similarity, run.x, self.truth)
@@ -53,7 +53,7 @@ class Recording:
         self.iterations.append(iteration)
         if is_milestone(iteration) or iteration == self.last:
             self._keep(iteration, run)
-        self._last_call = _now(run)
+        self._last_call = now(run.x.device)
 
     @property
     def latest(self) -> dict[str, Tensor]:
@@ -80,20 +80,13 @@ class Recording:
         for name, value in state.items():
             setattr(self, name, value)
         self.snapshots = {k: pictures.cpu() for k, pictures in self.snapshots.items()}
-        self._last_call = time.perf_counter()
+        self._last_call = now()
 
     def _keep(self, iteration: int, run: Run) -> None:
         self.snapshots[iteration] = run.x[: self.pictures].detach().cpu().clone()
         z = run.z
         if z is not None:
             self.typicality[iteration] = by_rows(typicality, z)
-
-
-def _now(run: Run) -> float:
-    """Seconds, once the work of a GPU is done."""
-    if run.x.is_cuda:
-        torch.cuda.synchronize(run.x.device)
-    return time.perf_counter()
 
 
 def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

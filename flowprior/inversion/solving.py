@@ -114,8 +114,8 @@ class Estimate:
         residual: rms of A(x) − y in units of the noise, (B,): about 1 where the data are fitted to
             the noise. None if the noise is not known.
         posterior: to sample from, if the solver estimates one.
-        calls: how often operator and adjoint were applied to each image, without the check of the
-            residual and what a conditional prior is given.
+        calls: how often operator and adjoint were applied to each image, with those that made the
+            condition of a conditional prior, and without the check of the residual.
         warnings: what to check before trusting the images; those of this package are `Warned`, with
             the rows that each is about.
         surprise: how far the data are beyond those of images that the prior makes, in standard
@@ -211,9 +211,13 @@ def solve(
     if checkpoint is not None:
         checkpoint.belongs_to(solver, problem)
     with batch_invariant(), _closed(observers):
+        counted = problem.forward.calls
+        counted.restart()  # the problem may have been solved before
         run = solver.begin(problem)
-        advance(run, iterations, [history, problem.forward.calls, *observers], checkpoint)
-        calls = problem.forward.calls.copy()  # before the residual is checked
+        advance(run, iterations, [history, counted, *observers], checkpoint)
+        cost = problem.condition_cost
+        none = Calls.none(len(problem.y), problem.y.device)
+        calls = counted + (none if cost is None else cost.calls)  # without the residual's check
         own = tuple(run.warnings()) if hasattr(run, "warnings") else ()
         residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None

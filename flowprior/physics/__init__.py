@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import Any
 
+from flowprior.physics.calls import count_calls
 from flowprior.physics.condition import Condition, GaussianEstimate, MigratedData, ScaledData
 from flowprior.physics.noise import (
     SNR,
@@ -51,6 +52,7 @@ __all__ = [
     "Poisson",
     "Relative",
     "ScaledData",
+    "count_calls",
 ]
 
 

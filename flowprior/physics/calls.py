@@ -1,13 +1,15 @@
 """How often operators are applied: what a method costs where they are PDE solves."""
 
-from collections.abc import Callable
-from copy import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from flowprior.checks import check_integer
 
 _COUNTING = Lock()
 
@@ -16,12 +18,12 @@ _COUNTING = Lock()
 class Calls:
     """How often an operator was applied to each image, (B,) int64 each.
 
-    Calls by which a solver finds out how many rows it may compute at once are not counted, nor what
-    all images share.
+    Not among them are calls that are made once for all images, and those of a trial that finds out
+    how many rows may be computed at once.
 
     Args:
         forward: applications of A.
-        adjoint: applications of the adjoint of its derivative, in gradients and by `A_adjoint`.
+        adjoint: applications of the adjoint of its derivative, as in gradients.
     """
 
     forward: Tensor
@@ -38,12 +40,16 @@ class Calls:
         with _COUNTING:  # several rows are computed at once, on threads
             counts.index_add_(0, rows, torch.as_tensor(times).to(counts).expand(len(rows)))
 
-    def copy(self) -> "Calls":
-        """The counts as they are now."""
-        return Calls(self.forward.clone(), self.adjoint.clone())
+    def __add__(self, other: "Calls") -> "Calls":
+        return Calls(self.forward + other.forward, self.adjoint + other.adjoint)
 
     def __call__(self, iteration: int, run: object) -> None:
         """Do nothing: as an observer they are kept in checkpoints."""
+
+    def restart(self) -> None:
+        """Count from 0 again."""
+        self.forward.zero_()
+        self.adjoint.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The counts."""
@@ -55,39 +61,35 @@ class Calls:
         self.adjoint.copy_(state["adjoint"])
 
 
-class CountedOperator:
-    """A copy of an operator, whose methods A and A_adjoint are counted while there are `rows`.
+_counted: ContextVar[tuple[Calls, Tensor] | None] = ContextVar("counted", default=None)
 
-    What one of them calls of the other is part of it, and not counted.
 
-    Attributes:
-        physics: the copy; what has neither method is given as it is.
-        rows: numbers of the images (k,) that calls are for; None counts nothing.
+@contextmanager
+def counting(calls: Calls, rows: Tensor) -> Iterator[None]:
+    """Within it `count_calls` counts for the images `rows` (k,)."""
+    token = _counted.set((calls, rows))
+    try:
+        yield
+    finally:
+        _counted.reset(token)
+
+
+def count_calls(forward: int = 0, adjoint: int = 0) -> None:
+    """Say how often the operator is applied while a condition is made of data (`Condition.of`).
+
+    They are added to those of each image whose data these are (`Estimate.calls`). Elsewhere it does
+    nothing.
 
     Args:
-        physics: the operator, which stays as it is.
-        calls: to count on.
+        forward: applications of A.
+        adjoint: applications of its adjoint.
+
+    Raises:
+        ValueError: names the argument that is no number of times.
     """
-
-    def __init__(self, physics: Any, calls: Calls) -> None:
-        self.calls = calls
-        self.rows: Tensor | None = None
-        self.physics = copy(physics) if hasattr(physics, "A") else physics
-        self._inside = False
-        for kind, name in (("forward", "A"), ("adjoint", "A_adjoint")):
-            if self.physics is not physics and hasattr(physics, name):
-                setattr(self.physics, name, self._counted(kind, getattr(self.physics, name)))
-
-    def _counted(self, kind: str, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def called(*args: Any, **kwargs: Any) -> Tensor:
-            if self._inside:
-                return method(*args, **kwargs)
-            if self.rows is not None:
-                self.calls.add(kind, self.rows, 1)
-            self._inside = True
-            try:
-                return method(*args, **kwargs)
-            finally:
-                self._inside = False
-
-        return called
+    check_integer("forward", forward, least=0)
+    check_integer("adjoint", adjoint, least=0)
+    if (found := _counted.get()) is not None:
+        calls, rows = found
+        calls.add("forward", rows, forward)
+        calls.add("adjoint", rows, adjoint)

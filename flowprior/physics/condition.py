@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_number, check_positive, check_unit_images
 from flowprior.linear_algebra import ROUNDING, conjugate_gradients, cosines
-from flowprior.physics.calls import Calls, CountedOperator
+from flowprior.physics.calls import Calls, count_calls, counting
 from flowprior.registry import registered_name
 
 _PLAIN = "options must be numbers, strings, booleans or lists, which a file keeps"
@@ -84,13 +84,14 @@ class Condition(ABC):
     ) -> Tensor:
         """Conditions (B, ...) of data y (B, ...), each row by itself; arguments as `of`.
 
-        Calls of the operator for each row are added to `calls`.
+        Calls of the operator for each row, as `count_calls` is told of them, are added to `calls`.
         """
-        counted = CountedOperator(physics, Calls.none(len(y), y.device) if calls is None else calls)
-        of_data = self.of(counted.physics, like)
+        of_data = self.of(physics, like)
+        calls = Calls.none(len(y), y.device) if calls is None else calls
         made = []
-        for counted.rows in torch.arange(len(y), device=y.device).split(len(like)):
-            made.append(of_data(y[counted.rows]))
+        for rows in torch.arange(len(y), device=y.device).split(len(like)):
+            with counting(calls, rows):
+                made.append(of_data(y[rows]))
         return torch.cat(made)
 
     @abstractmethod
@@ -99,6 +100,7 @@ class Condition(ABC):
 
         The data are those of one image, (1, ...), and so are the conditions: a result must not
         depend on its batch. Of an operator with parameters for each image they are of all images.
+        The function says by `count_calls` how often it applies the operator.
 
         Args:
             physics: the operator.
@@ -250,6 +252,7 @@ class GaussianEstimate(Condition):
         root, enough = self._root(like), 100 * torch.finfo(like.dtype).eps
 
         def bend(w: Tensor) -> Tensor:
+            count_calls(forward=1)
             return w + root(adjoint(physics.A(grey + root(w)) - of_grey)) / self.sigma**2
 
         def of_data(y: Tensor) -> Tensor:
@@ -283,7 +286,12 @@ def _adjoint(physics: nn.Module, condition: Condition) -> Callable[[Tensor], Ten
             f"{type(physics).__name__} has no A_adjoint, which {type(condition).__name__} needs: "
             "expected a linear operator, such as a deepinv LinearPhysics"
         )
-    return adjoint
+
+    def counted(y: Tensor) -> Tensor:
+        count_calls(adjoint=1)
+        return adjoint(y)
+
+    return counted
 
 
 def _check_affine(

@@ -25,9 +25,9 @@ _DRAWS_AT_ONCE = 32
 class Amortised(Solver):
     """Draw from p(x | y) as a conditional flow has learned it: x = T(z; y), z ~ N(0, I).
 
-    Training on pairs has paid for it beforehand: there are no iterations, and neither operator nor
-    noise are used. It is right for pairs such as those of the training, with the same operator and
-    the same noise; otherwise see `Preconditioned`.
+    Training on pairs has paid for it beforehand: there are no iterations, the noise is not used,
+    and the operator only to make the condition. It is right for pairs such as those of the
+    training, with the same operator and the same noise; otherwise see `Preconditioned`.
 
     Reference: Siahkoohi et al., Preconditioned training of normalizing flows for variational
     inference in inverse problems (2021), section 2.

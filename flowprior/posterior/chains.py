@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer
@@ -27,20 +28,24 @@ STEP, SAMPLE, START = 1, 2, 3
 """What random numbers are for."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Sampler(Solver):
-    """A solver whose run is a `ChainRun`: its dataclass has these options.
+    """A solver whose run is a `ChainRun`: a frozen dataclass that adds its own options.
 
-    Attributes:
+    Args:
         chains: of each image, at least 2; from starts of their own, unless one is given.
         warm_up: number of iterations before draws are kept.
         thin: every so many iterations draws are kept.
         misfit: noise model to fit the data by; that of the data by default.
+
+    Raises:
+        ValueError: names the option.
     """
 
-    chains: int
-    warm_up: int
-    thin: int
-    misfit: Noise | None
+    chains: int = 4
+    warm_up: int = 300
+    thin: int = 1
+    misfit: Noise | None = None
     needs: ClassVar[tuple[str, ...]] = ("generate",)
 
     def __post_init__(self) -> None:
@@ -56,8 +61,12 @@ class Sampler(Solver):
         return self.warm_up + self.thin
 
     def start(self, problem: Problem) -> Tensor:
-        """Latents (B·chains, n) to begin from; those of one image are adjacent."""
-        return starts(problem, self.misfit, self.chains)
+        """Latents (B·chains, n) to begin from and to move; those of one image are adjacent.
+
+        A `Parameter` that the problem was given, as by `PosteriorModule`, is moved itself.
+        """
+        v = starts(problem, self.misfit, self.chains)
+        return (v if isinstance(v, nn.Parameter) else v.clone()).detach()
 
 
 class Point(NamedTuple):
@@ -99,7 +108,7 @@ class ChainRun(ABC):
     remedy = "more iterations or a longer warm_up"
     """What it takes where chains do not agree."""
     STATE: ClassVar[tuple[str, ...]] = ("iteration", "x", "kept", "finite")
-    """Attributes that checkpoints hold besides `point`; a subclass adds its own."""
+    """Attributes that checkpoints hold besides `point`; a subclass names its own."""
 
     def __init__(
         self, solver: Sampler, problem: Problem, v: Tensor, apart: bool = False, alone: bool = False
@@ -122,9 +131,8 @@ class ChainRun(ABC):
     def move(self) -> None:
         """Make one iteration of all chains: set `point`."""
 
-    @abstractmethod
-    def learn(self) -> None:
-        """Learn from where the chains are: called after each iteration of the warm-up."""
+    def learn(self) -> None:  # noqa: B027
+        """Learn from where the chains are, after each iteration of the warm-up; nothing here."""
 
     @property
     def z(self) -> Tensor:
@@ -185,8 +193,8 @@ class ChainRun(ABC):
         """What is wrong with the chains."""
         if self.iteration <= self.solver.warm_up or not self.kept:
             reason = (
-                f"the warm-up takes {self.solver.warm_up} iterations: take more iterations, or a "
-                "smaller warm_up; there is no posterior"
+                f"the first draw is kept after {self.solver.posterior_after} iterations (warm_up + "
+                "thin): take more iterations, or a smaller warm_up; there is no posterior"
             )
             if self.finite.any():
                 yield Warned(reason, "no_posterior")
@@ -216,14 +224,18 @@ class ChainRun(ABC):
             reason = f"as few as {size:.0f} effective draws: it takes {self.remedy}"
             yield Warned(reason, "few_draws", few, -size)
 
+    def _state_names(self) -> list[str]:
+        """What a class and those it is made of have to keep."""
+        return [name for kind in type(self).__mro__ for name in vars(kind).get("STATE", ())]
+
     def state_dict(self) -> dict[str, Any]:
         """Chains, kept draws and what was learned."""
-        own = {name: getattr(self, name) for name in self.STATE}
+        own = {name: getattr(self, name) for name in self._state_names()}
         return {**own, "kept": list(self.kept), "point": list(self.point)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from such a state."""
-        for name in self.STATE:
+        for name in self._state_names():
             setattr(self, name, state[name])
         self.point = Point(*state["point"])
         self.v.copy_(self.point.z.flatten(0, 1))

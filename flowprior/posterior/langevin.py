@@ -69,14 +69,10 @@ class Langevin(Sampler):
         ValueError: names the option.
     """
 
-    chains: int = 4
-    warm_up: int = 300
     leapfrog: int = 8
-    thin: int = 1
     metric: Literal["diagonal", "dense", "whitened"] = "diagonal"
     acceptance: float = 0.8
     descent_iterations: int = 30
-    misfit: Noise | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,7 +103,7 @@ class Langevin(Sampler):
 class LangevinRun(ChainRun):
     """The batch of a `Langevin`."""
 
-    STATE = (*ChainRun.STATE, "root", "accepted")
+    STATE = ("root", "accepted")
 
     def __init__(
         self, solver: Langevin, problem: Problem, v: Tensor, root: Tensor | None = None

@@ -1,17 +1,16 @@
 """Preconditioned stochastic-gradient Langevin dynamics."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowprior.checks import check_number, check_positive
 from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.descent import Values
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.warned import Warned
-from flowprior.physics.noise import Noise
 from flowprior.posterior.chains import STEP, ChainRun, Sampler
 from flowprior.posterior.likelihood import normal_draws
 
@@ -57,10 +56,8 @@ class PSGLD(Sampler):
 
     step_size: float = 0.08
     decay: float = 0.99
-    chains: int = 4
-    warm_up: int = 300
+    _: KW_ONLY
     thin: int = 10
-    misfit: Noise | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,15 +66,13 @@ class PSGLD(Sampler):
 
     def begin(self, problem: Problem) -> "PSGLDRun":
         """Start at draws of N(0, I), or at given latents."""
-        v = self.start(problem)
-        return PSGLDRun(self, problem, (v if isinstance(v, nn.Parameter) else v.clone()).detach())
+        return PSGLDRun(self, problem, self.start(problem))
 
 
 class PSGLDRun(ChainRun):
     """The batch of a `PSGLD`."""
 
-    remedy = "more iterations or a longer warm_up"
-    STATE = (*ChainRun.STATE, "square", "accepted")
+    STATE = ("square", "accepted")
 
     def __init__(self, solver: PSGLD, problem: Problem, v: Tensor) -> None:
         super().__init__(solver, problem, v)
