@@ -11,9 +11,10 @@ The way of a pixel, and the module of each stop:
 
 ``base`` connects stops 3 and 4 for every data set, ``pictures`` stops 1 and 2 for all that consist
 of image files. MNIST and CIFAR-10 (``small_images``), ``layer_models``, ``reflectivities`` and
-``prior_draws`` enter at stop 3.
+``prior_draws`` enter at stop 3, and so do pairs from files of one's own (``array_pairs``).
 """
 
+from datamodules.array_pairs import ArrayPairs
 from datamodules.base import ImageDataModule
 from datamodules.chest_xray import ChestXray
 from datamodules.dequantize import ArrayImages, ImageSource
@@ -31,6 +32,7 @@ __all__ = [
     "CIFAR10",
     "MNIST",
     "ArrayImages",
+    "ArrayPairs",
     "CelebA",
     "CelebAHQ",
     "ChestXray",

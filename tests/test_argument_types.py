@@ -104,6 +104,7 @@ GIVEN: dict[str, Any] = {
 }
 """Arguments that are right, by name; others that are needed come from `OF_TYPE`."""
 OF_ONE = {
+    "ArrayPairs": {"x": "x.npy", "y": "y.npy"},
     "SimulatedPairs": {"images": LayerModels(image_size=8)},
     "Survey": {"shape": (8, 8), "spacing": (10.0, 10.0), "slowest": 2000.0, "fastest": 3000.0},
 }
