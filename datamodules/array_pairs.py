@@ -19,8 +19,8 @@ from flowprior.physics import ScaledData
 _AT_ONCE = 256
 
 
-class FileImages(ImageSource):
-    """Some of the images of an array in a file."""
+class FileRows(ImageSource):
+    """Some of the rows of an array in a file: images, or data for their digest."""
 
     def __init__(self, arrays: np.ndarray, numbers: range) -> None:
         self.arrays, self.numbers = arrays, numbers
@@ -29,7 +29,7 @@ class FileImages(ImageSource):
         return len(self.numbers)
 
     def pixels(self, indices: Sequence[int]) -> np.ndarray:
-        """(B, C, H, W), uint8 or float32."""
+        """(B, ...), uint8 or float32."""
         found = self.arrays[[self.numbers[index] for index in indices]]
         return found if found.dtype == np.uint8 else found.astype(np.float32)
 
@@ -39,7 +39,7 @@ class ArrayPairs(PairDataModule):
 
     The last `num_test` pairs are the test ones, the `num_val` before them the validation ones: put
     pairs that resemble each other, such as slices of one patient, side by side. Files are read
-    piece by piece, and may be larger than the memory.
+    piece by piece, may be larger than the memory, and must not change while they are in use.
 
     Args:
         x: file of images (N, C, S, S): bytes, or floating-point numbers in [0, 1].
@@ -75,6 +75,7 @@ class ArrayPairs(PairDataModule):
         self.files = {"x": Path(x), "y": Path(y)}
         self._x, self._y = (_opened(name, path) for name, path in self.files.items())
         self._check_shapes()
+        self._shapes = self._x.shape, self._y.shape
         require(
             n_bits is None or n_bits <= 8 or self._x.dtype != np.uint8,
             "n_bits",
@@ -96,20 +97,20 @@ class ArrayPairs(PairDataModule):
         """That of y."""
         return self._y.shape[1:]
 
-    def images(self, split: str) -> FileImages:
+    def images(self, split: str) -> FileRows:
         """The images of "train", "val" or "test"."""
         check_split(split)
-        return FileImages(self._x, self.numbers[split])
+        return FileRows(self._x, self.numbers[split])
 
     def conditions(self, split: str, indices: Sequence[int]) -> Tensor:
         """scale·y (B, ...), float32."""
-        numbers = self.numbers[split]
-        return self.conditioning.scale * self._rows([numbers[index] for index in indices])
+        return self.conditioning.scale * self.measured(split, indices)
 
     def measured(self, split: str, indices: Sequence[int]) -> Tensor:
         """The data y (B, ...) as they are in the file, float32: for `invert`."""
+        check_split(split)
         numbers = self.numbers[split]
-        return self._rows([numbers[index] for index in indices])
+        return torch.from_numpy(_single(self._y[[numbers[index] for index in indices]]))
 
     def check(self, world_size: int) -> None:
         """See ``PairDataModule``; also that all numbers in the files are what they should be."""
@@ -119,16 +120,14 @@ class ArrayPairs(PairDataModule):
             x, y = self._x[rows], self._y[rows]
             if x.dtype != np.uint8 and not ((x >= 0) & (x <= 1)).all():
                 self._refuse("x", start, (x >= 0) & (x <= 1), "in [0, 1]")
-            if not np.isfinite(y).all():
-                self._refuse("y", start, np.isfinite(y), "finite")
+            given = np.isfinite(np.float32(self.conditioning.scale) * _single(y))
+            if not given.all():
+                self._refuse("y", start, given, "scale·y to be finite in single precision")
 
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
         """See ``ImageDataModule``."""
-        data = FileImages(self._y, self.numbers[split]).digest()
+        data = FileRows(self._y, self.numbers[split]).digest()
         return {**super().fingerprint(split), "data": data, "scale": self.conditioning.scale}
-
-    def _rows(self, numbers: Sequence[int]) -> Tensor:
-        return torch.from_numpy(self._y[list(numbers)].astype(np.float32))
 
     def _check_shapes(self) -> None:
         x, y = self._x, self._y
@@ -157,6 +156,14 @@ class ArrayPairs(PairDataModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._x, self._y = (_opened(name, path) for name, path in self.files.items())
+        for name, found, shape in zip("xy", (self._x, self._y), self._shapes, strict=True):
+            if found.shape != shape:
+                raise DataError(f"data.{name}={self.files[name]} has changed: {found.shape}")
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _opened(name: str, path: Path) -> np.ndarray:
@@ -165,8 +172,8 @@ def _opened(name: str, path: Path) -> np.ndarray:
         raise DataError(f"data.{name}={path}: there is no such file")
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"data.{name}={path} is no .npy file of numbers: {error}") from error
+    except Exception as error:  # what is no such file may raise anything
+        raise DataError(f"data.{name}={path} is no .npy file of numbers") from error
     if not isinstance(found, np.ndarray) or 0 in found.shape:
         raise DataError(
             f"data.{name}={path}: expected one array that is not empty, as np.save makes"

@@ -71,6 +71,9 @@ def test_numbers_stay_in_the_files(tmp_path: Path) -> None:
     assert len(stored) < 5000
     again = pickle.loads(stored)
     assert torch.equal(again.conditions("test", [1]), data.conditions("test", [1]))
+    saved(tmp_path, *arrays(30))
+    with pytest.raises(DataError, match=r"data.x=.*has changed"):
+        pickle.loads(stored)
 
 
 def test_fingerprint_is_of_both_files(tmp_path: Path) -> None:
@@ -146,7 +149,12 @@ def test_mistakes_are_one_line(
             r"data.x=.*expected in \[0, 1\], which rows \[7\] are not",
         ),
         (edited(X, (3, 0, 1, 1), np.nan), Y, r"data.x=.*rows \[3\]"),
-        (X, edited(Y, (19, 0, 1, 1), np.inf), r"data.y=.*expected finite, which rows \[19\]"),
+        (
+            X,
+            edited(Y, (19, 0, 1, 1), np.inf),
+            r"data.y=.*finite in single precision, which rows \[19\]",
+        ),
+        (X, edited(Y, (2, 0, 1, 1), 1e39), r"data.y=.*rows \[2\] are not"),
     ],
 )
 def test_numbers_are_checked_before_training(
@@ -164,6 +172,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ArrayPairs(data.files["x"], tmp_path / "none.npy", **options)
     (tmp_path / "text.npy").write_text("nothing")
     np.savez(tmp_path / "both.npz", x=X)
-    for name in ("text.npy", "both.npz"):
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04abc")
+    for name in ("text.npy", "both.npz", "zip.npy"):
         with pytest.raises(DataError, match=rf"data.x=.*{name}"):
             ArrayPairs(tmp_path / name, data.files["y"], **options)

@@ -127,10 +127,21 @@ class Gradient(Condition):
         return of_data
 
 
+@dataclass(frozen=True)
+class Halved(Condition):
+    """Half of what another condition gives."""
+
+    gives_images = True
+
+    def of(self, physics: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda y: GaussianEstimate(0.01, POWER, 6)(physics, y, like) / 2
+
+
 @pytest.mark.parametrize("count", [1, 5, 17])
 @pytest.mark.parametrize(
     ("condition", "forward", "adjoint"),
     [
+        (Halved(), 6, 7),
         (ScaledData(), 0, 0),
         (MigratedData(), 0, 1),
         (GaussianEstimate(0.01, POWER, 6), 6, 7),

@@ -18,8 +18,8 @@ _COUNTING = Lock()
 class Calls:
     """How often an operator was applied to each image, (B,) int64 each.
 
-    Not among them are calls that are made once for all images, and those of a trial that finds out
-    how many rows may be computed at once.
+    Not among them are calls that are made once for all images, though their time counts, and those
+    of a trial that finds out how many rows may be computed at once.
 
     Args:
         forward: applications of A.
@@ -65,9 +65,22 @@ _counted: ContextVar[tuple[Calls, Tensor] | None] = ContextVar("counted", defaul
 
 
 @contextmanager
-def counting(calls: Calls, rows: Tensor) -> Iterator[None]:
-    """Within it `count_calls` counts for the images `rows` (k,)."""
-    token = _counted.set((calls, rows))
+def counting(calls: Calls | None, rows: Tensor) -> Iterator[None]:
+    """Within it `count_calls` counts for the images `rows` (k,); without `calls` as around it."""
+    with _set(_counted.get() if calls is None else (calls, rows)):
+        yield
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Within it `count_calls` does nothing."""
+    with _set(None):
+        yield
+
+
+@contextmanager
+def _set(value: tuple[Calls, Tensor] | None) -> Iterator[None]:
+    token = _counted.set(value)
     try:
         yield
     finally:
@@ -77,8 +90,8 @@ def counting(calls: Calls, rows: Tensor) -> Iterator[None]:
 def count_calls(forward: int = 0, adjoint: int = 0) -> None:
     """Say how often the operator is applied while a condition is made of data (`Condition.of`).
 
-    They are added to those of each image whose data these are (`Estimate.calls`). Elsewhere it does
-    nothing.
+    They are added to those of each image whose data these are (`Estimate.calls`). Elsewhere, and on
+    a thread that was started meanwhile, it does nothing.
 
     Args:
         forward: applications of A.

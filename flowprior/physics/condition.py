@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer, check_number, check_positive, check_unit_images
 from flowprior.linear_algebra import ROUNDING, conjugate_gradients, cosines
-from flowprior.physics.calls import Calls, count_calls, counting
+from flowprior.physics.calls import Calls, count_calls, counting, uncounted
 from flowprior.registry import registered_name
 
 _PLAIN = "options must be numbers, strings, booleans or lists, which a file keeps"
@@ -84,10 +84,11 @@ class Condition(ABC):
     ) -> Tensor:
         """Conditions (B, ...) of data y (B, ...), each row by itself; arguments as `of`.
 
-        Calls of the operator for each row, as `count_calls` is told of them, are added to `calls`.
+        Calls of the operator for each row, as `count_calls` is told of them, are added to `calls`;
+        by default to those of a condition that calls this one.
         """
-        of_data = self.of(physics, like)
-        calls = Calls.none(len(y), y.device) if calls is None else calls
+        with uncounted():
+            of_data = self.of(physics, like)
         made = []
         for rows in torch.arange(len(y), device=y.device).split(len(like)):
             with counting(calls, rows):

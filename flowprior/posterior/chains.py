@@ -110,6 +110,11 @@ class ChainRun(ABC):
     STATE: ClassVar[tuple[str, ...]] = ("iteration", "x", "kept", "finite")
     """Attributes that checkpoints hold besides `point`; a subclass names its own."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not isinstance(cls.STATE, tuple):
+            raise TypeError(f"{cls.__name__}.STATE must be a tuple of names, got {cls.STATE!r}")
+
     def __init__(
         self, solver: Sampler, problem: Problem, v: Tensor, apart: bool = False, alone: bool = False
     ) -> None:

@@ -1,6 +1,6 @@
 """Langevin dynamics: exact draws of the posterior, if the chains run for long enough."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import torch
@@ -69,6 +69,7 @@ class Langevin(Sampler):
         ValueError: names the option.
     """
 
+    _: KW_ONLY
     leapfrog: int = 8
     metric: Literal["diagonal", "dense", "whitened"] = "diagonal"
     acceptance: float = 0.8
