@@ -177,7 +177,7 @@ class SignalToNoise(Measure):
 
 
 class OperatorCalls(Measure):
-    """How often operator and adjoint were applied to an image, in every table.
+    """How often operator and adjoint were applied, in every table that compares images.
 
     This is the cost where they are PDE solves, and it depends on no machine. Operators that a
     solver takes apart itself (networks of `Reconstructor`) are not seen.
