@@ -28,7 +28,7 @@ from flowprior.inversion import (
     l1_map,
 )
 from flowprior.physics import OPERATORS, Gaussian, make_operator
-from flowprior.posterior import PSGLD, Coupling, Langevin, Variational
+from flowprior.posterior import PSGLD, Coupling, Langevin, TemperedSMC, Variational
 from flowprior.priors import Cropped, GaussianPrior, Module, Padded, Prior, from_zuko
 from tests.conftest import make_perturbed_glow
 
@@ -138,6 +138,7 @@ LATENT = {
     "Discrepancy": Discrepancy(MAP(), stage=1),
     "Langevin": Langevin(chains=2, warm_up=2, leapfrog=1, descent_iterations=2),
     "PSGLD": PSGLD(0.001, chains=2, warm_up=2, thin=1),
+    "TemperedSMC": TemperedSMC(particles=8, moves=1, leapfrog=1),
     "Variational": Variational(Coupling(hidden=2), draws=2, descent_iterations=2),
 }
 RANGE = {

@@ -21,6 +21,7 @@ from flowprior.posterior import (
     Langevin,
     LowRank,
     Sampler,
+    TemperedSMC,
     Variational,
     normal_draws,
 )
@@ -49,6 +50,7 @@ SOLVERS = {
         chains=2, warm_up=12, leapfrog=2, metric="whitened", descent_iterations=2
     ),
     "PSGLD": PSGLD(chains=2, warm_up=4, thin=1),
+    "TemperedSMC": TemperedSMC(particles=8, moves=2, leapfrog=2),
     "Coupling": Variational(Coupling(hidden=4), draws=4, descent_iterations=3, whiten=False),
     "LowRank": Variational(LowRank(2), draws=4, descent_iterations=0, whiten=False),
     "FullGaussian": Variational(FullGaussian(), draws=2, descent_iterations=2, whiten=False),
@@ -386,6 +388,12 @@ def test_a_glow(name):
         (lambda: PSGLD(chains=1), "chains"),
         (lambda: PSGLD(warm_up=0), "warm_up"),
         (lambda: PSGLD(thin=0), "thin"),
+        (lambda: TemperedSMC(particles=7), "particles"),
+        (lambda: TemperedSMC(moves=0), "moves"),
+        (lambda: TemperedSMC(leapfrog=0), "leapfrog"),
+        (lambda: TemperedSMC(share=1.0), "share"),
+        (lambda: TemperedSMC(acceptance=0.0), "acceptance"),
+        (lambda: TemperedSMC(misfit=0.1), "misfit"),
         (lambda: Variational("coupling"), "family"),
         (lambda: Variational(beta=-1.0), "beta"),
         (lambda: Variational(learning_rate=0), "learning_rate"),
@@ -410,7 +418,7 @@ def test_wrong_options_are_named(make, option):
 def test_what_does_not_fit_is_one_line(known, decoder):
     with pytest.raises(ValueError, match="rank must be an integer from 1 to 16, got 17"):
         known.solve(Variational(LowRank(17)), 1)
-    for solver in (Langevin(), Variational()):
+    for solver in (Langevin(), TemperedSMC(), Variational()):
         name = type(solver).__name__
         with pytest.raises(ValueError, match=f"^{name} needs the noise level"):
             invert(decoder, identity, torch.zeros(1, 1, 4, 4).float(), solver=solver)

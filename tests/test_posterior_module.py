@@ -9,18 +9,20 @@ from flowprior.inversion import MAP, Restarts, invert
 from flowprior.posterior import (
     PSGLD,
     Amortised,
-    ChainRun,
     Coupling,
     Langevin,
     Preconditioned,
+    TemperedSMC,
     Variational,
 )
+from flowprior.posterior.ensemble import Ensemble
 from lightning_modules import PosteriorModule
 from tests.inversion_problems import Shifted, blur, identity, images_of, small_decoder
 from tests.test_inversion_module import fit
 
 SOLVERS = {
     "Langevin": Langevin(chains=2, warm_up=4, leapfrog=2),
+    "TemperedSMC": TemperedSMC(particles=8, moves=1, leapfrog=2),
     "PSGLD": PSGLD(chains=2, warm_up=4, thin=1),
     "Variational": Variational(Coupling(hidden=4), draws=4),
 }
@@ -55,7 +57,7 @@ def test_module_does_what_invert_does(decoder, y, tmp_path, name):
     before = module.v.detach().clone()
     fit(module, saving, InversionCurves())
     assert_same(module, expected)
-    assert torch.equal(module.v, before) != isinstance(module.run, ChainRun)  # which moves it
+    assert torch.equal(module.v, before) != isinstance(module.run, Ensemble)  # which moves it
     for path in tmp_path.glob("*.ckpt"):
         resumed = PosteriorModule(decoder, blur, y, **options)
         fit(resumed, ckpt_path=path)

@@ -16,6 +16,7 @@ from flowprior.posterior.likelihood import Likelihood, normal_draws
 from flowprior.posterior.preconditioned import Preconditioned
 from flowprior.posterior.psgld import PSGLD
 from flowprior.posterior.summaries import Summary, summarise
+from flowprior.posterior.tempered_smc import TemperedSMC
 from flowprior.posterior.variational import Variational
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Preconditioned",
     "Sampler",
     "Summary",
+    "TemperedSMC",
     "Variational",
     "calibrate",
     "coverage_figure",

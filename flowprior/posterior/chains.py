@@ -3,29 +3,26 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer
-from flowprior.inversion.batch_invariant import by_rows, rows_per_call
 from flowprior.inversion.descent import Values, chosen
 from flowprior.inversion.problem import Problem, check_noise
 from flowprior.inversion.solving import Solver
 from flowprior.inversion.warned import Warned
 from flowprior.physics.noise import Noise
-from flowprior.posterior.base import LatentPosterior
 from flowprior.posterior.diagnostics import effective_draws, r_hat
-from flowprior.posterior.likelihood import Likelihood, drawn, log_normal, starts
+from flowprior.posterior.ensemble import Ensemble, KeptDraws, Point
+from flowprior.posterior.likelihood import starts
 
 MIXED = 1.05
 """R-hat above which chains do not agree."""
 FEW = 100
 """Effective draws below which a standard deviation is off by 7 % and more."""
-STEP, SAMPLE, START = 1, 2, 3
-"""What random numbers are for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,31 +66,11 @@ class Sampler(Solver):
         return (v if isinstance(v, nn.Parameter) else v.clone()).detach()
 
 
-class Point(NamedTuple):
-    """Where chains are, and what is known there; (B, chains, ...) each.
-
-    z, x: latents and their images; gradient: of U, (B, chains, n); misfit, log_prior: (B, chains).
-    """
-
-    z: Tensor
-    x: Tensor
-    gradient: Tensor
-    misfit: Tensor
-    log_prior: Tensor
-
-    @property
-    def energy(self) -> Tensor:
-        """U."""
-        return self.misfit - self.log_prior
-
-
-class ChainRun(ABC):
+class ChainRun(Ensemble, ABC):
     """The batch of a sampler, as a `Run`: a subclass moves the chains, and learns in the warm-up.
 
     Attributes:
-        point: where the chains are.
         kept: latents (B, chains, n) of the draws that are kept.
-        finite: rows whose chains have stayed finite, (B,).
 
     Args:
         solver: with its options.
@@ -103,46 +80,26 @@ class ChainRun(ABC):
         alone: one row in each call, where more would not be exact.
     """
 
-    optimizer = None
-    averages = True
     remedy = "more iterations or a longer warm_up"
     """What it takes where chains do not agree."""
-    STATE: ClassVar[tuple[str, ...]] = ("iteration", "x", "kept", "finite")
-    """Attributes that checkpoints hold besides `point`; a subclass names its own."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if not isinstance(cls.STATE, tuple):
-            raise TypeError(f"{cls.__name__}.STATE must be a tuple of names, got {cls.STATE!r}")
+    STATE = ("kept",)
 
     def __init__(
         self, solver: Sampler, problem: Problem, v: Tensor, apart: bool = False, alone: bool = False
     ) -> None:
-        self.solver, self.problem, self.iteration = solver, problem, 0
-        self.likelihood = Likelihood(problem, solver.misfit, type(solver).__name__)
-        self.v = v
-        z = v.unflatten(0, (-1, solver.chains)).clone()
-        size = rows_per_call(self.at, z[:1], problem.rows[:1])
-        self.rows_per_call = 1 if alone else size
-        self.point = by_rows(self.at, z, problem.rows, size=self.rows_per_call)
+        super().__init__(problem, solver.misfit, type(solver).__name__, v, solver.chains, alone)
+        self.solver = solver
         self.kept: list[Tensor] = []
-        self.x = self.point.x.mean(1)
-        self.finite = self.point.energy.isfinite().all(1)
         given = problem.latents
-        self.together = not apart and given is not None and len(given) == len(z)
+        self.together = not apart and given is not None and len(given) == len(v) // solver.chains
         self._known: tuple[int, Tensor, Tensor] | None = None
 
     @abstractmethod
     def move(self) -> None:
         """Make one iteration of all chains: set `point`."""
 
-    def learn(self) -> None:  # noqa: B027
+    def learn(self) -> None:
         """Learn from where the chains are, after each iteration of the warm-up; nothing here."""
-
-    @property
-    def z(self) -> Tensor:
-        """Latents of the first chain, (B, *latent.shape)."""
-        return self.problem.prior.latent.shaped(self.point.z[:, 0])
 
     @property
     def active(self) -> Tensor:
@@ -172,15 +129,6 @@ class ChainRun(ABC):
         elif (self.iteration - warm_up) % self.solver.thin == 0:
             self.kept.append(self.point.z.clone())
             self.x = self.x + (self.point.x.mean(1) - self.x) / len(self.kept)
-
-    def at(self, z: Tensor, rows: Tensor) -> Point:
-        """What is known at latents z (k, chains, n) of the images `rows`."""
-        z = z.detach().requires_grad_()
-        with torch.enable_grad():
-            x, misfit = self.likelihood(z, rows)
-            log_prior = log_normal(z)
-            (gradient,) = torch.autograd.grad((misfit - log_prior).sum(), z)
-        return Point(z.detach(), x.detach(), gradient, misfit.detach(), log_prior.detach())
 
     def posterior(self) -> "ChainPosterior | None":
         """The kept draws, if there are any."""
@@ -229,21 +177,9 @@ class ChainRun(ABC):
             reason = f"as few as {size:.0f} effective draws: it takes {self.remedy}"
             yield Warned(reason, "few_draws", few, -size)
 
-    def _state_names(self) -> list[str]:
-        """What a class and those it is made of have to keep."""
-        return [name for kind in type(self).__mro__ for name in vars(kind).get("STATE", ())]
-
     def state_dict(self) -> dict[str, Any]:
         """Chains, kept draws and what was learned."""
-        own = {name: getattr(self, name) for name in self._state_names()}
-        return {**own, "kept": list(self.kept), "point": list(self.point)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from such a state."""
-        for name in self._state_names():
-            setattr(self, name, state[name])
-        self.point = Point(*state["point"])
-        self.v.copy_(self.point.z.flatten(0, 1))
+        return {**super().state_dict(), "kept": list(self.kept)}
 
 
 def diagnosed(draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,7 +189,7 @@ def diagnosed(draws: Tensor) -> tuple[Tensor, Tensor]:
     return worst, torch.stack([effective_draws(row).amin() for row in rows])
 
 
-class ChainPosterior(LatentPosterior):
+class ChainPosterior(KeptDraws):
     """Draws of Markov chains.
 
     Attributes:
@@ -263,18 +199,5 @@ class ChainPosterior(LatentPosterior):
     """
 
     def __init__(self, problem: Problem, draws: Tensor, r_hat: Tensor, effective: Tensor) -> None:
-        super().__init__(problem)
+        super().__init__(problem, draws.transpose(0, 1).flatten(1, 2))
         self.draws, self.r_hat, self.effective = draws, r_hat, effective
-
-    def draw(self, count: int, problem: Problem) -> Tensor:
-        """Choose kept draws: different ones of each image, as far as there are enough."""
-        pooled = self.draws.transpose(0, 1).flatten(1, 2)
-        known = pooled.shape[1]
-
-        def choose(generator: torch.Generator) -> Tensor:
-            rounds = -(-count // known)
-            turns = [torch.randperm(known, generator=generator) for _ in range(rounds)]
-            return torch.cat(turns)[:count]
-
-        places = drawn(problem, (0, SAMPLE), choose)
-        return torch.stack([row[place] for row, place in zip(pooled, places, strict=True)])

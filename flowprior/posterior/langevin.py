@@ -1,6 +1,7 @@
 """Langevin dynamics: exact draws of the posterior, if the chains run for long enough."""
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,15 +13,11 @@ from flowprior.inversion.descent import Values, chosen
 from flowprior.inversion.problem import Problem
 from flowprior.physics.noise import Noise
 from flowprior.posterior.adaptation import StepSizes, square_root, window_ends
-from flowprior.posterior.chains import START, STEP, ChainRun, Point, Sampler
+from flowprior.posterior.chains import ChainRun, Sampler
+from flowprior.posterior.ensemble import START, STEP
+from flowprior.posterior.hamiltonian import trajectory
 from flowprior.posterior.laplace import LARGEST, SEARCHES, whitened
-from flowprior.posterior.likelihood import (
-    descended,
-    drawn,
-    log_normal,
-    normal_draws,
-    starts,
-)
+from flowprior.posterior.likelihood import descended, drawn, normal_draws, starts
 
 _REMEDIES = {
     "diagonal": 'more iterations, a longer warm_up, more leapfrog steps, or metric="dense"',
@@ -133,35 +130,15 @@ class LangevinRun(ChainRun):
         # Trajectories of one length would come back to where they began in some directions.
         step = self.steps.now[:, None] * (0.4 + 0.8 * uniform[..., 0])
         arguments = self.point.z, self.point.gradient, velocity, step.to(velocity), self.root
-        size = self.rows_per_call
-        new, change = by_rows(self._trajectory, *arguments, self.problem.rows, size=size)
+        move = partial(trajectory, self.at, self.solver.leapfrog)
+        whole = torch.ones_like(self.accepted)
+        rows, size = self.problem.rows, self.rows_per_call
+        new, change = by_rows(move, *arguments, whole, rows, size=size)
         log_ratio = self.point.energy - new.energy - change
         probability = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
         accept = (uniform[..., 1] < probability) & self.finite[:, None]
-        flat = accept.flatten()
-        pairs = zip(new, self.point, strict=True)
-        taken = [chosen(flat, n.flatten(0, 1), o.flatten(0, 1)) for n, o in pairs]
-        self.point = Point(*(part.unflatten(0, accept.shape) for part in taken))
+        self.point = self.point.taken(accept, new)
         self.accepted = probability.mean(1)
-
-    def _trajectory(
-        self,
-        z: Tensor,
-        gradient: Tensor,
-        velocity: Tensor,
-        step: Tensor,
-        root: Tensor,
-        rows: Tensor,
-    ) -> tuple[Point, Tensor]:
-        """The end of a trajectory, and by how much ½‖velocity‖² has grown."""
-        step, before = step[..., None], velocity
-        for _ in range(self.solver.leapfrog):
-            half = velocity - step / 2 * _times(gradient, root)
-            z = z + step * _times(half, root.mT if root.ndim == 3 else root)
-            point = self.at(z, rows)
-            gradient = point.gradient
-            velocity = half - step / 2 * _times(gradient, root)
-        return point, log_normal(before) - log_normal(velocity)
 
     def _random(self) -> tuple[Tensor, Tensor]:
         """Velocities (B, chains, n) and uniform numbers (B, chains, 2) of this iteration."""
@@ -198,8 +175,3 @@ class LangevinRun(ChainRun):
         """Resume from such a state."""
         super().load_state_dict(state)
         self.steps.load_state_dict(state["steps"])
-
-
-def _times(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """Vectors (k, m, n) times full (k, n, n) or diagonal (k, n) matrices."""
-    return vectors @ matrix if matrix.ndim == 3 else vectors * matrix[:, None]

@@ -11,7 +11,8 @@ from flowprior.inversion.batch_invariant import by_rows
 from flowprior.inversion.descent import Values
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.warned import Warned
-from flowprior.posterior.chains import STEP, ChainRun, Sampler
+from flowprior.posterior.chains import ChainRun, Sampler
+from flowprior.posterior.ensemble import STEP
 from flowprior.posterior.likelihood import normal_draws
 
 FLOOR = 1e-5
