@@ -55,7 +55,7 @@ class TemperedSMC(Solver):
 
     Args:
         particles: of each image, at least 8.
-        moves: trajectories of each particle at every power.
+        moves: trajectories of each particle at every power; longer ones take particles further.
         leapfrog: steps of a trajectory.
         share: of the particles, that remain effective from one power to the next; between 0 and 1.
         acceptance: rate of acceptance to reach, between 0 and 1.
@@ -66,8 +66,8 @@ class TemperedSMC(Solver):
     """
 
     particles: int = 64
-    moves: int = 4
-    leapfrog: int = 12
+    moves: int = 1
+    leapfrog: int = 48
     share: float = 0.7
     acceptance: float = 0.7
     misfit: Noise | None = None
