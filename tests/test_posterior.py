@@ -248,6 +248,19 @@ def test_a_whitened_distribution_starts_at_a_known_posterior(known, family):
     assert (z.std(0) / known.deviation - 1).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("family", [FullGaussian(), LowRank(16), Coupling()])
+def test_steps_do_not_lead_large_latents_away_from_the_posterior(family):
+    """All gradients are noise: it begins at the exact posterior of 256 latents."""
+    known = Known(size=16, measurements=64)
+    posterior = known.solve(Variational(family, draws=8), 60).posterior
+    z, coordinates = posterior.latents(500, seed=1).transpose(0, 1), posterior.coordinates
+    w = torch.linalg.solve(coordinates.root, (z - coordinates.centre[:, None]).mT).mT
+    log_prob = family.log_prob(posterior.parameters, w) - coordinates.log_det(torch.arange(1))
+    exact = torch.distributions.MultivariateNormal(known.mean[:, None], known.covariance)
+    divergence = (log_prob - exact.log_prob(z)).mean()
+    assert divergence < 0.02 * 256
+
+
 def test_only_small_latents_are_whitened():
     prior = LinearGaussian(size=33)
     y = torch.full((1, 1, 33, 33), 0.5).double()
