@@ -2,13 +2,14 @@
 
     python evaluate.py --config restoration_mnist --tune --evaluation.images 48 \
         --evaluation.only '{problem: random Gaussian 250}'
-    PYTHONPATH=. python docs/digits.py table runs/restoration_mnist docs/digits.png
+    PYTHONPATH=. python docs/digits.py table runs/restoration_mnist \
+        "random Gaussian 250" docs/digits.png
     PYTHONPATH=. python docs/digits.py starts data
 
-`table` prints what every method has, and differences of pairs with p-values by Holm's method over
-the column, and draws the first test digits. The picture takes the arrays of a run, of which the
-published results have the records alone. `starts` inverts eight validation digits of MNIST's folder
-from other starts: 20 minutes of one core.
+`table` prints what every method has of a problem, and differences of pairs with p-values by Holm's
+method over the column, and draws the first test digits. The picture takes the arrays of a run, of
+which the published results have the records alone. `starts` inverts eight validation digits of
+MNIST's folder from other starts: 20 minutes of one core.
 """
 
 import json
@@ -29,7 +30,6 @@ from flowprior.inversion import MAP, Restarts, invert
 from flowprior.metrics import psnr
 from flowprior.physics import Gaussian, random_gaussian
 
-PROBLEM = "random Gaussian 250"
 DIGITS = 4
 GOOD = 30.0
 """PSNR above which a digit counts as recovered, in dB."""
@@ -77,13 +77,17 @@ def row_of(labels: Labels) -> Row:
     return known["method"], known.get("prior", "")
 
 
-def tables(run: Path) -> None:
-    """Print means, and differences of pairs."""
-    found = {row_of(labels): values for labels, values in read(run).items()}
+def tables(run: Path, problem: str) -> None:
+    """Print means, and differences of pairs, of what was measured of a problem."""
+    known = read(run).items()
+    found = {
+        row_of(labels): values for labels, values in known if dict(labels)["problem"] == problem
+    }
     quality = {row: summarise(values["psnr"]) for row, values in found.items()}
     print("| | PSNR (dB) | median | worst | above 30 dB | SSIM | residual / noise | s |")
     print("|---|---|---|---|---|---|---|---|")
-    for row, name in ROWS.items():
+    rows = {row: name for row, name in ROWS.items() if row in found}
+    for row, name in rows.items():
         of, values = quality[row], found[row]
         rest = [summarise(values[key]).mean for key in ("ssim", "residual", "seconds_per_image")]
         each = np.array([value for _, value in values["psnr"]])
@@ -98,12 +102,14 @@ def compare(quality: dict[Row, Stat], metric: str, digits: int) -> None:
     """Print differences of some rows from all others."""
     columns = []
     for one in COMPARED:
-        others = [row for row in ROWS if row != one]
+        others = [row for row in ROWS if row in quality and row != one]
         differences = [paired(quality[one], quality[row]) for row in others]
         corrected = holm([p_value(difference) for difference in differences])
         columns.append(dict(zip(others, zip(differences, corrected, strict=True), strict=True)))
     print(f"\n| {metric}, less | {' | '.join(ROWS[row] for row in COMPARED)} |\n|---|---|---|---|")
     for row, name in ROWS.items():
+        if row not in quality:
+            continue
         cells = [column.get(row) for column in columns]
         said = ["" if cell is None else difference(*cell, digits) for cell in cells]
         print(f"| {name} | {' | '.join(said)} |")
@@ -115,14 +121,16 @@ def difference(of: Stat, p: float, digits: int) -> str:
     return f"{mean} ± {of.ci95:.{digits}f}, p {p:.1g}"
 
 
-def draw(run: Path, picture: Path) -> None:
+def draw(run: Path, problem: str, picture: Path) -> None:
     """The first digits, and what methods make of them."""
     lines = map(json.loads, (run / "records.jsonl").read_text().splitlines()[1:])
     known = [(line["cell"], line["labels"]) for line in lines if "labels" in line]
-    cells = {row_of(tuple(of.items())): c for c, of in known if of.get("problem") == PROBLEM}
+    cells = {row_of(tuple(of.items())): c for c, of in known if of.get("problem") == problem}
     arrays = ArrayStore(run / "arrays")
     columns: dict[str, list[tuple[np.ndarray, str]]] = {}
     for row, title in SHOWN.items():
+        if row not in cells:
+            continue
         kept = [arrays.load(cells[row], image) for image in range(DIGITS)]
         columns.setdefault("truth", [(one["truth"], "") for one in kept])
         columns[title] = [(one["x"], f"{one['psnr'][-1]:.1f} dB") for one in kept]
@@ -166,10 +174,10 @@ def starts(root: Path) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["table", run, picture]:
-            tables(Path(run))
-            draw(Path(run), Path(picture))
+        case ["table", run, problem, picture]:
+            tables(Path(run), problem)
+            draw(Path(run), problem, Path(picture))
         case ["starts", folder]:
             starts(Path(folder))
         case _:
-            sys.exit("digits.py takes table RUN PICTURE, or starts FOLDER")
+            sys.exit("digits.py takes table RUN PROBLEM PICTURE, or starts FOLDER")
