@@ -511,6 +511,15 @@ def test_noise_does_not_hide_a_fall(known, iterations):
     assert [warning.kind for warning in found.warnings if warning.kind == "falling"]
 
 
+@pytest.mark.parametrize("learning_rate", [0.02, 1.0])
+def test_steps_that_are_too_large_are_said(known, learning_rate):
+    # It starts at the exact posterior.
+    solver = Variational(FullGaussian(), draws=4, learning_rate=learning_rate)
+    found = known.solve(solver, 40)
+    rose = [warning for warning in found.warnings if warning.kind == "rose"]
+    assert len(rose) == (learning_rate == 1.0)
+
+
 def test_falls_of_noisy_curves_are_those_of_lines():
     times = torch.arange(40, dtype=torch.float64)[:, None]
     noise = normal(40, 2000)

@@ -269,15 +269,26 @@ class VariationalRun:
         return FittedPosterior(self.problem, *fitted)
 
     def warnings(self) -> Iterator[str]:
-        """Rows whose objective is not known to have stopped falling."""
+        """Rows whose objective rose, or is not known to have stopped falling."""
         if self.iteration < _FEWEST:
             reason = f"fewer than {_FEWEST} iterations do not tell whether the objective still fell"
             yield Warned(reason, "falling", self.finite)
             return
-        fallen, error = fall_of_noisy(torch.stack(self.objectives[-(self.iteration // 2) :]))
+        latter = torch.stack(self.objectives[-(self.iteration // 2) :])
+        least = max(_LEAST, STILL * self.problem.prior.latent.size)
+        # The start is a single value, with the noise of one.
+        risen = latter.mean(0) - self.objectives[0] - 2 * latter.std(0)
+        rose = self.finite & (risen > least)
+        if rose.any():
+            reason = (
+                f"the objective rose by up to {risen[rose].max():.3g} nats above its start: steps "
+                "are too large, it takes a smaller learning_rate or more draws"
+            )
+            yield Warned(reason, "rose", rose, risen[rose].max())
+        fallen, error = fall_of_noisy(latter)
         # A short run must not pass because its noise hides the fall.
         most = fallen + 2 * error
-        still = self.finite & (most > max(_LEAST, STILL * self.problem.prior.latent.size))
+        still = self.finite & ~rose & (most > least)
         if still.any():
             worst = most.where(still, -torch.inf).argmax()
             reason = (
