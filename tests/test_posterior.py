@@ -404,7 +404,7 @@ def test_a_glow(name):
         (lambda: TemperedSMC(particles=7), "particles"),
         (lambda: TemperedSMC(moves=0), "moves"),
         (lambda: TemperedSMC(leapfrog=0), "leapfrog"),
-        (lambda: TemperedSMC(share=1.0), "share"),
+        (lambda: TemperedSMC(effective_share=1.0), "effective_share"),
         (lambda: TemperedSMC(acceptance=0.0), "acceptance"),
         (lambda: TemperedSMC(misfit=0.1), "misfit"),
         (lambda: Variational("coupling"), "family"),

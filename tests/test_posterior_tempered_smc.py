@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from flowprior.inversion import invert
+from flowprior.inversion import MultiScale, Restarts, invert
 from flowprior.posterior import TemperedSMC
+from flowprior.posterior.tempered_smc import _resampled
 from flowprior.priors import Module
+from lightning_modules import PosteriorModule
 from tests.inversion_problems import identity
+from tests.test_inversion_module import fit
 from tests.test_posterior import Known, surprisal
 
 SIGMA = 0.1
@@ -61,7 +64,6 @@ def test_particles_have_a_known_posterior_and_evidence():
     torch.testing.assert_close(z.mean(1).view_as(found.x) * 0.2 + 0.5, found.x)
     evidence = found.posterior.log_evidence
     torch.testing.assert_close(evidence, -surprisal(known), rtol=0, atol=0.15)
-    torch.testing.assert_close(evidence, found.history["log_evidence"][-1])
     assert found.warnings == ()
     assert (found.history["power"].diff(dim=0) >= 0).all()
     assert (found.history["power"][-1] == 1).all()
@@ -87,6 +89,7 @@ def test_impossible_draws_of_the_prior_die_out():
     grid, weights, _ = grid_posterior(torch.sqrt, 0.8, 5)
     mean = (weights * grid).sum()
     assert (z > 0).all()
+    assert found.warnings == ()
     assert abs(z.mean() - mean) < 0.03
     assert abs(z.std() / (weights * (grid - mean).square()).sum().sqrt() - 1) < 0.1
 
@@ -116,8 +119,92 @@ def test_particles_that_hardly_move_are_said():
     assert kinds == {1: ["hardly_moved"], 12: []}
 
 
+@pytest.mark.parametrize("power", [0.0, 1e-9])
+def test_resampling_by_hand(power):
+    """Weights by the ESS, the evidence by the mean weight, offspring within one of their share."""
+    misfit = torch.tensor([[0.0, 1.0, 2.0, torch.inf, torch.nan, 30.0, 1e9, 0.5]]).double()
+    uniform, power = torch.full((1,), 0.3).double(), torch.full((1,), power).double()
+    new, gain, places = _resampled(0.5, power, misfit, uniform)
+    weights = (-(new - power) * misfit.nan_to_num(nan=torch.inf)).exp()
+    assert power < new < 1
+    effective = weights.sum() ** 2 / weights.square().sum()
+    assert abs(effective - 0.5 * 6) < 1e-6  # six of eight are possible
+    torch.testing.assert_close(gain, weights.mean(1).log())
+    offspring = torch.bincount(places[0], minlength=8)
+    expected = 8 * weights[0] / weights.sum()
+    assert ((offspring - expected).abs() < 1).all()
+    assert places.diff().min() >= 0
+
+
+def test_the_first_power_may_be_tiny():
+    misfit = 1e20 * torch.arange(1.0, 9.0, dtype=torch.float64)[None]
+    new, _, places = _resampled(0.5, torch.zeros(1).double(), misfit, torch.zeros(1).double())
+    assert 0 < new < 1e-19
+    assert places.unique().numel() > 2
+
+
+def test_few_possible_draws_are_said():
+    class Rare(Squares):
+        """x = (√(z − 2.2), z'): one in 72 draws of the prior has an image."""
+
+        def forward(self, z):
+            first = (z[:, :1] - 2.2).sqrt() + 0 * self.middle
+            return torch.cat([first, z[:, 1:]], 1).view(-1, 1, 1, 2)
+
+    y, ends = torch.tensor([[[[0.3, 0.0]]]]).double(), set()
+    for seed in range(20):
+        options = {"sigma": SIGMA, "iterations": 40, "seed": seed}
+        found = invert(prior_of(Rare()), identity, y, solver=TemperedSMC(leapfrog=1), **options)
+        if found.finite.all():
+            few = [warning.kind for warning in found.warnings].count("few_possible")
+            assert few == 1
+            ends.add(True)
+        else:
+            ends.add(None)
+    assert ends == {True, None}
+
+
+def test_before_the_first_iteration_impossible_draws_do_not_count():
+    found = invert(
+        prior_of(Roots()),
+        identity,
+        torch.tensor([[[[0.8, 0.0]]]]).double(),
+        sigma=SIGMA,
+        solver=TemperedSMC(),
+        iterations=0,
+    )
+    assert found.finite.all()
+    assert found.x.isfinite().all()
+    assert found.history["misfit"].isfinite().all()
+    assert found.posterior is None
+
+
+def test_a_module_begins_anew():
+    """Its parameter is where the last fit ended, which must not be taken for draws of the prior."""
+    known = Known()
+    options = {"sigma": known.sigma, "solver": TemperedSMC(particles=16), "iterations": 20}
+    module = PosteriorModule(known.prior, known.physics, known.y, **options)
+    evidence = []
+    for _ in range(2):
+        fit(module)
+        evidence.append(module.posterior.log_evidence)
+    assert torch.equal(*evidence)
+
+
 def test_given_latents_are_refused():
     known = Known()
-    latents = torch.zeros(1, 1, 4, 4).double()
-    with pytest.raises(ValueError, match="TemperedSMC starts from draws of the prior"):
-        known.solve(TemperedSMC(), 1, latents=latents)
+    for latents in (torch.zeros(1, 1, 4, 4).double(), nn.Parameter(torch.zeros(64, 16).double())):
+        with pytest.raises(ValueError, match="TemperedSMC has starts of its own"):
+            known.solve(TemperedSMC(), 1, latents=latents)
+        with pytest.raises(ValueError, match="TemperedSMC has starts of its own"):
+            PosteriorModule(
+                known.prior,
+                known.physics,
+                known.y,
+                sigma=known.sigma,
+                solver=TemperedSMC(),
+                latents=latents,
+            )
+    for wrapper in (Restarts, lambda solver: MultiScale(solver, [1.0])):
+        with pytest.raises(ValueError, match="must start from given latents"):
+            wrapper(TemperedSMC())

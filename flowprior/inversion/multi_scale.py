@@ -47,6 +47,11 @@ class MultiScale(Solver):
         check_integer("stage", self.stage, least=1)
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver of MultiScale must be a Solver, got {self.solver!r}")
+        if not self.solver.takes_latents:
+            raise ValueError(
+                "solver of MultiScale must start from given latents, as MAP does, got "
+                f"{self.solver!r}"
+            )
         for frequency in self.frequencies:
             check_positive("frequencies", frequency)
         object.__setattr__(self, "frequencies", tuple(map(float, self.frequencies)))

@@ -36,9 +36,9 @@ class Restarts(Solver):
     def __post_init__(self) -> None:
         check_fields(self)
         check_integer("count", self.count, least=1)
-        if not hasattr(self.solver, "start"):
+        if not hasattr(self.solver, "start") or not self.solver.takes_latents:
             raise ValueError(
-                "solver of Restarts must work on latents, as MAP does (it has `start`), got "
+                "solver of Restarts must start from given latents, as MAP does, got "
                 f"{self.solver!r}"
             )
 

@@ -76,6 +76,7 @@ class Solver(ABC):
             if there never is one. It may be a property that depends on the options.
         through: whether it uses gradients of images that the prior projects onto its range.
         uses_start: whether its images depend on those to start from.
+        takes_latents: whether one over latents starts from given ones.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -83,6 +84,7 @@ class Solver(ABC):
     posterior_after: ClassVar[int | None] = None
     through: ClassVar[bool] = False
     uses_start: ClassVar[bool] = True
+    takes_latents: ClassVar[bool] = True
 
     @abstractmethod
     def begin(self, problem: Problem) -> Run:
@@ -253,6 +255,8 @@ def check_together(solver: Solver, problem: Problem) -> None:
     """Raise ValueError unless prior, operator and noise have what the solver needs."""
     if problem.latents is not None and not solver.needs:
         raise ValueError(f"{type(solver).__name__} starts from images: give start, not latents")
+    if problem.latents is not None and not solver.takes_latents:
+        raise ValueError(f"{type(solver).__name__} has starts of its own: leave out the latents")
     solver.check(problem.prior)
     gradient_for = type(solver).__name__ if solver.differentiates else None
     options = {"gradient_for": gradient_for, "through": solver.through}

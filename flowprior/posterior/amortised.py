@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowprior.argument_types import check_fields
 from flowprior.checks import check_integer
@@ -45,6 +45,7 @@ class Amortised(Solver):
     differentiates = False
     posterior_after = 0
     uses_start = False
+    takes_latents = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -65,9 +66,6 @@ class Amortised(Solver):
 
     def begin(self, problem: Problem) -> "AmortisedRun":
         """Draw for the mean."""
-        # A Parameter is that of a LightningModule, which every solver there is given.
-        if problem.latents is not None and not isinstance(problem.latents, nn.Parameter):
-            raise ValueError("Amortised starts from no latents: leave them out")
         return AmortisedRun(self, problem)
 
 

@@ -1,6 +1,6 @@
 """Markov chains in the latents of a prior: what samplers share."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -66,11 +66,13 @@ class Sampler(Solver):
         return (v if isinstance(v, nn.Parameter) else v.clone()).detach()
 
 
-class ChainRun(Ensemble, ABC):
+class ChainRun(Ensemble):
     """The batch of a sampler, as a `Run`: a subclass moves the chains, and learns in the warm-up.
 
     Attributes:
+        point: where the chains are.
         kept: latents (B, chains, n) of the draws that are kept.
+        finite: rows whose chains have stayed finite, (B,).
 
     Args:
         solver: with its options.
@@ -116,7 +118,7 @@ class ChainRun(Ensemble, ABC):
         self.iteration += 1
         before = self.point
         self.move()
-        sound = self.point.energy.isfinite() & self.point.gradient.isfinite().all(2)
+        sound = self.point.energy().isfinite() & self.point.gradient.isfinite().all(2)
         self.finite = self.finite & sound.all(1)
         if not self.finite.all():  # these stay where they were
             pairs = zip(self.point, before, strict=True)

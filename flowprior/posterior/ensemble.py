@@ -1,18 +1,19 @@
 """Several latents of each image that move together: what chains and particles share."""
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowprior.inversion.batch_invariant import by_rows, rows_per_call
-from flowprior.inversion.descent import chosen
+from flowprior.inversion.descent import Values, chosen
 from flowprior.inversion.problem import Problem
 from flowprior.physics.noise import Noise
 from flowprior.posterior.base import LatentPosterior
 from flowprior.posterior.likelihood import Likelihood, drawn, log_normal
 
-STEP, SAMPLE, START = 1, 2, 3
+STEP, SAMPLE, START, RESAMPLE = 1, 2, 3, 5
 """What random numbers are for."""
 
 
@@ -28,10 +29,10 @@ class Point(NamedTuple):
     misfit: Tensor
     log_prior: Tensor
 
-    @property
-    def energy(self) -> Tensor:
-        """U = misfit − log_prior."""
-        return self.misfit - self.log_prior
+    def energy(self, power: Tensor | float = 1.0) -> Tensor:
+        """U = φ·misfit − log_prior (B, m), for a power φ of the likelihood, (B,) or one number."""
+        power = power[:, None] if isinstance(power, Tensor) else power
+        return power * self.misfit - self.log_prior
 
     def taken(self, accept: Tensor, new: "Point") -> "Point":
         """The new point where accept (B, m) says so, and this one elsewhere."""
@@ -41,8 +42,8 @@ class Point(NamedTuple):
         return Point(*(part.unflatten(0, accept.shape) for part in parts))
 
 
-class Ensemble:
-    """Base of the batch of a sampler, as a `Run`: a subclass has `step`, `values` and `active`.
+class Ensemble(ABC):
+    """Base of the batch of a sampler, as a `Run`.
 
     Attributes:
         point: where the ensemble is.
@@ -84,7 +85,21 @@ class Ensemble:
         self.rows_per_call = 1 if alone else size
         self.point = by_rows(self.at, z, problem.rows, size=self.rows_per_call)
         self.x = self.point.x.mean(1)
-        self.finite = self.point.energy.isfinite().all(1)
+        self.finite = self.point.energy().isfinite().all(1)
+
+    @abstractmethod
+    def step(self) -> None:
+        """Make one iteration."""
+
+    @property
+    @abstractmethod
+    def active(self) -> Tensor:
+        """Rows that still change, (B,)."""
+
+    @property
+    @abstractmethod
+    def values(self) -> Values:
+        """What curves show, (B,) each."""
 
     @property
     def z(self) -> Tensor:
@@ -101,7 +116,7 @@ class Ensemble:
         return Point(z.detach(), x.detach(), gradient, misfit.detach(), log_prior.detach())
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, and what a class and those it is made of have to keep."""
+        """Where it is, and what the class and its base classes have to keep."""
         return {**{name: getattr(self, name) for name in self._names()}, "point": list(self.point)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -113,8 +113,8 @@ class Family(ABC):
 class FullGaussian(Family):
     """All normal distributions: n² numbers for latents of n, so for small ones.
 
-    The map is m + d ∘ (I + L/√n) t, with L (n, n) strictly lower triangular. By the root, a step of
-    Adam changes draws by as much for all sizes, and its noise costs no more nats for each latent.
+    The map is m + d ∘ (I + 2 L/√n) t, with L (n, n) strictly lower triangular. Because of √n, a
+    step of Adam changes draws by as much for all sizes, and its noise costs as many nats a latent.
     """
 
     def shapes(self, size: int) -> Shapes:
@@ -122,7 +122,7 @@ class FullGaussian(Family):
         return {"lower": (size, size)}
 
     def shape(self, t: Tensor, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(I + L/√n) t."""
+        """(I + 2 L/√n) t."""
         return t + t @ _below(parameters["lower"]).mT, t.new_zeros(len(t), 1)
 
     def unshape(self, s: Tensor, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -133,8 +133,8 @@ class FullGaussian(Family):
 
 
 def _below(lower: Tensor) -> Tensor:
-    """L/√n."""
-    return lower.tril(-1) / lower.shape[-1] ** 0.5
+    """2 L/√n."""
+    return 2 / lower.shape[-1] ** 0.5 * lower.tril(-1)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from flowprior.inversion.problem import Problem
 from flowprior.physics.noise import Noise
 from flowprior.posterior.adaptation import StepSizes, square_root, window_ends
 from flowprior.posterior.chains import ChainRun, Sampler
-from flowprior.posterior.ensemble import START, STEP
-from flowprior.posterior.hamiltonian import trajectory
+from flowprior.posterior.ensemble import START, STEP, Point
+from flowprior.posterior.hamiltonian import hamiltonian_move, velocities
 from flowprior.posterior.laplace import LARGEST, SEARCHES, whitened
-from flowprior.posterior.likelihood import descended, drawn, normal_draws, starts
+from flowprior.posterior.likelihood import descended, normal_draws, starts
 
 _REMEDIES = {
     "diagonal": 'more iterations, a longer warm_up, more leapfrog steps, or metric="dense"',
@@ -111,7 +111,7 @@ class LangevinRun(ChainRun):
         z = self.point.z
         unit = torch.eye(z.shape[-1]).to(z) if dense else z.new_ones(z.shape[-1])
         self.root = unit.expand(len(z), *unit.shape) if root is None else root
-        self.steps = StepSizes(self.point.energy[:, 0], solver.acceptance)
+        self.steps = StepSizes(self.point.energy()[:, 0], solver.acceptance)
         self.accepted = torch.ones_like(self.steps.now)
 
     @property
@@ -126,31 +126,14 @@ class LangevinRun(ChainRun):
 
     def move(self) -> None:
         """Propose the ends of trajectories, and accept some."""
-        velocity, uniform = self._random()
-        # Trajectories of one length would come back to where they began in some directions.
-        step = self.steps.now[:, None] * (0.4 + 0.8 * uniform[..., 0])
-        arguments = self.point.z, self.point.gradient, velocity, step.to(velocity), self.root
-        move = partial(trajectory, self.at, self.solver.leapfrog)
-        whole = torch.ones_like(self.accepted)
-        rows, size = self.problem.rows, self.rows_per_call
-        new, change = by_rows(move, *arguments, whole, rows, size=size)
-        log_ratio = self.point.energy - new.energy - change
-        probability = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
-        accept = (uniform[..., 1] < probability) & self.finite[:, None]
-        self.point = self.point.taken(accept, new)
+        problem, solver = self.problem, self.solver
+        random = velocities(problem, (self.iteration, STEP), solver.chains)
+        options = self.steps.now, self.root, torch.ones_like(self.steps.now), problem.rows
+        move = partial(hamiltonian_move, self.at, solver.leapfrog, size=self.rows_per_call)
+        new, probability = move(self.point, random, *options)
+        pairs = zip(new, self.point, strict=True)
+        self.point = Point(*(chosen(self.finite, part, old) for part, old in pairs))
         self.accepted = probability.mean(1)
-
-    def _random(self) -> tuple[Tensor, Tensor]:
-        """Velocities (B, chains, n) and uniform numbers (B, chains, 2) of this iteration."""
-        shape = self.point.z.shape[1:]
-
-        def draw(generator: torch.Generator) -> Tensor:
-            normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-            uniform = torch.rand(shape[0], 2, generator=generator, dtype=torch.float64)
-            return torch.cat([normal, uniform], 1)
-
-        normal, uniform = drawn(self.problem, (self.iteration, STEP), draw).split([shape[1], 2], 2)
-        return normal.to(self.point.z), uniform
 
     def learn(self) -> None:
         """Learn step sizes and coordinates."""

@@ -78,7 +78,7 @@ class PSGLDRun(ChainRun):
     def __init__(self, solver: PSGLD, problem: Problem, v: Tensor) -> None:
         super().__init__(solver, problem, v)
         self.square = self.point.gradient.square().clamp_min(1)
-        self.accepted = torch.ones_like(self.point.energy[:, 0])
+        self.accepted = torch.ones_like(self.point.energy()[:, 0])
 
     @property
     def values(self) -> Values:
@@ -99,7 +99,7 @@ class PSGLDRun(ChainRun):
         if after > 0:
             back = _log_density(old.z - new.z + pace / 2 * new.gradient, pace)
             forth = _log_density(new.z - old.z + pace / 2 * old.gradient, pace)
-            ratio = old.energy - new.energy + back - forth
+            ratio = old.energy() - new.energy() + back - forth
             share = ratio.clamp(max=0).exp().nan_to_num(nan=0.0).mean(1)
             self.accepted = self.accepted + (share - self.accepted) / after
 
