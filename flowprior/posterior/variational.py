@@ -276,13 +276,13 @@ class VariationalRun:
             return
         latter = torch.stack(self.objectives[-(self.iteration // 2) :])
         least = max(_LEAST, STILL * self.problem.prior.latent.size)
-        # The start is a single value, with the noise of one.
-        risen = latter.mean(0) - self.objectives[0] - 2 * latter.std(0)
+        # All of them: the start is a single value, with the noise of one.
+        risen = latter.amin(0) - self.objectives[0]
         rose = self.finite & (risen > least)
         if rose.any():
             reason = (
-                f"the objective rose by up to {risen[rose].max():.3g} nats above its start: steps "
-                "are too large, it takes a smaller learning_rate or more draws"
+                f"the objective is up to {risen[rose].max():.3g} nats above its start: steps are too "
+                "large, it takes a smaller learning_rate or more draws"
             )
             yield Warned(reason, "rose", rose, risen[rose].max())
         fallen, error = fall_of_noisy(latter)
