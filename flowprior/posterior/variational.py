@@ -281,8 +281,8 @@ class VariationalRun:
         rose = self.finite & (risen > least)
         if rose.any():
             reason = (
-                f"the objective is up to {risen[rose].max():.3g} nats above its start: steps are too "
-                "large, it takes a smaller learning_rate or more draws"
+                f"the objective is up to {risen[rose].max():.3g} nats above its start: steps are "
+                "too large, it takes a smaller learning_rate or more draws"
             )
             yield Warned(reason, "rose", rose, risen[rose].max())
         fallen, error = fall_of_noisy(latter)
