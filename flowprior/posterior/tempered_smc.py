@@ -148,6 +148,8 @@ class TemperedSMCRun(Ensemble):
         """Raise the powers, and resample and move the particles of all active rows."""
         self.iteration += 1
         active = self.active
+        if not active.any():
+            return
         self._resample(active)
         begun = self.point.z
         scale = square_root(begun[None], dense=False)
