@@ -131,15 +131,15 @@ class Ensemble(ABC):
 
 
 class KeptDraws(LatentPosterior):
-    """Latents (B, N, n) that were drawn."""
+    """Draws that are there already, as `kept`: latents (B, N, n)."""
 
     def __init__(self, problem: Problem, latents: Tensor) -> None:
         super().__init__(problem)
-        self._pooled = latents
+        self.kept = latents
 
     def draw(self, count: int, problem: Problem) -> Tensor:
         """Choose some of them: different ones of each image, as far as there are enough."""
-        known = self._pooled.shape[1]
+        known = self.kept.shape[1]
 
         def choose(generator: torch.Generator) -> Tensor:
             rounds = -(-count // known)
@@ -147,4 +147,4 @@ class KeptDraws(LatentPosterior):
             return torch.cat(turns)[:count]
 
         places = drawn(problem, (0, SAMPLE), choose)
-        return torch.stack([row[place] for row, place in zip(self._pooled, places, strict=True)])
+        return torch.stack([row[place] for row, place in zip(self.kept, places, strict=True)])

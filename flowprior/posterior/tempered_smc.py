@@ -235,13 +235,17 @@ class ParticlePosterior(KeptDraws):
     """Particles as draws.
 
     Attributes:
-        particles: latents (B, particles, n).
         log_evidence: estimates of log ∫ exp(−misfit) N(z; 0, I) dz, nats, (B,) float64.
     """
 
     def __init__(self, problem: Problem, particles: Tensor, log_evidence: Tensor) -> None:
         super().__init__(problem, particles)
-        self.particles, self.log_evidence = particles, log_evidence
+        self.log_evidence = log_evidence
+
+    @property
+    def particles(self) -> Tensor:
+        """Latents (B, particles, n)."""
+        return self.kept
 
 
 def _resampled(
