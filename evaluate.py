@@ -115,16 +115,13 @@ def _workers(config: Namespace) -> Executor | None:
 def _tuned(
     evaluation: Evaluation, output: Path, settings: str, pool: Executor | None
 ) -> Evaluation:
-    from evaluation.tuning import tuned
+    from evaluation.tuning import check_none_measured, tuned
 
     if not evaluation.tunable:
         raise UsageError(f"--tune: {type(evaluation).__name__} has nothing to tune")
-    if (output.parent / RECORDS).exists() and not (output / "table.json").exists():
-        raise UsageError(
-            f"--tune: {output.parent / RECORDS} holds results that were not tuned: give another "
-            "--output, or delete that file"
-        )
     evaluation.check()
+    if not (output / "table.json").exists():  # was not tuned, or not to the end
+        check_none_measured(evaluation, output.parent / RECORDS)
     return tuned(evaluation, lambda other: run(other, output, settings, Console(), pool))
 
 

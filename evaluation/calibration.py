@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule, PriorDraws
 from evaluation.base import Result, labels_text
-from evaluation.experiment import Experiment, Method
+from evaluation.experiment import Experiment, Method, Only
 from evaluation.inversion import InversionEvaluation
 from evaluation.measures import Measure
 from evaluation.priors import PriorOfData
@@ -116,7 +116,7 @@ class CalibrationEvaluation(InversionEvaluation):
         seed: of draws of the prior, noise and starts.
         title: of the report.
         device: "auto" takes a GPU if there is one.
-        only: labels of the experiments to measure, as for `InversionEvaluation`.
+        only: labels of the rows to measure, as for `InversionEvaluation`.
     """
 
     tunable = compares = False
@@ -134,7 +134,7 @@ class CalibrationEvaluation(InversionEvaluation):
         seed: int = 0,
         title: str = "Calibration of posteriors",
         device: str = "auto",
-        only: dict[str, Any] | None = None,
+        only: Only | None = None,
     ) -> None:
         check_integer("images", images, least=10)
         if not isinstance(prior, PriorOfData):

@@ -1,14 +1,14 @@
 """What a table of inversions compares: experiments and methods, as a config describes them."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from evaluation.base import Label, labels_text
+from evaluation.base import Label, Labels, label_text
 from flowprior.identity import identity
 from flowprior.inversion import Problem, Solver, make_problem
 from flowprior.physics import Noise, find_operator, make_operator
@@ -16,6 +16,7 @@ from flowprior.priors import Prior
 
 StartName = Literal["random", "constant", "depth", "data", "smoothed_truth", "file"]
 ImageShape = tuple[int, int, int]
+Only = dict[str, Label | list[Label]]
 REFINEMENT = 4
 """Data of an operator on a grid are made on one so many times finer."""
 
@@ -117,13 +118,30 @@ class Experiment:
         return {**described, "operators": identity([find_operator(self.operator)])}
 
 
-def chosen(experiments: Iterable[Experiment], only: dict[str, Any]) -> list[Experiment]:
-    """The experiments that have all of these labels; ValueError if none has."""
-    found = [one for one in experiments if only.items() <= one.labels.items()]
-    if not found:
-        known = "; ".join(labels_text(one.labels) for one in experiments)
-        raise ValueError(f"only: no experiment is {labels_text(only)}; there are {known}")
-    return found
+def agrees(labels: Labels, only: Only) -> bool:
+    """Whether labels have all those of `only`, or one of its values where it has a list."""
+    return all(
+        name in labels and labels[name] in (value if isinstance(value, list) else [value])
+        for name, value in only.items()
+    )
+
+
+def check_only(only: Only, labels: Sequence[Labels]) -> None:
+    """Raise ValueError, with what there is, unless each of its values is one of a row's labels."""
+    for name, value in only.items():
+        known = dict.fromkeys(row[name] for row in labels if name in row)
+        if not known:
+            there_are = ", ".join(dict.fromkeys(name for row in labels for name in row))
+            raise ValueError(f"only: no row has a label {name!r}; there are {there_are}")
+        for asked in value if isinstance(value, list) else [value]:
+            if asked not in known:
+                there_are = ", ".join(map(label_text, known))
+                raise ValueError(
+                    f"only: no row has {name} {label_text(asked)}; there are {there_are}"
+                )
+    if not any(agrees(row, only) for row in labels):
+        asked = "; ".join(f"{name} {value}" for name, value in only.items())
+        raise ValueError(f"only: no row has all of these: {asked}")
 
 
 def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -13,7 +13,15 @@ from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
 from evaluation.base import Cell, Evaluation, Labels, Published, Result
 from evaluation.baselines import Data
-from evaluation.experiment import Experiment, Method, StartName, check_names, chosen
+from evaluation.experiment import (
+    Experiment,
+    Method,
+    Only,
+    StartName,
+    agrees,
+    check_names,
+    check_only,
+)
 from evaluation.inversion_arrays import kept_of_batch, write_recovered
 from evaluation.inversion_checks import check_fit, check_rows
 from evaluation.inversion_figures import inversion_figures, write_boards
@@ -90,8 +98,8 @@ class InversionEvaluation(Evaluation):
         measures: further columns.
         title: of the report.
         device: "auto" takes a GPU if there is one.
-        only: labels of the experiments to measure, such as `{problem: denoise}`; all by default.
-            What was measured of others stays in the folder.
+        only: labels of the rows to measure, such as `{problem: denoise, method: [CSGM, DPS]}`; all
+            by default. What was measured of others stays in the folder.
 
     Attributes:
         compares: whether images are compared with the truth: in columns, a row of the data, curves
@@ -122,7 +130,7 @@ class InversionEvaluation(Evaluation):
         measures: list[Measure] | None = None,
         title: str = "Inversion",
         device: str = "auto",
-        only: dict[str, Any] | None = None,
+        only: Only | None = None,
     ) -> None:
         if (data is None) == (observations is None):
             raise ValueError("either data or observations must be given, and not both")
@@ -145,8 +153,9 @@ class InversionEvaluation(Evaluation):
         self.choices: list[Choice] = []
         self.baselines = self.compares and self.source.has_truth
         self.pictured = self.compares
+        self.only: Only = {}
         self._check_options()
-        self.experiments = chosen(self.experiments, only) if only else self.experiments
+        self._choose(only or {})
 
     @property
     def measures(self) -> Sequence[Measure]:
@@ -226,7 +235,8 @@ class InversionEvaluation(Evaluation):
 
     def notes(self, table: Table) -> Sequence[str]:
         """What was tuned, what solvers and residuals warn of, and what the measures have to say."""
-        tunable = [name for name, method in self.methods.items() if method.tune]
+        shown = dict.fromkeys(name for one in self.experiments for _, name in self.rows(one))
+        tunable = [name for name in shown if self.methods[name].tune]
         untuned = [] if self.choices or not tunable else [f"Not tuned: {', '.join(tunable)}."]
         of_measures = [n for m in self.measures for n in m.notes(self.source.has_truth)]
         fits = fit_notes(table) if self.pictured else []
@@ -265,6 +275,7 @@ class InversionEvaluation(Evaluation):
             (prior, name)
             for name in experiment.methods
             for prior in self._priors_of(experiment, name)
+            if agrees(self.labels(experiment, prior, name), self.only)
         ]
 
     def _priors_of(self, experiment: Experiment, name: str) -> list[str]:
@@ -338,6 +349,13 @@ class InversionEvaluation(Evaluation):
         methods = list(self.methods) if experiment.methods is None else experiment.methods
         priors = list(self.priors.given) if experiment.priors is None else experiment.priors
         return replace(experiment, methods=methods, priors=priors)
+
+    def _choose(self, only: Only) -> None:
+        """Keep the rows with these labels, and the experiments that have some."""
+        rows = [self.labels(one, *row) for one in self.experiments for row in self.rows(one)]
+        check_only(only, rows)
+        self.only = only
+        self.experiments = [one for one in self.experiments if self.rows(one)]
 
     def _check_options(self) -> None:
         for name in ("iterations", "batch_size", "shown", "tune_images", "images"):

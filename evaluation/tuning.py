@@ -8,10 +8,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.base import Labels, labels_key, labels_text
 from evaluation.experiment import Experiment, Method
+from evaluation.records import RecordStore
 from evaluation.table import Metric, Row, Table
 from flowprior.inversion import Solver
 
@@ -199,6 +201,27 @@ class Choice:
         return other
 
 
+def check_none_measured(evaluation: InversionEvaluation, path: Path) -> None:
+    """Refuse to tune rows that have results: they would be refused after it, hours later.
+
+    Args:
+        evaluation: that is to be tuned.
+        path: of the records, if there are any.
+
+    Raises:
+        ValueError: names the first such row.
+    """
+    if not path.exists():
+        return
+    with RecordStore(path, ()) as records:
+        for cell in evaluation.cells():
+            if cell.method.tune and records.done(cell):
+                raise ValueError(
+                    f"--tune: {path} holds results of {cell} that were not tuned: give another "
+                    "--output, or delete that file"
+                )
+
+
 def tuned(
     evaluation: InversionEvaluation, measured: Callable[[InversionEvaluation], Table]
 ) -> InversionEvaluation:
@@ -234,6 +257,8 @@ def tuned(
         for prior, name in evaluation.rows(experiment)
         if (method := evaluation.methods[name]).tune
     ]
+    if not choices:  # `only` leaves rows that have nothing to choose
+        return evaluation
     for extensions in range(EXTENSIONS + 1):
         trial = _all_trials(evaluation, choices)
         rows = {labels_key(row.labels): row for row in measured(trial).rows}

@@ -1,4 +1,4 @@
-"""Tables of some experiments of a config, chosen by their labels."""
+"""Tables of some rows of a config, chosen by their labels."""
 
 import pytest
 
@@ -65,7 +65,33 @@ def test_one_experiment_and_then_all(run, tmp_path):
     assert quality["tv"] > quality["data"]
 
 
-def test_labels_that_no_experiment_has_are_named(run, capsys):
-    assert run("--evaluation.only", "{blur: 7}") == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "only: no experiment is blur 7; there are blur 1, kind a; blur 0, kind b" in line
+def test_one_method_and_then_all(run, tmp_path):
+    assert run("--evaluation.only", "{method: of the blur}") == 0  # which has nothing to tune
+    first = rows_of(tmp_path / "out")
+    assert [row["labels"]["method"] for row in first] == ["data", "of the blur"]
+    assert run("--evaluation.only", "{method: [tv, of the blur], blur: 1}") == 0
+    some = rows_of(tmp_path / "out")
+    assert [row["labels"]["method"] for row in some] == ["data", "tv", "of the blur"]
+    assert run() == 0
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 5
+    for row, again in zip(some, rows[:3], strict=True):
+        assert row["metrics"] == again["metrics"]
+    assert first[1]["metrics"] == rows[2]["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("{blur: 7}", "only: no row has blur 7; there are 1, 0"),
+        ("{kind: [a, c]}", "only: no row has kind c; there are a, b"),
+        ("{tau: 7}", "only: no row has a label 'tau'; there are blur, kind, method"),
+        (
+            "{method: of the blur, blur: 0}",
+            "only: no row has all of these: method of the blur; blur 0",
+        ),
+    ],
+)
+def test_labels_that_no_row_has_are_named(run, capsys, only, message):
+    assert run("--evaluation.only", only) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]

@@ -169,11 +169,17 @@ def test_finished_table_is_not_mixed_with_a_tuned_one(folder, rows, capsys):
 def test_a_table_that_was_not_tuned_is_told_before_tuning(folder, rows, capsys):
     shutil.copytree(folder / "tuned", folder / "plain", ignore=shutil.ignore_patterns("tuning"))
     assert run_here(folder, "--config", "tuned.yaml", "--output", "plain", "--tune") == 2
-    assert "records.jsonl holds results that were not tuned" in capsys.readouterr().err
+    assert (
+        "records.jsonl holds results of noise 5, method tv that were not tuned"
+        in capsys.readouterr().err
+    )
     assert not (folder / "plain" / "tuning").exists()
     shutil.copytree(folder / "tuned" / "tuning" / "arrays", folder / "plain" / "tuning" / "arrays")
     assert run_here(folder, "--config", "tuned.yaml", "--output", "plain", "--tune") == 2
-    assert "records.jsonl holds results that were not tuned" in capsys.readouterr().err
+    assert (
+        "records.jsonl holds results of noise 5, method tv that were not tuned"
+        in capsys.readouterr().err
+    )
 
 
 NESTED = {
