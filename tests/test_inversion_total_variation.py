@@ -242,6 +242,24 @@ def test_projection_finds_the_latents_of_images_of_the_flow(prior, layers):
     assert (error(150) < 1e-3 * error(0)).all()
 
 
+def test_projection_of_one_image_is_done_once(prior, monkeypatch):
+    x = torch.full((17, 1, SIZE, SIZE), 0.5, dtype=torch.float64)
+    x[1:, :, : SIZE // 2] = 0.0
+    alone = project_to_latents(prior, x[1:2], iterations=10)
+    every = project_to_latents(prior, x, iterations=10)
+    assert torch.equal(every[1:], alone.expand(16, -1))
+    assert not torch.equal(every[:1], alone)
+    decode, rows = type(prior).decode, []
+
+    def counting(self, z):
+        rows.append(len(z))
+        return decode(self, z)
+
+    monkeypatch.setattr(type(prior), "decode", counting)
+    assert torch.equal(project_to_latents(prior, x[1:], iterations=10), alone.expand(16, -1))
+    assert 16 not in rows  # 8 is a trial of rounding
+
+
 def test_projection_with_weight_has_likelier_latents(prior, truth):
     free, weighted = (project_to_latents(prior, truth, beta=b, iterations=40) for b in (0.0, 1.0))
     likelihoods = [prior.log_prob(prior.decode(v.view_as(truth))[0]) for v in (free, weighted)]
