@@ -1,13 +1,15 @@
 """What tells that a prior does not cover the data: python docs/coverage_study.py ROOT PRIOR ...
 
-For digits and other images of 32×32 pixels, inverted with a prior of digits or of layer models: the
-area under the receiver operating characteristic (AUC), with half of its 95 % interval by DeLong et
-al. (1988), of statistics that take no truth, against images of the prior's own kind; and how many
-images have a surprise beyond its two levels. PRIOR is a name of `KINDS`; ROOT holds `MNIST/raw`.
+For digits and other images, inverted with a prior of digits or of layer models: the area under the
+receiver operating characteristic (AUC), with half of its 95 % interval by DeLong et al. (1988), of
+statistics that take no truth, against images of the prior's own kind; and how many images have a
+surprise beyond its two levels. PRIOR is a name of `KINDS`, or FOLDER:DIGIT, the weights of a flow
+that was trained without this digit; ROOT holds `MNIST/raw`.
 """
 
-import sys
+import argparse
 import time
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,8 +22,7 @@ from flowprior.metrics import psnr
 from flowprior.physics import Gaussian, denoising, random_gaussian
 from flowprior.priors import Prior
 
-COUNT, ITERATIONS = 24, 150
-SHAPE = (1, 32, 32)
+ITERATIONS = 150
 KINDS = {
     "trumpet_mnist": ("digits", "rotated digits", "layer models", "own draws"),
     "coupling1x1_mnist": ("digits", "rotated digits", "layer models", "own draws"),
@@ -29,27 +30,48 @@ KINDS = {
 }
 """Names of priors, and what is recovered with them: images of their own kind first."""
 PROBLEMS = {
-    "denoising": (denoising(SHAPE), 0.1),
-    "random Gaussian 250": (random_gaussian(SHAPE, measurements=250), 0.05),
+    "denoising": (denoising, 0.1),
+    "random Gaussian 250": (partial(random_gaussian, measurements=250), 0.05),
 }
 
 
-def images(kind: str, prior: Prior, root: str) -> Tensor:
-    """Test images (COUNT, 1, 32, 32) in [0, 1]; draws of the prior may overshoot."""
+def loaded(name: str) -> tuple[Prior, tuple[str, ...]]:
+    """A prior, and what is recovered with it."""
+    if name in KINDS:
+        return flowprior.load(f"weights/{name}"), KINDS[name]
+    folder, _, digit = name.rpartition(":")
+    kinds = f"digits without {digit}", f"digit {digit}", "rotated digits", "layer models"
+    return flowprior.load(folder), kinds
+
+
+def images(kind: str, prior: Prior, root: str, count: int) -> Tensor:
+    """Test images (count, 1, H, W) in [0, 1]; draws of the prior may overshoot."""
     if kind == "own draws":
         generator = torch.Generator().manual_seed(0)
-        z = torch.randn(COUNT, *prior.latent.shape, generator=generator)
+        z = torch.randn(count, *prior.latent.shape, generator=generator)
         return prior.to_unit_range(prior.generate(z))
-    options = {"image_size": 32, "data_range": (0.0, 1.0)}
-    data = MNIST(root, **options) if "digits" in kind else LayerModels(**options)
-    x = next(data.batches("test", COUNT, dequantized=False))[1]
+    options = {"image_size": prior.image_shape[-1], "data_range": (0.0, 1.0)}
+    is_digit = kind.startswith("digit") or "digits" in kind
+    data = MNIST(root, digits=digits(kind), **options) if is_digit else LayerModels(**options)
+    x = next(data.batches("test", count, dequantized=False))[1]
     return x.rot90(1, (2, 3)) if "rotated" in kind else x
 
 
+def digits(kind: str) -> list[int] | None:
+    """Which ones a kind of images has; None for all."""
+    match kind.split():
+        case ["digit", one]:
+            return [int(one)]
+        case ["digits", "without", one]:
+            return [other for other in range(10) if other != int(one)]
+    return None
+
+
 def statistics(prior: Prior, problem: str, truth: Tensor) -> dict[str, Tensor]:
-    """Statistics (COUNT,) by name, and the PSNR."""
-    physics, sigma = PROBLEMS[problem]
-    y = Gaussian(sigma).add(physics.A(truth), seed=0, indices=range(COUNT))
+    """Statistics (B,) by name, and the PSNR, of images (B, C, H, W)."""
+    make, sigma = PROBLEMS[problem]
+    physics = make(prior.image_shape)
+    y = Gaussian(sigma).add(physics.A(truth), seed=0, indices=range(len(truth)))
     solver = MAP(tolerance=3e-3, start_scale=0.1)
     found = invert(prior, physics, y, sigma=sigma, solver=solver, iterations=ITERATIONS)
     values = {
@@ -75,16 +97,16 @@ def auc(own: Tensor, other: Tensor) -> tuple[float, float]:
     return larger.mean().item(), 1.96 * variance.sqrt().item()
 
 
-def main(root: str, names: list[str]) -> None:
+def main(root: str, names: list[str], problems: list[str], count: int) -> None:
     """Print a line for each prior, problem and kind of images."""
     for name in names:
-        prior = flowprior.load(f"weights/{name}")
-        for problem in PROBLEMS:
+        prior, kinds = loaded(name)
+        for problem in problems:
             own = None
-            for kind in KINDS[name]:
+            for kind in kinds:
                 start = time.process_time()
-                found = statistics(prior, problem, images(kind, prior, root))
-                seconds = (time.process_time() - start) / COUNT
+                found = statistics(prior, problem, images(kind, prior, root, count))
+                seconds = (time.process_time() - start) / count
                 score, beyond = found.pop("PSNR").mean(), found["surprise"]
                 counts = [
                     f"{(beyond > level).sum()} above {level:.2g}" for level in (UNLIKELY, FAR)
@@ -94,10 +116,16 @@ def main(root: str, names: list[str]) -> None:
                 text = ", ".join(f"{key} {a:.2f} ± {e:.2f}" for key, (a, e) in areas.items())
                 print(
                     f"{name}, {problem}, {kind}: {score:.1f} dB, surprise {' and '.join(counts)} "
-                    f"of {COUNT}, median {beyond.median():.1f}; AUC: {text}; {seconds:.1f} s",
+                    f"of {count}, median {beyond.median():.1f}; AUC: {text}; {seconds:.1f} s",
                     flush=True,
                 )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root")
+    parser.add_argument("prior", nargs="+")
+    parser.add_argument("--problem", choices=PROBLEMS, nargs="+", default=list(PROBLEMS))
+    parser.add_argument("--count", type=int, default=24, help="images of each kind")
+    options = parser.parse_args()
+    main(options.root, options.prior, options.problem, options.count)
