@@ -37,9 +37,11 @@ Row = tuple[str, str]
 """Method, and prior or nothing."""
 FLOW, GLOW = "1×1-coupling flow", "Glow"
 ROWS: dict[Row, str] = {
+    ("data", ""): "data",
     ("Gaussian prior", "gaussian"): "Gaussian prior",
     ("total variation", ""): "total variation",
     ("wavelets", ""): "wavelets",
+    ("BM3D", ""): "BM3D",
     ("plug-and-play", ""): "plug-and-play (denoiser of digits)",
     ("deep image prior", ""): "deep image prior",
     ("DPS", ""): "diffusion model of digits (DPS)",
@@ -61,7 +63,9 @@ COMPARED: list[Row] = [
     ("MAP with layers", "glow"),
 ]
 SHOWN: dict[Row, str] = {
+    ("data", ""): "data",
     ("total variation", ""): "total\nvariation",
+    ("BM3D", ""): "BM3D",
     ("plug-and-play", ""): "plug-and-play",
     ("DPS", ""): "diffusion\n(DPS)",
     ("MAP density, from draws", "glow"): "Glow, density,\nfrom draws",
