@@ -120,8 +120,7 @@ def _tuned(
     if not evaluation.tunable:
         raise UsageError(f"--tune: {type(evaluation).__name__} has nothing to tune")
     evaluation.check()
-    if not (output / "table.json").exists():  # was not tuned, or not to the end
-        check_none_measured(evaluation, output.parent / RECORDS)
+    check_none_measured(evaluation, output.parent / RECORDS, output / RECORDS)
     return tuned(evaluation, lambda other: run(other, output, settings, Console(), pool))
 
 

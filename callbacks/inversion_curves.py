@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.gaussianization import check_inversion_module
 from callbacks.samples import writer_of
-from flowprior.distributions import qq_plot
+from flowprior.distribution_figures import qq_plot
 from flowprior.inversion import Recording
 from flowprior.inversion.boards import margins, progress_grid, write_margin
 from lightning_modules import InversionModule

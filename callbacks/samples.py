@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from datamodules import ImageDataModule
-from flowprior.distributions import qq_plot
+from flowprior.distribution_figures import qq_plot
 from flowprior.figures import grey_range, image_rows
 from flowprior.metrics import largest_patch_correlation, relative_error, typicality
 from lightning_modules.flow_module import FlowModule

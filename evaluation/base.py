@@ -149,7 +149,7 @@ class Evaluation(ABC):
 
     @abstractmethod
     def cells(self) -> Sequence[Cell]:
-        """The sweep, in the order of the table's rows. Called once, after `check`."""
+        """The sweep, in the order of the table's rows. Called after `check`."""
 
     @abstractmethod
     def evaluate(

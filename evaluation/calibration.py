@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule, PriorDraws
-from evaluation.base import Result, labels_text
-from evaluation.experiment import Experiment, Method, Only
+from evaluation.base import Label, Result, labels_text
+from evaluation.experiment import Experiment, Method
 from evaluation.inversion import InversionEvaluation
 from evaluation.measures import Measure
 from evaluation.priors import PriorOfData
@@ -134,7 +134,7 @@ class CalibrationEvaluation(InversionEvaluation):
         seed: int = 0,
         title: str = "Calibration of posteriors",
         device: str = "auto",
-        only: Only | None = None,
+        only: dict[str, Label | list[Label]] | None = None,
     ) -> None:
         check_integer("images", images, least=10)
         if not isinstance(prior, PriorOfData):

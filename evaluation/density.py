@@ -20,7 +20,7 @@ from evaluation.features import Features, check_features
 from evaluation.table import Metric, Table
 from evaluation.trained import Trained, TrainedCell, found_rows, has_weights
 from evaluation.weights import checked_device, found_weights, weights_fingerprint
-from flowprior.distributions import histogram
+from flowprior.distribution_figures import histogram
 from flowprior.flows import Flow, standard_normal_log_prob
 from flowprior.identity import code_digest, identity
 from flowprior.metrics import relative_error, typicality

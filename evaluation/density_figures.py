@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from evaluation.base import Labels, Result
-from flowprior.distributions import qq_plot
+from flowprior.distribution_figures import qq_plot
 from flowprior.figures import image_grid, image_rows
 from flowprior.metrics import largest_patch_correlation
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from evaluation.base import Label, Labels, label_text
+from evaluation.base import Label, Labels
 from flowprior.identity import identity
 from flowprior.inversion import Problem, Solver, make_problem
 from flowprior.physics import Noise, find_operator, make_operator
@@ -16,7 +16,8 @@ from flowprior.priors import Prior
 
 StartName = Literal["random", "constant", "depth", "data", "smoothed_truth", "file"]
 ImageShape = tuple[int, int, int]
-Only = dict[str, Label | list[Label]]
+Only = dict[str, list[Label]]
+"""Values of labels, of which a row that is chosen has one each."""
 REFINEMENT = 4
 """Data of an operator on a grid are made on one so many times finer."""
 
@@ -119,29 +120,24 @@ class Experiment:
 
 
 def agrees(labels: Labels, only: Only) -> bool:
-    """Whether labels have all those of `only`, or one of its values where it has a list."""
-    return all(
-        name in labels and labels[name] in (value if isinstance(value, list) else [value])
-        for name, value in only.items()
-    )
+    """Whether labels have one of the values of each of `only`."""
+    return all(name in labels and labels[name] in values for name, values in only.items())
 
 
-def check_only(only: Only, labels: Sequence[Labels]) -> None:
-    """Raise ValueError, with what there is, unless each of its values is one of a row's labels."""
-    for name, value in only.items():
-        known = dict.fromkeys(row[name] for row in labels if name in row)
+def check_only(only: Only, rows: Sequence[Labels]) -> None:
+    """Raise ValueError, with what there is, unless some of these rows are chosen."""
+    for name, values in only.items():
+        known = dict.fromkeys(row[name] for row in rows if name in row)
         if not known:
-            there_are = ", ".join(dict.fromkeys(name for row in labels for name in row))
-            raise ValueError(f"only: no row has a label {name!r}; there are {there_are}")
-        for asked in value if isinstance(value, list) else [value]:
-            if asked not in known:
-                there_are = ", ".join(map(label_text, known))
-                raise ValueError(
-                    f"only: no row has {name} {label_text(asked)}; there are {there_are}"
-                )
-    if not any(agrees(row, only) for row in labels):
-        asked = "; ".join(f"{name} {value}" for name, value in only.items())
-        raise ValueError(f"only: no row has all of these: {asked}")
+            names = dict.fromkeys(name for row in rows for name in row)
+            raise ValueError(f"only: no row has a label {name!r}; there are {', '.join(names)}")
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            there_are = ", ".join(map(repr, known))
+            raise ValueError(f"only: no row has {name} {unknown[0]!r}; there are {there_are}")
+    if not any(agrees(row, only) for row in rows):
+        asked = ", ".join(f"{name} {' or '.join(map(repr, v))}" for name, v in only.items())
+        raise ValueError(f"only: no row has all of {asked}")
 
 
 def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from evaluation.arrays import ArrayStore
-from evaluation.base import Cell, Evaluation, Labels, Published, Result
+from evaluation.base import Cell, Evaluation, Label, Labels, Published, Result
 from evaluation.baselines import Data
 from evaluation.experiment import (
     Experiment,
@@ -99,7 +99,8 @@ class InversionEvaluation(Evaluation):
         title: of the report.
         device: "auto" takes a GPU if there is one.
         only: labels of the rows to measure, such as `{problem: denoise, method: [CSGM, DPS]}`; all
-            by default. What was measured of others stays in the folder.
+            by default. Rows of the data are measured where there are others. What was measured of
+            other rows stays in the folder.
 
     Attributes:
         compares: whether images are compared with the truth: in columns, a row of the data, curves
@@ -130,7 +131,7 @@ class InversionEvaluation(Evaluation):
         measures: list[Measure] | None = None,
         title: str = "Inversion",
         device: str = "auto",
-        only: Only | None = None,
+        only: dict[str, Label | list[Label]] | None = None,
     ) -> None:
         if (data is None) == (observations is None):
             raise ValueError("either data or observations must be given, and not both")
@@ -155,7 +156,8 @@ class InversionEvaluation(Evaluation):
         self.pictured = self.compares
         self.only: Only = {}
         self._check_options()
-        self._choose(only or {})
+        if only:
+            self._choose({k: v if isinstance(v, list) else [v] for k, v in only.items()})
 
     @property
     def measures(self) -> Sequence[Measure]:
@@ -235,8 +237,8 @@ class InversionEvaluation(Evaluation):
 
     def notes(self, table: Table) -> Sequence[str]:
         """What was tuned, what solvers and residuals warn of, and what the measures have to say."""
-        shown = dict.fromkeys(name for one in self.experiments for _, name in self.rows(one))
-        tunable = [name for name in shown if self.methods[name].tune]
+        names = dict.fromkeys(name for one in self.experiments for _, name in self.rows(one))
+        tunable = [name for name in names if self.methods[name].tune]
         untuned = [] if self.choices or not tunable else [f"Not tuned: {', '.join(tunable)}."]
         of_measures = [n for m in self.measures for n in m.notes(self.source.has_truth)]
         fits = fit_notes(table) if self.pictured else []
@@ -259,13 +261,14 @@ class InversionEvaluation(Evaluation):
         can be added later without choosing anew.
         """
         other = copy.copy(self)
+        other.__dict__.pop("_fingerprints", None)  # the images are others
         other.further = [
             one for one in self.further if self.tune_metric in {m.name for m in one.metrics}
         ]
         other.methods, other.experiments = methods, experiments
         other.title = f"{self.title}: options tried on validation images"
         other.source = SimulatedData(self.data, self.tune_images, "val")
-        other.seeds, other.published = self.seeds[:1], []
+        other.seeds, other.published, other.only = self.seeds[:1], [], {}
         other.baselines = other.pictured = False
         return other
 

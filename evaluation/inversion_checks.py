@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -36,10 +36,10 @@ def check_fit(table: InversionEvaluation) -> None:
         options = {"who": f"priors.{prior}", "gradient_for": user, "through": through}
         check_prior(table.priors.load(prior), needs, _condition(table, prior), **options)
     for number, experiment in enumerate(table.experiments):
-        begun: set[tuple[str, tuple[int, ...]]] = set()
+        rows = table.rows(experiment)
         for prior in experiment.priors:
             with _named(f"experiments[{number}]"):
-                _probe(table, experiment, prior, begun)
+                _probe(table, experiment, prior, [name for of, name in rows if of == prior])
 
 
 def _condition(table: InversionEvaluation, name: str) -> Tensor | None:
@@ -69,20 +69,14 @@ def check_rows(table: InversionEvaluation) -> None:
 
 
 def _probe(
-    table: InversionEvaluation,
-    experiment: Experiment,
-    prior_name: str,
-    begun: set[tuple[str, tuple[int, ...]]],
+    table: InversionEvaluation, experiment: Experiment, prior_name: str, methods: Sequence[str]
 ) -> None:
-    """Make problems: a wrong operator or a missing noise level is found before measuring.
-
-    Methods that no prior changes begin once for each shape of images; `begun` has those that have.
-    """
+    """Make problems: a wrong operator or a missing noise level is found before measuring."""
     prior = table.priors.load(prior_name)
     y = table.source.probe(experiment, prior.image_shape)
     with _named(table.source.probed):
         problems = {needy: experiment.problem(prior, y, needy) for needy in (True, False)}
-    for name in experiment.methods:
+    for name in methods:
         method, solver = table.methods[name], table.methods[name].solver
         problem = problems[bool(solver.needs)]
         if (method.start or table.start) == "data" and y.shape[1:] != prior.image_shape:
@@ -90,10 +84,8 @@ def _probe(
         unknown = problem.noise is None and getattr(solver, "misfit", None) is None
         with _named(f"methods.{name}"):
             check_data(solver, problem)
-            key = name, prior.image_shape
-            if unknown or (not solver.needs and key not in begun):
+            if unknown or not solver.needs:
                 _begin(solver, problem)
-                begun.add(key)
 
 
 def _begin(solver: Solver, problem: Problem) -> None:

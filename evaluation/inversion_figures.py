@@ -14,7 +14,7 @@ from evaluation.arrays import file_names
 from evaluation.base import Result, labels_text
 from evaluation.inversion_arrays import DRAWS, is_finite
 from evaluation.table import SECONDS, summarise
-from flowprior.distributions import qq_plot
+from flowprior.distribution_figures import qq_plot
 from flowprior.figures import grey_range, image_grid
 from flowprior.inversion.boards import margins, progress_grid, write_margin
 from flowprior.panels import curve_panels, point_panels

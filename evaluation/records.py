@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
-from evaluation.base import Cell
+from evaluation.base import Cell, Labels
 from flowprior.identity import identity
 from flowprior.io import named_error, sync_folder
 from flowprior.settings import changes
@@ -47,6 +47,7 @@ class RecordStore:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._settings: dict[str, Any] = {}
+        self._labels: dict[str, Labels] = {}
         self._metrics: dict[str, dict[int, dict[str, float]]] = {}
         self._with_arrays: set[tuple[str, int]] = set()
         # Unbuffered: a failed write must leave nothing behind that a later one would flush.
@@ -120,6 +121,10 @@ class RecordStore:
         """Whether arrays of an image that has a record were kept."""
         return (cell.key, image) in self._with_arrays
 
+    def labels(self) -> list[Labels]:
+        """Labels of the cells of which an image has a record."""
+        return [self._labels[key] for key, images in self._metrics.items() if images]
+
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
@@ -177,7 +182,7 @@ class RecordStore:
     def _add(self, content: dict[str, Any]) -> None:
         key = content["cell"]
         if "settings" in content:
-            self._settings[key] = content["settings"]
+            self._settings[key], self._labels[key] = content["settings"], content["labels"]
             self._metrics.setdefault(key, {})
             return
         images, image = self._metrics[key], int(content["image"])
@@ -202,6 +207,14 @@ class RecordStore:
             if isinstance(error, OSError):
                 raise named_error(error, self.path) from error
             raise
+
+
+def measured_labels(path: Path) -> list[Labels]:
+    """Labels of the cells that have records in a file; none if there is no file."""
+    if not path.exists():
+        return []
+    with RecordStore(path, ()) as store:
+        return store.labels()
 
 
 def _number(value: Any) -> float | str:

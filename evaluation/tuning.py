@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.base import Labels, labels_key, labels_text
 from evaluation.experiment import Experiment, Method
-from evaluation.records import RecordStore
+from evaluation.records import measured_labels
 from evaluation.table import Metric, Row, Table
 from flowprior.inversion import Solver
 
@@ -201,25 +201,27 @@ class Choice:
         return other
 
 
-def check_none_measured(evaluation: InversionEvaluation, path: Path) -> None:
-    """Refuse to tune rows that have results: they would be refused after it, hours later.
+def check_none_measured(evaluation: InversionEvaluation, results: Path, trials: Path) -> None:
+    """Raise where tuning would end, hours later, in the refusal of results that were not tuned.
 
     Args:
-        evaluation: that is to be tuned.
-        path: of the records, if there are any.
+        evaluation: what is to be tuned.
+        results: file of its records.
+        trials: file of the records of its tuning.
 
     Raises:
-        ValueError: names the first such row.
+        ValueError: names the first row that has results, and of whose values none has been tried.
     """
-    if not path.exists():
-        return
-    with RecordStore(path, ()) as records:
-        for cell in evaluation.cells():
-            if cell.method.tune and records.done(cell):
-                raise ValueError(
-                    f"--tune: {path} holds results of {cell} that were not tuned: give another "
-                    "--output, or delete that file"
-                )
+    known, tried = (
+        [dict(labels) for labels in measured_labels(path)] for path in (results, trials)
+    )
+    for row in _choices(evaluation):
+        shared = {name: v for name, v in row.labels.items() if name not in row.method.tune}
+        if row.labels in known and not any(shared.items() <= one.items() for one in tried):
+            raise ValueError(
+                f"--tune: {results} holds results of {labels_text(row.labels)} that were not "
+                "tuned: give another --output, or leave the row out by --evaluation.only"
+            )
 
 
 def tuned(
@@ -243,20 +245,7 @@ def tuned(
         raise ValueError("--tune: no method has values to try; give methods.NAME.tune")
     if evaluation.data is None:
         raise ValueError("--tune needs validation images of evaluation.data, not observations")
-    choices = [
-        Choice(
-            number,
-            prior,
-            name,
-            evaluation.labels(experiment, prior, name),
-            method,
-            metric=evaluation.tuned_by,
-            given=len(grid(method)),
-        )
-        for number, experiment in enumerate(evaluation.experiments)
-        for prior, name in evaluation.rows(experiment)
-        if (method := evaluation.methods[name]).tune
-    ]
+    choices = _choices(evaluation)
     if not choices:  # `only` leaves rows that have nothing to choose
         return evaluation
     for extensions in range(EXTENSIONS + 1):
@@ -270,6 +259,24 @@ def tuned(
             break
         choices = wider
     return evaluation.with_choices(choices)
+
+
+def _choices(evaluation: InversionEvaluation) -> list[Choice]:
+    """The rows that have values to try."""
+    return [
+        Choice(
+            number,
+            prior,
+            name,
+            evaluation.labels(experiment, prior, name),
+            method,
+            metric=evaluation.tuned_by,
+            given=len(grid(method)),
+        )
+        for number, experiment in enumerate(evaluation.experiments)
+        for prior, name in evaluation.rows(experiment)
+        if (method := evaluation.methods[name]).tune
+    ]
 
 
 def _all_trials(evaluation: InversionEvaluation, choices: Sequence[Choice]) -> InversionEvaluation:

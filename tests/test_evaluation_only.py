@@ -83,15 +83,65 @@ def test_one_method_and_then_all(run, tmp_path):
 @pytest.mark.parametrize(
     ("only", "message"),
     [
-        ("{blur: 7}", "only: no row has blur 7; there are 1, 0"),
-        ("{kind: [a, c]}", "only: no row has kind c; there are a, b"),
+        ("{blur: 7}", "only: no row has blur 7; there are 1.0, 0"),
+        ("{blur: '0'}", "only: no row has blur '0'; there are 1.0, 0"),
+        ("{kind: [a, c]}", "only: no row has kind 'c'; there are 'a', 'b'"),
         ("{tau: 7}", "only: no row has a label 'tau'; there are blur, kind, method"),
-        (
-            "{method: of the blur, blur: 0}",
-            "only: no row has all of these: method of the blur; blur 0",
-        ),
+        ("{method: of the blur, blur: 0}", "only: no row has all of method 'of the blur', blur 0"),
     ],
 )
 def test_labels_that_no_row_has_are_named(run, capsys, only, message):
     assert run("--evaluation.only", only) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_experiment_of_the_data_alone_stays(tmp_path):
+    folder = make_folder(tmp_path)
+    first, second = SETTINGS["experiments"]
+    experiments = [first, {**second, "methods": []}]
+    write_config(folder / "table.yaml", {**SETTINGS, "experiments": experiments})
+    assert run_here(folder, "--config", "table.yaml", "--output", "out") == 0
+    methods = [row["labels"]["method"] for row in rows_of(tmp_path / "out")]
+    assert methods == ["data", "tv", "of the blur", "data"]
+
+
+def test_rows_that_were_not_tuned_are_told_although_others_were(run, tmp_path, capsys):
+    folder = tmp_path
+    assert run("--evaluation.only", "{blur: 0}") == 0
+    plain = ("--config", "table.yaml", "--output", "out")
+    assert run_here(folder, *plain, "--evaluation.only", "{blur: 1, method: tv}") == 0
+    capsys.readouterr()
+    assert run() == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds results of blur 1, kind a, method tv that were not tuned" in line
+    assert run("--evaluation.only", "{blur: 0}") == 0
+
+
+def test_row_with_the_label_of_its_option_is_tuned(tmp_path):
+    folder = make_folder(tmp_path)
+    tuned = {**SETTINGS["methods"]["tv"], "labels": {"method": "tv", "weight": "tuned"}}
+    methods = {**SETTINGS["methods"], "tv": tuned}
+    write_config(folder / "table.yaml", {**SETTINGS, "methods": methods})
+    arguments = ("--config", "table.yaml", "--output", "out", "--tune")
+    for _ in range(2):
+        assert run_here(folder, *arguments, "--evaluation.only", "{weight: tuned}") == 0
+    rows = rows_of(tmp_path / "out")
+    assert [row["labels"]["method"] for row in rows] == ["data", "tv"] * 2
+
+
+def test_methods_that_were_not_chosen_do_not_block(tmp_path):
+    folder = make_folder(tmp_path)
+    blocked = {"solver": solver("TotalVariation", weight=2.0), "start": "data"}
+    random = {
+        "labels": {"kind": "c"},
+        "operator": "random_gaussian",
+        "options": {"measurements": 50},
+        "noise": noise(0.1),
+        "methods": ["tv", "of the blur"],
+    }
+    methods = {**SETTINGS["methods"], "of the blur": blocked}
+    settings = {**SETTINGS, "methods": methods, "experiments": [random]}
+    write_config(folder / "table.yaml", settings)
+    arguments = ("--config", "table.yaml", "--output", "out")
+    assert run_here(folder, *arguments) == 2
+    assert run_here(folder, *arguments, "--evaluation.only", "{method: tv}") == 0

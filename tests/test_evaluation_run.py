@@ -18,7 +18,7 @@ from evaluation.arrays import ArrayStore
 from evaluation.batches import Job, missing_batches
 from evaluation.runner import ProcessPool, _measured, _values
 from flowprior.command_line import run_command
-from flowprior.distributions import histogram
+from flowprior.distribution_figures import histogram
 from flowprior.progress import SweepProgress
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from evaluation.formats import (
 )
 from evaluation.report import Picture, environment, report_html
 from evaluation.table import Metric, Row, Stat, Table, aggregate, paired, summarise
-from flowprior.distributions import histogram, qq_plot
+from flowprior.distribution_figures import histogram, qq_plot
 from flowprior.figures import image_grid, png_bytes
 
 PSNR = Metric("psnr", "PSNR", "dB", higher_is_better=True)

@@ -201,7 +201,7 @@ def project_to_latents(
     r"""Find latents v (B, n) whose images are closest to given ones (B, C, H, W) in [0, 1].
 
     Minimises ½‖G(h(v)) − x₀‖² − β log p_X(G(h(v))), β per nat, by L-BFGS from one draw of N(0, I).
-    Rows of one image, such as a grey one, are done once.
+    If all rows are the same image, such as a grey one, and the same condition, it is done once.
 
     Reference: Li & Denli (2021), eq. 39–40, whose misfit has no ½, so that β there is twice this
     one.
@@ -211,8 +211,8 @@ def project_to_latents(
     solver = MAP(beta=beta, penalty=penalty, reparameterization=reparameterization)
     solver.check(prior, "project_to_latents: ")
     check_prior(prior, solver.needs, condition)
-    given = images, *(() if condition is None else (condition,))
-    if len(images) > 1 and all((rows == rows[:1]).all() for rows in given):
+    count = len(images)
+    if count > 1 and _all_equal(images) and (condition is None or _all_equal(condition)):
         images, condition = images[:1], None if condition is None else condition[:1]
     problem = Problem(
         forward=Forward(lambda x: x),
@@ -226,4 +226,8 @@ def project_to_latents(
     with batch_invariant():
         run = solver.begin(problem)
         advance(run, iterations)
-    return run.v.detach().expand(len(given[0]), -1).clone()
+    return run.v.detach().expand(count, -1).clone()
+
+
+def _all_equal(rows: Tensor) -> bool:
+    return bool((rows == rows[:1]).all())
