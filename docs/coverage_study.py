@@ -36,10 +36,16 @@ PROBLEMS = {
 
 
 def loaded(name: str) -> tuple[Prior, tuple[str, ...]]:
-    """A prior, and what is recovered with it."""
+    """A prior, and what is recovered with it.
+
+    Raises:
+        ValueError: it is neither a name of `KINDS` nor FOLDER:DIGIT.
+    """
     if name in KINDS:
         return flowprior.load(f"weights/{name}"), KINDS[name]
     folder, _, digit = name.rpartition(":")
+    if not folder or digit not in list("0123456789"):
+        raise ValueError(f"PRIOR must be one of {', '.join(KINDS)}, or FOLDER:DIGIT, got {name}")
     kinds = f"digits without {digit}", f"digit {digit}", "rotated digits", "layer models"
     return flowprior.load(folder), kinds
 
@@ -50,21 +56,19 @@ def images(kind: str, prior: Prior, root: str, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         z = torch.randn(count, *prior.latent.shape, generator=generator)
         return prior.to_unit_range(prior.generate(z))
-    options = {"image_size": prior.image_shape[-1], "data_range": (0.0, 1.0)}
-    is_digit = kind.startswith("digit") or "digits" in kind
-    data = MNIST(root, digits=digits(kind), **options) if is_digit else LayerModels(**options)
-    x = next(data.batches("test", count, dequantized=False))[1]
-    return x.rot90(1, (2, 3)) if "rotated" in kind else x
-
-
-def digits(kind: str) -> list[int] | None:
-    """Which ones a kind of images has; None for all."""
+    size = prior.image_shape[-1]
     match kind.split():
         case ["digit", one]:
-            return [int(one)]
+            data = MNIST(root, image_size=size, digits=[int(one)])
         case ["digits", "without", one]:
-            return [other for other in range(10) if other != int(one)]
-    return None
+            others = [other for other in range(10) if other != int(one)]
+            data = MNIST(root, image_size=size, digits=others)
+        case [*_, "digits"]:
+            data = MNIST(root, image_size=size)
+        case _:
+            data = LayerModels(image_size=size)
+    x = data.unit_images("test", range(count))
+    return x.rot90(1, (2, 3)) if "rotated" in kind else x
 
 
 def statistics(prior: Prior, problem: str, truth: Tensor) -> dict[str, Tensor]:
@@ -128,4 +132,7 @@ if __name__ == "__main__":
     parser.add_argument("--problem", choices=PROBLEMS, nargs="+", default=list(PROBLEMS))
     parser.add_argument("--count", type=int, default=24, help="images of each kind")
     options = parser.parse_args()
-    main(options.root, options.prior, options.problem, options.count)
+    try:
+        main(options.root, options.prior, options.problem, options.count)
+    except ValueError as error:
+        parser.error(str(error))

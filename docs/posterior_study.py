@@ -1,15 +1,16 @@
-"""Posteriors against particles: python docs/posterior_study.py ROOT PRIOR [PROCESSES].
+"""Posteriors against particles: python docs/posterior_study.py ROOT PRIOR.
 
 For ten test digits with noise of 0.2 (ROOT holds `MNIST/raw`): how far the mean image of a
 posterior is from that of the particles of two runs of `TemperedSMC`, root mean square in standard
-deviations of the particles, and how wide it is; over the pixels in which the particles differ. The
-row "again" is the second run against the first: what two right posteriors with so few draws show.
+deviations of the particles, and how wide the posterior is beside them; over the pixels in which
+particles differ. The row "again" is the second run against the first: what is seen of two right
+posteriors with so few draws. A run of a TRUMPET takes five minutes of a core for each digit.
 """
 
-import sys
+import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 
 import torch
@@ -17,15 +18,17 @@ from torch import Tensor
 
 import flowprior
 from datamodules import MNIST
+from evaluation.table import summarise
 from flowprior.inversion import Estimate, invert
 from flowprior.inversion.solving import Solver
 from flowprior.physics import Gaussian, denoising
 from flowprior.posterior import Coupling, FullGaussian, Langevin, TemperedSMC, Variational
+from flowprior.priors import Prior
 
 COUNT, SIGMA, DRAWS, PARTICLES = 10, 0.2, 400, 32
 SEEN = 0.01
 """Standard deviation of pixels that are compared."""
-REFERENCE = TemperedSMC(particles=PARTICLES)
+REFERENCE = TemperedSMC(particles=PARTICLES), 100
 POSTERIORS = {
     "FullGaussian, 60 iterations": (Variational(FullGaussian(), draws=8), 60),
     "Coupling, 60 iterations": (Variational(Coupling(), draws=8), 60),
@@ -34,17 +37,22 @@ POSTERIORS = {
         26,
     ),
 }
-AGAIN = "again"
+
+
+@cache
+def given(root: str, name: str) -> tuple[Prior, Tensor]:
+    """The prior, and digits (COUNT, 1, H, W) in [0, 1]."""
+    prior = flowprior.load(f"weights/{name}")
+    data = MNIST(root, image_size=prior.image_shape[-1])
+    return prior, data.unit_images("test", range(COUNT))
 
 
 def recovered(
     root: str, name: str, index: int, solver: Solver, iterations: int, seed: int = 0
 ) -> tuple[Estimate, float]:
     """The posterior of one digit, and seconds of this process."""
-    prior = flowprior.load(f"weights/{name}")
-    data = MNIST(root, image_size=prior.image_shape[-1], data_range=(0.0, 1.0))
-    truth = next(data.batches("test", COUNT, dequantized=False))[1][index : index + 1]
-    y = Gaussian(SIGMA).add(truth, seed=0, indices=[index])
+    prior, digits = given(root, name)
+    y = Gaussian(SIGMA).add(digits[index : index + 1], seed=0, indices=[index])
     options = {"sigma": SIGMA, "indices": [index], "iterations": iterations, "seed": seed}
     start = time.process_time()
     found = invert(prior, denoising(prior.image_shape), y, solver=solver, **options)
@@ -54,16 +62,16 @@ def recovered(
 
 
 def draws_of(found: Estimate, count: int) -> Tensor:
-    """Images (count, CHW), float64; of as many particles as there are each one."""
+    """Images (count, CHW), float64; each particle once, if there are so many."""
     return found.posterior.sample(count, seed=0).flatten(1).double()
 
 
 def compared(root: str, name: str, index: int) -> dict[str, tuple[float, float, float]]:
     """Error of the mean, ratio of deviations, and seconds, of all posteriors of a digit."""
-    runs = [recovered(root, name, index, REFERENCE, 100, seed) for seed in (0, 1)]
+    runs = [recovered(root, name, index, *REFERENCE, seed) for seed in (0, 1)]
     first, second = (draws_of(found, PARTICLES) for found, _ in runs)
     both = torch.cat([first, second])
-    rows = {AGAIN: (*against(second, first, both.std(0)), runs[1][1])}
+    rows = {"again": (*against(second, first, both.std(0)), runs[1][1])}
     for label, (solver, iterations) in POSTERIORS.items():
         found, seconds = recovered(root, name, index, solver, iterations)
         rows[label] = (*against(draws_of(found, DRAWS), both, both.std(0)), seconds)
@@ -78,7 +86,7 @@ def against(x: Tensor, reference: Tensor, deviation: Tensor) -> tuple[float, flo
     return off.item(), width.item()
 
 
-def main(root: str, name: str, processes: int = 1) -> None:
+def main(root: str, name: str, processes: int) -> None:
     """Print lines for each digit, and the means over digits with half of their 95 % interval."""
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         rows = []
@@ -91,16 +99,20 @@ def main(root: str, name: str, processes: int = 1) -> None:
                 )
             rows.append(found)
     again, fitted = (2 / PARTICLES) ** 0.5, (0.5 / PARTICLES + 1 / DRAWS) ** 0.5
-    print(f"Right posteriors would be about {again:.2f} (again) and {fitted:.2f} (others) off")
+    print(f"Independent draws would be about {again:.2f} (again) and {fitted:.2f} (others) off")
     for label in rows[0]:
-        values = torch.tensor([found[label] for found in rows])
-        half = 2.26 * values.std(0) / COUNT**0.5  # Student's t with 9 degrees of freedom
-        (off, width, seconds), (off_half, width_half, _) = values.mean(0).tolist(), half.tolist()
+        each = zip(*(found[label] for found in rows), strict=True)
+        off, width, seconds = (summarise(list(enumerate(values))) for values in each)
         print(
-            f"{label}: mean {off:.2f} ± {off_half:.2f} off, {width:.2f} ± {width_half:.2f} as "
-            f"wide, {seconds:.0f} s"
+            f"{label}: mean {off.mean:.2f} ± {off.ci95:.2f} off, {width.mean:.2f} ± "
+            f"{width.ci95:.2f} as wide, {seconds.mean:.0f} s"
         )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root")
+    parser.add_argument("prior")
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    main(options.root, options.prior, options.processes)

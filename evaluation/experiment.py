@@ -17,7 +17,7 @@ from flowprior.priors import Prior
 StartName = Literal["random", "constant", "depth", "data", "smoothed_truth", "file"]
 ImageShape = tuple[int, int, int]
 Only = dict[str, list[Label]]
-"""Values of labels, of which a row that is chosen has one each."""
+"""Values by label, of which a row that is chosen has one each."""
 REFINEMENT = 4
 """Data of an operator on a grid are made on one so many times finer."""
 
@@ -120,17 +120,17 @@ class Experiment:
 
 
 def agrees(labels: Labels, only: Only) -> bool:
-    """Whether labels have one of the values of each of `only`."""
-    return all(name in labels and labels[name] in values for name, values in only.items())
+    """Whether labels have one of the values of each of `only`; None is that of a missing label."""
+    return all(labels.get(name) in values for name, values in only.items())
 
 
 def check_only(only: Only, rows: Sequence[Labels]) -> None:
     """Raise ValueError, with what there is, unless some of these rows are chosen."""
+    names = dict.fromkeys(name for row in rows for name in row)
     for name, values in only.items():
-        known = dict.fromkeys(row[name] for row in rows if name in row)
-        if not known:
-            names = dict.fromkeys(name for row in rows for name in row)
+        if name not in names:
             raise ValueError(f"only: no row has a label {name!r}; there are {', '.join(names)}")
+        known = dict.fromkeys(row.get(name) for row in rows)
         unknown = [value for value in values if value not in known]
         if unknown:
             there_are = ", ".join(map(repr, known))

@@ -99,8 +99,8 @@ class InversionEvaluation(Evaluation):
         title: of the report.
         device: "auto" takes a GPU if there is one.
         only: labels of the rows to measure, such as `{problem: denoise, method: [CSGM, DPS]}`; all
-            by default. Rows of the data are measured where there are others. What was measured of
-            other rows stays in the folder.
+            by default; null is the value of rows without the label. Rows of the data are measured
+            where there are others. What was measured of other rows stays in the folder.
 
     Attributes:
         compares: whether images are compared with the truth: in columns, a row of the data, curves
@@ -355,10 +355,17 @@ class InversionEvaluation(Evaluation):
 
     def _choose(self, only: Only) -> None:
         """Keep the rows with these labels, and the experiments that have some."""
-        rows = [self.labels(one, *row) for one in self.experiments for row in self.rows(one)]
-        check_only(only, rows)
+        labels = [
+            [self.labels(one, *row) for row in [(one.priors[0], "data"), *self.rows(one)]]
+            for one in self.experiments
+        ]
+        check_only(only, [row for rows in labels for row in rows])
         self.only = only
-        self.experiments = [one for one in self.experiments if self.rows(one)]
+        self.experiments = [
+            one
+            for one, rows in zip(self.experiments, labels, strict=True)
+            if any(agrees(row, only) for row in rows)
+        ]
 
     def _check_options(self) -> None:
         for name in ("iterations", "batch_size", "shown", "tune_images", "images"):

@@ -85,6 +85,7 @@ def test_one_method_and_then_all(run, tmp_path):
     [
         ("{blur: 7}", "only: no row has blur 7; there are 1.0, 0"),
         ("{blur: '0'}", "only: no row has blur '0'; there are 1.0, 0"),
+        ("{kind: null}", "only: no row has kind None; there are 'a', 'b'"),
         ("{kind: [a, c]}", "only: no row has kind 'c'; there are 'a', 'b'"),
         ("{tau: 7}", "only: no row has a label 'tau'; there are blur, kind, method"),
         ("{method: of the blur, blur: 0}", "only: no row has all of method 'of the blur', blur 0"),
@@ -93,6 +94,11 @@ def test_one_method_and_then_all(run, tmp_path):
 def test_labels_that_no_row_has_are_named(run, capsys, only, message):
     assert run("--evaluation.only", only) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_data_alone(run, tmp_path):
+    assert run("--evaluation.only", "{method: data, kind: b}") == 0
+    assert [row["labels"]["method"] for row in rows_of(tmp_path / "out")] == ["data"]
 
 
 def test_experiment_of_the_data_alone_stays(tmp_path):

@@ -212,7 +212,7 @@ def project_to_latents(
     solver.check(prior, "project_to_latents: ")
     check_prior(prior, solver.needs, condition)
     count = len(images)
-    if count > 1 and _all_equal(images) and (condition is None or _all_equal(condition)):
+    if all(one is None or (len(one) == count and _all_equal(one)) for one in (images, condition)):
         images, condition = images[:1], None if condition is None else condition[:1]
     problem = Problem(
         forward=Forward(lambda x: x),
