@@ -22,7 +22,6 @@ from flowprior.metrics import psnr
 from flowprior.physics import Gaussian, denoising, random_gaussian
 from flowprior.priors import Prior
 
-ITERATIONS = 150
 KINDS = {
     "trumpet_mnist": ("digits", "rotated digits", "layer models", "own draws"),
     "coupling1x1_mnist": ("digits", "rotated digits", "layer models", "own draws"),
@@ -71,13 +70,13 @@ def images(kind: str, prior: Prior, root: str, count: int) -> Tensor:
     return x.rot90(1, (2, 3)) if "rotated" in kind else x
 
 
-def statistics(prior: Prior, problem: str, truth: Tensor) -> dict[str, Tensor]:
+def statistics(prior: Prior, problem: str, truth: Tensor, iterations: int) -> dict[str, Tensor]:
     """Statistics (B,) by name, and the PSNR, of images (B, C, H, W)."""
     make, sigma = PROBLEMS[problem]
     physics = make(prior.image_shape)
     y = Gaussian(sigma).add(physics.A(truth), seed=0, indices=range(len(truth)))
     solver = MAP(tolerance=3e-3, start_scale=0.1)
-    found = invert(prior, physics, y, sigma=sigma, solver=solver, iterations=ITERATIONS)
+    found = invert(prior, physics, y, sigma=sigma, solver=solver, iterations=iterations)
     values = {
         "surprise": found.surprise,
         "norm of the latent": found.z.flatten(1).double().square().mean(1).sqrt(),
@@ -101,7 +100,7 @@ def auc(own: Tensor, other: Tensor) -> tuple[float, float]:
     return larger.mean().item(), 1.96 * variance.sqrt().item()
 
 
-def main(root: str, names: list[str], problems: list[str], count: int) -> None:
+def main(root: str, names: list[str], problems: list[str], count: int, iterations: int) -> None:
     """Print a line for each prior, problem and kind of images."""
     for name in names:
         prior, kinds = loaded(name)
@@ -109,7 +108,8 @@ def main(root: str, names: list[str], problems: list[str], count: int) -> None:
             own = None
             for kind in kinds:
                 start = time.process_time()
-                found = statistics(prior, problem, images(kind, prior, root, count))
+                truth = images(kind, prior, root, count)
+                found = statistics(prior, problem, truth, iterations)
                 seconds = (time.process_time() - start) / count
                 score, beyond = found.pop("PSNR").mean(), found["surprise"]
                 counts = [
@@ -131,8 +131,9 @@ if __name__ == "__main__":
     parser.add_argument("prior", nargs="+")
     parser.add_argument("--problem", choices=PROBLEMS, nargs="+", default=list(PROBLEMS))
     parser.add_argument("--count", type=int, default=24, help="images of each kind")
-    options = parser.parse_args()
+    parser.add_argument("--iterations", type=int, default=150, help="at most")
+    chosen = parser.parse_args()
     try:
-        main(options.root, options.prior, options.problem, options.count)
+        main(chosen.root, chosen.prior, chosen.problem, chosen.count, chosen.iterations)
     except ValueError as error:
         parser.error(str(error))
