@@ -130,6 +130,8 @@ def check_only(only: Only, rows: Sequence[Labels]) -> None:
     for name, values in only.items():
         if name not in names:
             raise ValueError(f"only: no row has a label {name!r}; there are {', '.join(names)}")
+        if not values:
+            raise ValueError(f"only: {name} must have at least one value")
         known = dict.fromkeys(row.get(name) for row in rows)
         unknown = [value for value in values if value not in known]
         if unknown:

@@ -85,6 +85,7 @@ def test_one_method_and_then_all(run, tmp_path):
     [
         ("{blur: 7}", "only: no row has blur 7; there are 1.0, 0"),
         ("{blur: '0'}", "only: no row has blur '0'; there are 1.0, 0"),
+        ("{kind: []}", "only: kind must have at least one value"),
         ("{kind: null}", "only: no row has kind None; there are 'a', 'b'"),
         ("{kind: [a, c]}", "only: no row has kind 'c'; there are 'a', 'b'"),
         ("{tau: 7}", "only: no row has a label 'tau'; there are blur, kind, method"),
