@@ -1,4 +1,4 @@
-"""Posteriors on a GPU: as on the CPU."""
+"""Posteriors on a GPU: as on the CPU; there the first two tests compare runs with themselves."""
 
 import pytest
 import torch
