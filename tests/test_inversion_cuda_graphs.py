@@ -37,6 +37,7 @@ def replays(monkeypatch):
     def record(function, tensors, memory):  # nothing is computed while it is recorded
         return Emulated(function, sizes)
 
+    monkeypatch.setattr(cuda_graphs, "REPEATS", 2)
     monkeypatch.setattr(cuda_graphs, "_on_gpu", lambda tensor: True)
     monkeypatch.setattr(cuda_graphs, "_no_waiting", nullcontext)
     monkeypatch.setattr(cuda_graphs._Graph, "record", record)
@@ -84,6 +85,17 @@ def test_what_replays_differently_is_called(replays, caplog):
             assert before < found[0] <= len(calls)
     assert len(replays) == 1
     assert "a replay gave something else" in caplog.text
+
+
+def test_a_size_is_recorded_once_it_has_come_often(replays, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "REPEATS", 5)
+    graphed = Graphed(8)
+    for count in (8, 3, 8, 8, 3, 8, 8):
+        assert graphed(torch.exp, torch.zeros(count)).tolist() == count * [1.0]
+    assert not replays
+    for count in (8, 3, 3, 7, 3, 4):
+        assert graphed(torch.exp, torch.zeros(count)).tolist() == count * [1.0]
+    assert replays == [8, 8, 4]
 
 
 def test_what_cannot_be_recorded_is_called(replays, caplog, monkeypatch):

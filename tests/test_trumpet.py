@@ -243,6 +243,17 @@ def test_initialisation_keeps_as_much_as_principal_components():
     assert error.item() == pytest.approx(values[:2].sum().item() * blocks.shape[1], rel=1e-4)
 
 
+def test_initialisation_does_not_depend_on_the_signs_of_eigenvectors(monkeypatch):
+    """Which a GPU chooses otherwise."""
+    eigh, found = torch.linalg.eigh, []
+    for sign in (1, -1):
+        monkeypatch.setattr(torch.linalg, "eigh", lambda m, s=sign: (eigh(m)[0], s * eigh(m)[1]))
+        torch.manual_seed(0)
+        flow = Trumpet(1, SIZE, LAYOUT, widths=(4, 6), low_steps=1, low_hidden_channels=4)
+        found.append(flow.double().train().latents(images(8)).detach())
+    torch.testing.assert_close(found[0], found[1])
+
+
 @KINDS
 def test_weights_come_back(injective, tmp_path):
     flow = trumpet(injective).float()

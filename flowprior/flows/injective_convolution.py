@@ -60,11 +60,13 @@ class InjectiveConvolution(nn.Module):
         """Keep as much as possible of the images x (B, c, H, W); returns z (B, c/2, H, W).
 
         A linear layer takes the leading principal components of their pixels, over all processes.
+        The largest entry of each is positive: its sign would be the library's choice otherwise.
         """
         if self.kind == "linear":
             mean, covariance = channel_covariance(x)
             leading = torch.linalg.eigh(covariance)[1].flip(1)[:, : self.weight.shape[1]]
-            self.weight.copy_(leading)
+            largest = leading.abs().argmax(0, keepdim=True)
+            self.weight.copy_(leading * leading.gather(0, largest).sign())
             self.bias.copy_(mean)
         return self.contract(x)
 

@@ -4,6 +4,7 @@ import gc
 import logging
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -17,6 +18,8 @@ from flowprior.inversion.batch_invariant import padded, trial
 
 LAUNCH_BOUND = 0.6
 """Part of a call that it takes to launch its kernels, from which on a graph is worth its making."""
+REPEATS = 10
+"""Calls of a size before it is recorded: to make a graph takes about as long as ten of them."""
 TOLERANCE = 1e-3
 """Largest difference of a replay from the call that it repeats, relative to the row's largest."""
 
@@ -43,7 +46,8 @@ class Graphed:
     what the call gave. Nothing is recorded of functions that wait for the GPU, for example to
     decide by a value what to compute. Batches are filled up to the next of a few sizes by
     repeating the last row: all rows, half of them, and so on. Each size has a graph of its own,
-    made in its second call. Why there is none is logged, at the level of debugging.
+    made after `REPEATS` calls, so that a short run is not slowed down by graphs that it hardly
+    uses. Why there is none is logged, at the level of debugging.
 
     On other devices, and within `no_cuda_graphs`, the function is called. While a graph is made,
     what waits for the GPU raises in all threads of the process.
@@ -54,9 +58,8 @@ class Graphed:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._calls = 0
+        self._calls: Counter[int] = Counter()  # by their size
         self._refused = False
-        self._seen: set[int] = set()
         self._graphs: dict[int, _Graph] = {}
         self._memory: Any = None  # which graphs share, as one is replayed at a time
 
@@ -77,11 +80,10 @@ class Graphed:
         filled = [padded(tensor, size) for tensor in tensors]
         if size in self._graphs:
             return _first(self._graphs[size].replay(filled), count)
-        self._calls += 1
-        if self._calls == 2:
+        self._calls[size] += 1
+        if self._calls.total() == 2:  # in the first, libraries choose their kernels
             return _first(self._timed(function, filled), count)
-        if self._calls < 2 or size not in self._seen:  # libraries choose their kernels
-            self._seen.add(size)
+        if self._calls[size] <= REPEATS:
             return _first(function(*filled), count)
         return _first(self._recorded(function, filled, size), count)
 
