@@ -14,6 +14,7 @@ from torch import Tensor
 from evaluation.base import Result
 from evaluation.table import SECONDS, Metric
 from flowprior.command_line import ROOT
+from flowprior.downloads import obtainable
 from flowprior.identity import identity
 from flowprior.metrics import frechet_distance, load_classifier
 from flowprior.silence import silenced
@@ -153,8 +154,12 @@ class Inception(Features):
     def _network(self) -> Any | None:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        with silenced():
-            try:
-                return NoTrainInceptionV3("inception-v3-compat", ["2048"]).eval()
-            except (ImportError, OSError):  # not installed, or no network and no cached weights
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+            if not obtainable(URL_INCEPTION_V3):
                 return None
+            with silenced():
+                return NoTrainInceptionV3("inception-v3-compat", ["2048"]).eval()
+        except (ImportError, OSError):  # not installed, or no network and no cached weights
+            return None

@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -381,6 +383,16 @@ def test_inception_is_there_or_says_how_to_get_it():
     except ImportError:
         assert Inception()(torch.rand(2, 1, 8, 8)) is None
     assert "pip install torch-fidelity" in Inception.hint
+
+
+def test_inception_does_not_wait_for_a_silent_server(monkeypatch):
+    url = SimpleNamespace(URL_INCEPTION_V3="https://example.org/net.pth")
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", url)
+    asked = []
+    monkeypatch.setattr("evaluation.features.obtainable", lambda url: asked.append(url))
+    assert Inception()(torch.rand(2, 1, 8, 8)) is None
+    assert asked == ["https://example.org/net.pth"]
 
 
 def test_inception_sees_bytes_in_three_channels():

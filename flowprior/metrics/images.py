@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowprior.argument_types import check_types
+from flowprior.downloads import obtainable
 from flowprior.extras import extra
 from flowprior.silence import silenced
 
@@ -111,7 +112,8 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
 def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
     """Learned perceptual distance of AlexNet (Zhang et al., 2018), (B,).
 
-    None where the network's weights are neither cached nor downloadable. Grey images are repeated
+    None where the network's weights are neither on this machine nor can be downloaded
+    (`flowprior.downloads.obtainable`). Grey images are repeated
     to three channels; images smaller than 64 pixels are enlarged to 64, as the network needs.
     Needs the extra `metrics`.
     """
@@ -129,7 +131,10 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
 def _lpips_network(device: torch.device) -> torch.nn.Module | None:
     with extra("metrics"):
         import lpips as package
+        from torchvision.models import AlexNet_Weights
 
+    if not obtainable(AlexNet_Weights.IMAGENET1K_V1.url):
+        return None
     with silenced():  # it announces downloads, and uses torchvision in a way that is deprecated
         try:
             network = package.LPIPS(net="alex", verbose=False)
