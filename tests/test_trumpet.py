@@ -7,6 +7,7 @@ import torch
 
 from flowprior.flows import Glow, Trumpet
 from flowprior.flows.gram import half_log_det_gram, neumann_half_log_det_gram
+from flowprior.flows.injective_convolution import InjectiveConvolution
 from flowprior.flows.trumpet import LAYOUTS
 from flowprior.flows.u_net import UNet
 from flowprior.losses import LatentLikelihood, MaximumLikelihood, Reconstruction
@@ -16,10 +17,10 @@ LAYOUT = ["squeeze", 1, "halve", 1, "squeeze", 1, "halve", "halve", 1]
 SIZE = 8
 
 
-def trumpet(injective="linear", **options):
+def trumpet(injective="linear", seed=3, **options):
     """A small TRUMPET in float64, initialised and away from its start; d = 8 of 64 pixels."""
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         settings = {"layout": LAYOUT, "low_steps": 2, "low_hidden_channels": 8, "widths": (4, 6)}
         flow = Trumpet(1, SIZE, injective=injective, **{**settings, **options}).double()
         flow.train()
@@ -218,7 +219,7 @@ def test_each_phase_trains_its_own_part():
 
 def test_two_phases_lower_error_and_nll():
     torch.manual_seed(0)
-    x = images(64).roll(1, 0) * 0.1 + torch.linspace(-1, 1, SIZE, dtype=torch.float64)
+    x = curve_of_images(64)
     options = {"low_steps": 2, "low_hidden_channels": 8, "widths": (4, 6), "unet_convolutions": 1}
     flow = Trumpet(1, SIZE, LAYOUT, **options).double()
     for loss in (Reconstruction(), LatentLikelihood()):
@@ -230,7 +231,17 @@ def test_two_phases_lower_error_and_nll():
             value.backward()
             optimizer.step()
             curve.append(value.item())
-        assert curve[-1] < 0.8 * curve[0] or curve[-1] < curve[0] - 1
+        # Of 8 seeds, the least that is gained: 57 % of the error, and 1.2 nats.
+        assert curve[-1] < (0.6 * curve[0] if loss.monitor == "squared_error" else curve[0] - 0.8)
+
+
+def curve_of_images(count):
+    """Three functions of one number, as amounts of patterns of 2x2 pixels: PCA keeps two."""
+    f = torch.linspace(-1, 1, count, dtype=torch.float64)
+    signs = [[[1.0, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]]]
+    patterns = torch.tensor(signs, dtype=torch.float64).repeat(1, SIZE // 2, SIZE // 2)
+    amounts = torch.stack([f, 2 * f**2 - 1, 4 * f**3 - 3 * f], 1)
+    return (amounts @ patterns.flatten(1) / 3).unflatten(1, (1, SIZE, SIZE))
 
 
 def test_initialisation_keeps_as_much_as_principal_components():
@@ -252,6 +263,27 @@ def test_initialisation_does_not_depend_on_the_signs_of_eigenvectors(monkeypatch
         flow = Trumpet(1, SIZE, LAYOUT, widths=(4, 6), low_steps=1, low_hidden_channels=4)
         found.append(flow.double().train().latents(images(8)).detach())
     torch.testing.assert_close(found[0], found[1])
+
+
+@KINDS
+def test_frozen_injective_layers_are_solved_once(injective, monkeypatch):
+    solve, solved = torch.linalg.solve, []
+    monkeypatch.setattr(torch.linalg, "solve", lambda *args: solved.append(1) or solve(*args))
+    flow, x = trumpet(injective), images(3)
+    expected = flow.project(x)
+    layers = sum(isinstance(part, InjectiveConvolution) for part in flow.modules())
+    assert len(solved) >= layers > 1
+    solved.clear()
+    flow.requires_grad_(False)
+    for _ in range(3):
+        torch.testing.assert_close(flow.project(x), expected, rtol=0, atol=0)
+    assert len(solved) == layers
+    other = trumpet(injective, seed=4)
+    flow.load_state_dict(other.state_dict())
+    torch.testing.assert_close(flow.project(x), other.project(x), rtol=0, atol=0)
+    flow.requires_grad_(True)
+    flow.project(x).sum().backward()
+    assert all(p.grad is not None for n, p in flow.named_parameters() if "low" not in n)
 
 
 @KINDS

@@ -1,14 +1,23 @@
 """Injective 1×1 convolutions, which double the number of channels."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from flowprior.flows.frozen import FrozenCache, are_frozen
 from flowprior.flows.invertible_convolution import pixel_affine
 from flowprior.flows.numerics import channel_covariance
 
 InjectiveKind = Literal["linear", "relu"]
+
+
+class _Solved(NamedTuple):
+    """What takes linear algebra in float64, in the type of the weights."""
+
+    inverse: Tensor
+    offset: Tensor
+    log_det: Tensor
 
 
 class InjectiveConvolution(nn.Module):
@@ -36,6 +45,7 @@ class InjectiveConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(tall))
         self.kind = kind
         self.tikhonov = tikhonov
+        self._cache = FrozenCache[_Solved]()
 
     def expand(self, z: Tensor) -> Tensor:
         """Images x (B, c, H, W) of z (B, c/2, H, W)."""
@@ -47,13 +57,12 @@ class InjectiveConvolution(nn.Module):
         if self.kind == "relu":
             positive, negative = x.chunk(2, 1)
             x = positive - negative
-        inverse, bias = self._inverse(), self.bias.double()
-        offset = -(inverse @ bias)
-        return pixel_affine(x, inverse.to(x.dtype), offset.to(x.dtype))
+        solved = self._solved()
+        return pixel_affine(x, solved.inverse, solved.offset)
 
     def log_det(self) -> Tensor:
         """½ log det WᵀW = Σ log s of one pixel, for `expand`, ()."""
-        return (0.5 * torch.linalg.slogdet(self._gram())[1]).to(self.weight.dtype)
+        return self._solved().log_det
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
@@ -70,11 +79,15 @@ class InjectiveConvolution(nn.Module):
             self.bias.copy_(mean)
         return self.contract(x)
 
-    def _gram(self) -> Tensor:
-        weight = self.weight.double()
-        return weight.mT @ weight
+    def _solved(self) -> _Solved:
+        """Cached while the weights are frozen."""
+        frozen = are_frozen(self.parameters())
+        return self._cache.get(self.parameters(), self._solve) if frozen else self._solve()
 
-    def _inverse(self) -> Tensor:
-        gram = self._gram()
+    def _solve(self) -> _Solved:
+        weight, bias = self.weight.double(), self.bias.double()
+        gram = weight.mT @ weight
         regular = gram + self.tikhonov * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        return torch.linalg.solve(regular, self.weight.double().mT)
+        inverse = torch.linalg.solve(regular, weight.mT)
+        log_det = 0.5 * torch.linalg.slogdet(gram)[1]
+        return _Solved(*(t.to(self.weight.dtype) for t in (inverse, -(inverse @ bias), log_det)))
