@@ -20,7 +20,8 @@ def lambert_w(x: Tensor) -> Tensor:
     >>> lambert_w(torch.tensor([0.0, math.e]))
     tensor([0., 1.])
     """
-    check_types(lambert_w, locals())
+    if not torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace locals()
+        check_types(lambert_w, locals())
     log = torch.log1p(x)
     w = log * (1 - torch.log1p(log) / (2 + log))
     for _ in range(2 if x.dtype == torch.float64 else 1):
