@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from torch import Tensor
 from evaluation.base import Result
 from evaluation.table import SECONDS, Metric
 from flowprior.command_line import ROOT
-from flowprior.downloads import obtainable
+from flowprior.downloads import fetched
 from flowprior.identity import identity
 from flowprior.metrics import frechet_distance, load_classifier
-from flowprior.silence import silenced
 
 LEAST = 2
 
@@ -156,10 +155,8 @@ class Inception(Features):
 
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-            if not obtainable(URL_INCEPTION_V3):
-                return None
-            with silenced():
-                return NoTrainInceptionV3("inception-v3-compat", ["2048"]).eval()
-        except (ImportError, OSError):  # not installed, or no network and no cached weights
+        except ImportError:
             return None
+        make = partial(NoTrainInceptionV3, "inception-v3-compat", ["2048"])
+        network = fetched(URL_INCEPTION_V3, make)
+        return None if network is None else network.eval()

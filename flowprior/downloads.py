@@ -1,40 +1,64 @@
-"""Weights that other packages download."""
+"""Networks whose weights PyTorch downloads when they are made."""
 
+import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from threading import Thread
+from typing import TypeVar
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import torch
 
+from flowprior.silence import silenced
+
 PATIENCE = 10.0
 """Seconds that a server may take to answer."""
 
+_LOGGER = logging.getLogger(__name__)
+Network = TypeVar("Network")
 
-@cache
-def obtainable(url: str, seconds: float = PATIENCE) -> bool:
-    """Whether PyTorch has a file of weights on this machine, or its server answers in time.
 
-    Where a firewall drops packets, as on compute nodes of many clusters, a download would wait for
-    minutes for every address of the server. The answer is kept for as long as the process runs.
+def fetched(url: str, make: Callable[[], Network]) -> Network | None:
+    """A network whose weights are on this machine or can be downloaded, otherwise None.
+
+    Where a firewall drops packets, as on compute nodes of many clusters, PyTorch would wait for
+    minutes. So the server is asked first, once in a process, and has `PATIENCE` seconds.
 
     Args:
-        url: as given to `torch.hub.load_state_dict_from_url`.
-        seconds: to wait at most.
+        url: of the weights, as `make` gives it to `torch.hub.load_state_dict_from_url`.
+        make: makes the network; what it prints is dropped.
     """
-    if (
-        Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlsplit(url).path).name
-    ).exists():
-        return True
-    answered = []
+    name = PurePosixPath(urlsplit(url).path).name
+    try:
+        if not (Path(torch.hub.get_dir()) / "checkpoints" / name).exists() and not _answers(url):
+            return None
+        with silenced():
+            return make()
+    except OSError:
+        return None
+
+
+@cache
+def _answers(url: str) -> bool:
+    """Whether the server says anything in time: what it thinks of the question is no matter."""
+    answers = []
 
     def ask() -> None:
-        with suppress(OSError), urlopen(Request(url, method="HEAD"), timeout=seconds):
-            answered.append(url)
+        with suppress(OSError, HTTPException):
+            try:
+                urlopen(Request(url, method="HEAD"), timeout=PATIENCE).close()
+            except HTTPError as error:
+                error.close()
+            answers.append(url)
 
-    thread = Thread(target=ask, daemon=True)  # a lookup of the name knows no timeout
+    thread = Thread(target=ask, daemon=True)  # a lookup in the DNS has no timeout
     thread.start()
-    thread.join(seconds)
-    return bool(answered)
+    thread.join(PATIENCE)
+    if not answers:
+        _LOGGER.debug("%s: no answer", url)
+    return bool(answers)

@@ -109,6 +109,6 @@ def _mapped(name: str, layer: nn.Module, part: Tensor) -> Tensor:
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
     """Log density of N(0, I) at each latent of a batch (B, ...), (B,), in nats."""
-    check_types(standard_normal_log_prob, locals())
+    check_types(standard_normal_log_prob, {"z": z})
     dimensions = z[0].numel()
     return -0.5 * (z.flatten(1).square().sum(1) + dimensions * math.log(2 * math.pi))

@@ -390,7 +390,7 @@ def test_inception_does_not_wait_for_a_silent_server(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", url)
     asked = []
-    monkeypatch.setattr("evaluation.features.obtainable", lambda url: asked.append(url))
+    monkeypatch.setattr("flowprior.downloads._answers", lambda url: asked.append(url))
     assert Inception()(torch.rand(2, 1, 8, 8)) is None
     assert asked == ["https://example.org/net.pth"]
 

@@ -117,7 +117,7 @@ def test_lpips_is_none_without_its_network(images, monkeypatch, answers):
         assert answers, "it would wait for minutes"
         raise URLError("no network")
 
-    monkeypatch.setattr("flowprior.metrics.images.obtainable", lambda url: answers)
+    monkeypatch.setattr("flowprior.downloads._answers", lambda url: answers)
     monkeypatch.setattr(lpips_package, "LPIPS", unreachable)
     _lpips_network.cache_clear()
     assert lpips(*images) is None
@@ -158,7 +158,7 @@ def test_threads_that_load_lpips_at_once_leave_stdout_as_it_was(monkeypatch):
         time.sleep(0.2)
         raise OSError
 
-    monkeypatch.setattr("flowprior.metrics.images.obtainable", lambda url: True)
+    monkeypatch.setattr("flowprior.downloads._answers", lambda url: True)
     monkeypatch.setattr("lpips.LPIPS", slow)
     _lpips_network.cache_clear()
     before = sys.stdout

@@ -231,7 +231,7 @@ def test_two_phases_lower_error_and_nll():
             value.backward()
             optimizer.step()
             curve.append(value.item())
-        # Of 8 seeds, the least that is gained: 57 % of the error, and 1.2 nats.
+        # Of 8 seeds, at most 43 % of the error are left, and at least 1.2 nats are gained.
         assert curve[-1] < (0.6 * curve[0] if loss.monitor == "squared_error" else curve[0] - 0.8)
 
 
@@ -255,7 +255,7 @@ def test_initialisation_keeps_as_much_as_principal_components():
 
 
 def test_initialisation_does_not_depend_on_the_signs_of_eigenvectors(monkeypatch):
-    """Which a GPU chooses otherwise."""
+    """A GPU chooses others."""
     eigh, found = torch.linalg.eigh, []
     for sign in (1, -1):
         monkeypatch.setattr(torch.linalg, "eigh", lambda m, s=sign: (eigh(m)[0], s * eigh(m)[1]))

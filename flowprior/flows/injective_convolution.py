@@ -1,6 +1,7 @@
 """Injective 1×1 convolutions, which double the number of channels."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,7 @@ from flowprior.flows.invertible_convolution import pixel_affine
 from flowprior.flows.numerics import channel_covariance
 
 InjectiveKind = Literal["linear", "relu"]
-
-
-class _Solved(NamedTuple):
-    """What takes linear algebra in float64, in the type of the weights."""
-
-    inverse: Tensor
-    offset: Tensor
-    log_det: Tensor
+Value = TypeVar("Value")
 
 
 class InjectiveConvolution(nn.Module):
@@ -45,7 +39,8 @@ class InjectiveConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(tall))
         self.kind = kind
         self.tikhonov = tikhonov
-        self._cache = FrozenCache[_Solved]()
+        self._inverses = FrozenCache[tuple[Tensor, Tensor]]()
+        self._log_dets = FrozenCache[Tensor]()
 
     def expand(self, z: Tensor) -> Tensor:
         """Images x (B, c, H, W) of z (B, c/2, H, W)."""
@@ -57,37 +52,43 @@ class InjectiveConvolution(nn.Module):
         if self.kind == "relu":
             positive, negative = x.chunk(2, 1)
             x = positive - negative
-        solved = self._solved()
-        return pixel_affine(x, solved.inverse, solved.offset)
+        return pixel_affine(x, *self._kept(self._inverses, self._pseudo_inverse))
 
     def log_det(self) -> Tensor:
         """½ log det WᵀW = Σ log s of one pixel, for `expand`, ()."""
-        return self._solved().log_det
+        return self._kept(self._log_dets, self._half_log_det)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
         """Keep as much as possible of the images x (B, c, H, W); returns z (B, c/2, H, W).
 
         A linear layer takes the leading principal components of their pixels, over all processes.
-        The largest entry of each is positive: its sign would be the library's choice otherwise.
+        Their signs, which the library chooses otherwise, make a fixed sum of entries positive.
         """
         if self.kind == "linear":
             mean, covariance = channel_covariance(x)
             leading = torch.linalg.eigh(covariance)[1].flip(1)[:, : self.weight.shape[1]]
-            largest = leading.abs().argmax(0, keepdim=True)
-            self.weight.copy_(leading * leading.gather(0, largest).sign())
+            sums = (1 / torch.arange(1, len(leading) + 1).to(leading)) @ leading
+            self.weight.copy_(torch.where(sums < 0, -leading, leading))
             self.bias.copy_(mean)
         return self.contract(x)
 
-    def _solved(self) -> _Solved:
-        """Cached while the weights are frozen."""
+    def _kept(self, cache: FrozenCache[Value], compute: Callable[[], Value]) -> Value:
+        """Computed in float64, kept in the type of the weights while these are frozen."""
         frozen = are_frozen(self.parameters())
-        return self._cache.get(self.parameters(), self._solve) if frozen else self._solve()
+        return cache.get(self.parameters(), compute, self.tikhonov) if frozen else compute()
 
-    def _solve(self) -> _Solved:
-        weight, bias = self.weight.double(), self.bias.double()
-        gram = weight.mT @ weight
+    def _pseudo_inverse(self) -> tuple[Tensor, Tensor]:
+        """Its matrix (c/2, ·) and offset (c/2,)."""
+        gram = self._gram()
         regular = gram + self.tikhonov * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        inverse = torch.linalg.solve(regular, weight.mT)
-        log_det = 0.5 * torch.linalg.slogdet(gram)[1]
-        return _Solved(*(t.to(self.weight.dtype) for t in (inverse, -(inverse @ bias), log_det)))
+        inverse = torch.linalg.solve(regular, self.weight.double().mT)
+        offset = -(inverse @ self.bias.double())
+        return inverse.to(self.weight.dtype), offset.to(self.weight.dtype)
+
+    def _half_log_det(self) -> Tensor:
+        return (0.5 * torch.linalg.slogdet(self._gram())[1]).to(self.weight.dtype)
+
+    def _gram(self) -> Tensor:
+        weight = self.weight.double()
+        return weight.mT @ weight

@@ -33,8 +33,7 @@ def lambert_w_gaussianize(x: Tensor) -> Tensor:
     Raises:
         ValueError: x is not (B, n).
     """
-    if not torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace locals()
-        check_types(lambert_w_gaussianize, locals())
+    check_types(lambert_w_gaussianize, {"x": x})
     if x.ndim != 2:
         raise ValueError(f"lambert_w_gaussianize: x must be (B, n), got {tuple(x.shape)}")
     mean, std = moments(x)

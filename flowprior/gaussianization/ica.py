@@ -30,8 +30,7 @@ def ica(v: Tensor, iterations: int = 10, damping: float = 0.8) -> Tensor:
     Raises:
         ValueError: the shape or an option is wrong.
     """
-    if not torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace locals()
-        check_types(ica, locals())
+    check_types(ica, {"v": v, "iterations": iterations, "damping": damping})
     if v.ndim != 3:
         raise ValueError(f"ica: v must be (B, D, N), got {tuple(v.shape)}")
     if iterations < 0 or not 0 < damping <= 1:

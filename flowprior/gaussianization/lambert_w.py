@@ -20,8 +20,7 @@ def lambert_w(x: Tensor) -> Tensor:
     >>> lambert_w(torch.tensor([0.0, math.e]))
     tensor([0., 1.])
     """
-    if not torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace locals()
-        check_types(lambert_w, locals())
+    check_types(lambert_w, {"x": x})
     log = torch.log1p(x)
     w = log * (1 - torch.log1p(log) / (2 + log))
     for _ in range(2 if x.dtype == torch.float64 else 1):

@@ -13,8 +13,7 @@ def standardize(x: Tensor, temperature: float = 1.0) -> Tensor:
 
     Reference: Li & Denli, Gaussianization layers, eq. 14.
     """
-    if not torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace locals()
-        check_types(standardize, locals())
+    check_types(standardize, {"x": x, "temperature": temperature})
     mean, std = moments(x)
     return (x - mean) / std * temperature
 

@@ -25,8 +25,7 @@ def whiten(v: Tensor, eta: float = 1e-3) -> Tensor:
     Raises:
         ValueError: the shape or eta is wrong.
     """
-    if not torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace locals()
-        check_types(whiten, locals())
+    check_types(whiten, {"v": v, "eta": eta})
     if v.ndim != 3 or v.shape[2] < 2:
         raise ValueError(f"whiten: v must be (B, D, N) with N >= 2, got {tuple(v.shape)}")
     if eta <= 0:

@@ -32,8 +32,7 @@ def yeo_johnson(x: Tensor) -> Tensor:
     Raises:
         ValueError: x is not (B, n).
     """
-    if not torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace locals()
-        check_types(yeo_johnson, locals())
+    check_types(yeo_johnson, {"x": x})
     if x.ndim != 2:
         raise ValueError(f"yeo_johnson: x must be (B, n), got {tuple(x.shape)}")
     return _Transform.apply(x, _Power.apply(x))

@@ -19,7 +19,7 @@ from flowprior.inversion.batch_invariant import padded, trial
 LAUNCH_BOUND = 0.6
 """Part of a call that it takes to launch its kernels, from which on a graph is worth its making."""
 REPEATS = 10
-"""Calls of a size before it is recorded: to make a graph takes about as long as ten of them."""
+"""Calls of a size before it is recorded: a guess of how many take as long as to make a graph."""
 TOLERANCE = 1e-3
 """Largest difference of a replay from the call that it repeats, relative to the row's largest."""
 
@@ -81,7 +81,7 @@ class Graphed:
         if size in self._graphs:
             return _first(self._graphs[size].replay(filled), count)
         self._calls[size] += 1
-        if self._calls.total() == 2:  # in the first, libraries choose their kernels
+        if self._calls.total() == 2:  # not the first, in which libraries choose their kernels
             return _first(self._timed(function, filled), count)
         if self._calls[size] <= REPEATS:
             return _first(function(*filled), count)

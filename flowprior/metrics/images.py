@@ -4,15 +4,14 @@ Images x and truth are (B, C, H, W), floating point. The truth is in [0, 1]; x m
 are clamped. ValueError if the shapes differ or the truth is in another range, such as 0 to 255.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from flowprior.argument_types import check_types
-from flowprior.downloads import obtainable
+from flowprior.downloads import fetched
 from flowprior.extras import extra
-from flowprior.silence import silenced
 
 SMALLEST_ERROR = 1e-15
 OVERSHOOT = 0.1
@@ -112,8 +111,8 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
 def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
     """Learned perceptual distance of AlexNet (Zhang et al., 2018), (B,).
 
-    None where the network's weights are neither on this machine nor can be downloaded
-    (`flowprior.downloads.obtainable`). Grey images are repeated
+    None where the network's weights are neither on this machine nor downloadable
+    (`flowprior.downloads.fetched`). Grey images are repeated
     to three channels; images smaller than 64 pixels are enlarged to 64, as the network needs.
     Needs the extra `metrics`.
     """
@@ -133,14 +132,10 @@ def _lpips_network(device: torch.device) -> torch.nn.Module | None:
         import lpips as package
         from torchvision.models import AlexNet_Weights
 
-    if not obtainable(AlexNet_Weights.IMAGENET1K_V1.url):
-        return None
-    with silenced():  # it announces downloads, and uses torchvision in a way that is deprecated
-        try:
-            network = package.LPIPS(net="alex", verbose=False)
-        except OSError:  # no network and no cached weights
-            return None
-    return network.to(device).eval().requires_grad_(False)
+    # It announces downloads, and uses torchvision in a way that is deprecated.
+    make = partial(package.LPIPS, net="alex", verbose=False)
+    network = fetched(AlexNet_Weights.IMAGENET1K_V1.url, make)
+    return None if network is None else network.to(device).eval().requires_grad_(False)
 
 
 def _for_lpips(image: Tensor) -> Tensor:
