@@ -125,14 +125,14 @@ def difference(of: Stat, p: float, digits: int) -> str:
     return f"{mean} ± {of.ci95:.{digits}f}, p {p:.1g}"
 
 
-def draw(run: Path, problem: str, picture: Path) -> None:
-    """The first digits, and what methods make of them."""
+def draw(run: Path, problem: str, picture: Path, shown: dict[Row, str] = SHOWN) -> None:
+    """The first digits, and what methods make of them: those of which a run has records."""
     lines = map(json.loads, (run / "records.jsonl").read_text().splitlines()[1:])
     known = [(line["cell"], line["labels"]) for line in lines if "labels" in line]
     cells = {row_of(tuple(of.items())): c for c, of in known if of.get("problem") == problem}
     arrays = ArrayStore(run / "arrays")
     columns: dict[str, list[tuple[np.ndarray, str]]] = {}
-    for row, title in SHOWN.items():
+    for row, title in shown.items():
         if row not in cells:
             continue
         kept = [arrays.load(cells[row], image) for image in range(DIGITS)]

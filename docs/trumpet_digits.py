@@ -1,0 +1,92 @@
+"""Table and picture of docs/trumpet_digits.md.
+
+    python evaluate.py --config trumpet_table3 --tune
+    PYTHONPATH=. python docs/trumpet_digits.py runs/trumpet_table3 docs/trumpet_digits.png
+
+prints the signal-to-noise ratios of every method, and differences of pairs to one of them with
+p-values by Holm's method over a problem, and draws the first test digits of a problem. The picture
+takes the arrays of a run, of which the published results have the records alone.
+"""
+
+import sys
+from pathlib import Path
+
+from digits import Row, difference, draw, row_of
+from inversion_study import holm, p_value, read
+
+from evaluation.table import Stat, paired, summarise
+
+PROBLEMS = {
+    "random Gaussian 250": "250 random Gaussian",
+    "random mask, 15 % kept": "mask, 15 % kept",
+    "super-resolution, x4": "super-resolution, ×4",
+    "box mask, 10x10": "box, 10×10",
+}
+PICTURED = "random Gaussian 250"
+FLOW = "1×1-coupling flow"
+ROWS: dict[Row, str] = {
+    ("data", ""): "data",
+    ("iFlow", "trumpet"): "TRUMPET, iFlow",
+    ("iFlow-L", "trumpet"): "TRUMPET, iFlow-L",
+    ("projected gradient", "trumpet"): "TRUMPET, projected gradient",
+    ("CSGM", "trumpet"): "TRUMPET, CSGM",
+    ("MAP latent norm", "trumpet"): "TRUMPET, latent norm",
+    ("MAP latent norm", "coupling1x1"): f"{FLOW}, latent norm",
+    ("MAP latent norm", "glow"): "Glow, latent norm",
+    ("deep image prior", ""): "deep image prior",
+    ("total variation", ""): "total variation",
+}
+COMPARED: Row = ("MAP latent norm", "trumpet")
+SHOWN: dict[Row, str] = {
+    ("total variation", ""): "total\nvariation",
+    ("deep image prior", ""): "deep image\nprior",
+    ("CSGM", "trumpet"): "TRUMPET,\nCSGM",
+    ("iFlow-L", "trumpet"): "TRUMPET,\niFlow-L",
+    ("MAP latent norm", "trumpet"): "TRUMPET,\nlatents",
+    ("MAP latent norm", "glow"): "Glow,\nlatents",
+    ("MAP latent norm", "coupling1x1"): "1×1-coupling\nflow, latents",
+}
+
+
+def tables(run: Path) -> None:
+    """Print means of all problems, and differences to the row to compare with."""
+    found: dict[str, dict[Row, dict[str, Stat]]] = {problem: {} for problem in PROBLEMS}
+    for labels, values in read(run).items():
+        of = {name: summarise(values[name]) for name in ("snr_shifted", "snr")}
+        found[dict(labels)["problem"]][row_of(labels)] = of
+    columns = {problem: differences(rows) for problem, rows in found.items()}
+    for title, cell in (
+        ("SNR on [0, 2] (on [−1, 1]), dB", lambda problem, row: means(found[problem].get(row))),
+        (f"{ROWS[COMPARED]}, less", lambda problem, row: columns[problem].get(row, "")),
+    ):
+        print(f"\n| {title} | {' | '.join(PROBLEMS.values())} |\n|---|{'---|' * len(PROBLEMS)}")
+        for row, name in ROWS.items():
+            cells = [cell(problem, row) for problem in PROBLEMS]
+            if any(cells):
+                print(f"| {name} | {' | '.join(text or '–' for text in cells)} |")
+
+
+def means(of: dict[str, Stat] | None) -> str:
+    """Mean and 95 % interval on [0, 2], and the mean on [−1, 1]."""
+    if of is None:
+        return ""
+    shifted = of["snr_shifted"]
+    return f"{shifted.mean:.1f} ± {shifted.ci95:.1f} ({of['snr'].mean:.1f})"
+
+
+def differences(rows: dict[Row, dict[str, Stat]]) -> dict[Row, str]:
+    """Text on the difference to every other row of a problem."""
+    if COMPARED not in rows:
+        return {}
+    others = [row for row in ROWS if row in rows and row != COMPARED]
+    every = [paired(rows[COMPARED]["snr_shifted"], rows[row]["snr_shifted"]) for row in others]
+    corrected = holm([p_value(one) for one in every])
+    texts = [difference(one, p, 1) for one, p in zip(every, corrected, strict=True)]
+    return dict(zip(others, texts, strict=True))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("trumpet_digits.py takes RUN PICTURE")
+    tables(Path(sys.argv[1]))
+    draw(Path(sys.argv[1]), PICTURED, Path(sys.argv[2]), SHOWN)
