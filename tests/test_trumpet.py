@@ -235,6 +235,22 @@ def test_two_phases_lower_error_and_nll():
         assert curve[-1] < (0.6 * curve[0] if loss.monitor == "squared_error" else curve[0] - 0.8)
 
 
+@KINDS
+@pytest.mark.parametrize("loss", [Reconstruction(), LatentLikelihood()], ids=["mse", "ml"])
+def test_networks_in_bfloat16(injective, loss):
+    flow, x = trumpet(injective).float().train(), images(16).float()
+    found = []
+    for bfloat16 in (False, True):
+        flow.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            value = loss(flow, x)[loss.monitor].mean()
+        value.backward()
+        gradient = torch.cat([p.grad.flatten() for p in loss.trains(flow)])
+        found.append((value.detach(), gradient))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-3, atol=0)
+    assert 0 < (found[1][1] - found[0][1]).norm() < 0.02 * found[0][1].norm()
+
+
 def curve_of_images(count):
     """Three functions of one number, as amounts of patterns of 2x2 pixels: PCA keeps two."""
     f = torch.linspace(-1, 1, count, dtype=torch.float64)

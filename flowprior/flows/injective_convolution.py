@@ -44,7 +44,7 @@ class InjectiveConvolution(nn.Module):
 
     def expand(self, z: Tensor) -> Tensor:
         """Images x (B, c, H, W) of z (B, c/2, H, W)."""
-        x = pixel_affine(z, self.weight, self.bias)
+        x = _exactly(z, self.weight, self.bias)
         return torch.cat([x.relu(), (-x).relu()], 1) if self.kind == "relu" else x
 
     def contract(self, x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class InjectiveConvolution(nn.Module):
         if self.kind == "relu":
             positive, negative = x.chunk(2, 1)
             x = positive - negative
-        return pixel_affine(x, *self._kept(self._inverses, self._pseudo_inverse))
+        return _exactly(x, *self._kept(self._inverses, self._pseudo_inverse))
 
     def log_det(self) -> Tensor:
         """½ log det WᵀW = Σ log s of one pixel, for `expand`, ()."""
@@ -92,3 +92,9 @@ class InjectiveConvolution(nn.Module):
     def _gram(self) -> Tensor:
         weight = self.weight.double()
         return weight.mT @ weight
+
+
+def _exactly(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
+    """`pixel_affine` in the type of x, also under autocast: rounded, z would not come back."""
+    with torch.autocast(x.device.type, enabled=False):
+        return pixel_affine(x, weight, offset)
