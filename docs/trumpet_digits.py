@@ -22,7 +22,7 @@ PROBLEMS = {
     "super-resolution, x4": "super-resolution, ×4",
     "box mask, 10x10": "box, 10×10",
 }
-PICTURED = "random Gaussian 250"
+PICTURED = "super-resolution, x4"
 FLOW = "1×1-coupling flow"
 ROWS: dict[Row, str] = {
     ("data", ""): "data",
@@ -71,7 +71,8 @@ def means(of: dict[str, Stat] | None) -> str:
     if of is None:
         return ""
     shifted = of["snr_shifted"]
-    return f"{shifted.mean:.1f} ± {shifted.ci95:.1f} ({of['snr'].mean:.1f})"
+    text = f"{shifted.mean:.1f} ± {shifted.ci95:.1f} ({of['snr'].mean:.1f})"
+    return text.replace("-", "−")
 
 
 def differences(rows: dict[Row, dict[str, Stat]]) -> dict[Row, str]:
