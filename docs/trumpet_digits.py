@@ -53,12 +53,13 @@ def tables(run: Path) -> None:
     found: dict[str, dict[Row, dict[str, Stat]]] = {problem: {} for problem in PROBLEMS}
     for labels, values in read(run).items():
         of = {name: summarise(values[name]) for name in ("snr_shifted", "snr")}
-        found[dict(labels)["problem"]][row_of(labels)] = of
+        found.get(dict(labels)["problem"], {})[row_of(labels)] = of
     columns = {problem: differences(rows) for problem, rows in found.items()}
-    for title, cell in (
-        ("SNR on [0, 2] (on [−1, 1]), dB", lambda problem, row: means(found[problem].get(row))),
-        (f"{ROWS[COMPARED]}, less", lambda problem, row: columns[problem].get(row, "")),
-    ):
+    tell = {
+        "SNR on [0, 2] (on [−1, 1]), dB": lambda problem, row: means(found[problem].get(row)),
+        f"{ROWS[COMPARED]}, minus the row, dB": lambda problem, row: columns[problem].get(row, ""),
+    }
+    for title, cell in tell.items():
         print(f"\n| {title} | {' | '.join(PROBLEMS.values())} |\n|---|{'---|' * len(PROBLEMS)}")
         for row, name in ROWS.items():
             cells = [cell(problem, row) for problem in PROBLEMS]

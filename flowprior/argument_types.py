@@ -35,11 +35,11 @@ _PLAIN = (*(kind for kind in _WORDS if kind is not Path), complex, bytes, list, 
 def check_types(function: Callable, given: Mapping[str, Any], where: str = "") -> None:
     """Raise a ValueError unless arguments are what the annotations of a function say.
 
-    It is called in the first line of a function, ``check_types(psnr, locals())``; of functions that
-    are compiled, which have no check then, with arguments by name, because PyTorch 2.11 cannot
-    trace `locals`. Annotations that cannot be told apart at run time, such as those of type
-    checkers alone, are passed over. A whole number is a number, a path a string and a string a
-    path, and anything that is indexed a list.
+    It is called in the first line of a function, ``check_types(psnr, locals())``. Functions that
+    may be compiled give their arguments by name, since PyTorch 2.11 cannot trace `locals`;
+    compiled, they are not checked. Annotations that cannot be told apart at run time, such as those
+    of type checkers alone, are passed over. A whole number is a number, a path a string and a
+    string a path, and anything that is indexed a list.
 
     Args:
         function: the function, or the `__init__` of a class.

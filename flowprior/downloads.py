@@ -39,14 +39,15 @@ def fetched(url: str, make: Callable[[], Network]) -> Network | None:
             return None
         with silenced():
             return make()
-    except OSError:
+    except OSError as error:
+        _LOGGER.debug("%s: %s", url, error)
         return None
 
 
 @cache
 def _answers(url: str) -> bool:
-    """Whether the server says anything in time: what it thinks of the question is no matter."""
-    answers = []
+    """Whether the server speaks HTTP, in time: what it thinks of the question is no matter."""
+    answers: list[str] = []
 
     def ask() -> None:
         with suppress(OSError, HTTPException):
@@ -59,6 +60,7 @@ def _answers(url: str) -> bool:
     thread = Thread(target=ask, daemon=True)  # a lookup in the DNS has no timeout
     thread.start()
     thread.join(PATIENCE)
-    if not answers:
+    answered = bool(answers)
+    if not answered:
         _LOGGER.debug("%s: no answer", url)
-    return bool(answers)
+    return answered

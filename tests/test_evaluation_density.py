@@ -385,7 +385,8 @@ def test_inception_is_there_or_says_how_to_get_it():
     assert "pip install torch-fidelity" in Inception.hint
 
 
-def test_inception_does_not_wait_for_a_silent_server(monkeypatch):
+def test_inception_does_not_wait_for_a_silent_server(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     url = SimpleNamespace(URL_INCEPTION_V3="https://example.org/net.pth")
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", url)

@@ -112,11 +112,12 @@ def test_lpips_grows_with_the_noise(images, monkeypatch):
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_lpips_is_none_without_its_network(images, monkeypatch, answers):
+def test_lpips_is_none_without_its_network(images, monkeypatch, tmp_path, answers):
     def unreachable(**_):
         assert answers, "it would wait for minutes"
         raise URLError("no network")
 
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))  # nothing is downloaded yet
     monkeypatch.setattr("flowprior.downloads._answers", lambda url: answers)
     monkeypatch.setattr(lpips_package, "LPIPS", unreachable)
     _lpips_network.cache_clear()

@@ -15,7 +15,8 @@ class FrozenCache(Generic[Value]):
 
     Changes through `.data`, which PyTorch does not count, are not seen; those of in-place
     operations, `load_state_dict` and `to` are. Within a transformation of `torch.func`, values are
-    of this transformation alone, and are not kept.
+    of this transformation alone, and are not kept. It holds the parameters of its value, so that
+    former ones stay in memory until the next call.
     """
 
     def __init__(self) -> None:

@@ -95,6 +95,6 @@ class InjectiveConvolution(nn.Module):
 
 
 def _exactly(x: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
-    """`pixel_affine` in the type of x, also under autocast: rounded, z would not come back."""
+    """`pixel_affine` in the type of the weights, also under autocast: nothing is to be rounded."""
     with torch.autocast(x.device.type, enabled=False):
         return pixel_affine(x, weight, offset)

@@ -101,7 +101,7 @@ class InvertibleConvolutions(nn.Module):
         channels would need more memory than a memory-flat chain.
         """
         if are_frozen(self.parameters()):
-            return self._cache.get(self.parameters(), self._fold)
+            return self._cache.get([*self.parameters(), *self.buffers()], self._fold)
         if recompute and torch.is_grad_enabled():
             return checkpoint(self._fold, inverted, use_reentrant=False, preserve_rng_state=False)
         return self._fold(inverted)
