@@ -11,7 +11,7 @@ takes the arrays of a run, of which the published results have the records alone
 import sys
 from pathlib import Path
 
-from digits import Row, difference, draw, row_of
+from digits import FLOW, GLOW, Row, difference, draw, row_of
 from inversion_study import holm, p_value, read
 
 from evaluation.table import Stat, paired, summarise
@@ -23,7 +23,6 @@ PROBLEMS = {
     "box mask, 10x10": "box, 10×10",
 }
 PICTURED = "super-resolution, x4"
-FLOW = "1×1-coupling flow"
 ROWS: dict[Row, str] = {
     ("data", ""): "data",
     ("iFlow", "trumpet"): "TRUMPET, iFlow",
@@ -32,7 +31,7 @@ ROWS: dict[Row, str] = {
     ("CSGM", "trumpet"): "TRUMPET, CSGM",
     ("MAP latent norm", "trumpet"): "TRUMPET, latent norm",
     ("MAP latent norm", "coupling1x1"): f"{FLOW}, latent norm",
-    ("MAP latent norm", "glow"): "Glow, latent norm",
+    ("MAP latent norm", "glow"): f"{GLOW}, latent norm",
     ("deep image prior", ""): "deep image prior",
     ("total variation", ""): "total variation",
 }
@@ -52,8 +51,9 @@ def tables(run: Path) -> None:
     """Print means of all problems, and differences to the row to compare with."""
     found: dict[str, dict[Row, dict[str, Stat]]] = {problem: {} for problem in PROBLEMS}
     for labels, values in read(run).items():
-        of = {name: summarise(values[name]) for name in ("snr_shifted", "snr")}
-        found.get(dict(labels)["problem"], {})[row_of(labels)] = of
+        if (problem := dict(labels)["problem"]) in found:
+            of = {name: summarise(values[name]) for name in ("snr_shifted", "snr")}
+            found[problem][row_of(labels)] = of
     columns = {problem: differences(rows) for problem, rows in found.items()}
     tell = {
         "SNR on [0, 2] (on [−1, 1]), dB": lambda problem, row: means(found[problem].get(row)),

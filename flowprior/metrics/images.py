@@ -112,9 +112,8 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor | None:
     """Learned perceptual distance of AlexNet (Zhang et al., 2018), (B,).
 
     None where the network's weights are neither on this machine nor downloadable
-    (`flowprior.downloads.fetched`). Grey images are repeated
-    to three channels; images smaller than 64 pixels are enlarged to 64, as the network needs.
-    Needs the extra `metrics`.
+    (`flowprior.downloads.fetched`). Grey images are repeated to three channels; images smaller than
+    64 pixels are enlarged to 64, as the network needs. Needs the extra `metrics`.
     """
     check_types(lpips, locals())
     _check(x, truth)
