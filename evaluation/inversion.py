@@ -100,7 +100,8 @@ class InversionEvaluation(Evaluation):
         device: "auto" takes a GPU if there is one.
         only: labels of the rows to measure, such as `{problem: denoise, method: [CSGM, DPS]}`; all
             by default; null is the value of rows without the label. Rows of the data are measured
-            where there are others. What was measured of other rows stays in the folder.
+            where there are others. What was measured of other rows stays in the folder. Of a
+            prior that no row has, no weights are needed, unless it is the first of an experiment.
 
     Attributes:
         compares: whether images are compared with the truth: in columns, a row of the data, curves
@@ -135,7 +136,9 @@ class InversionEvaluation(Evaluation):
     ) -> None:
         if (data is None) == (observations is None):
             raise ValueError("either data or observations must be given, and not both")
-        self.priors = PriorSource(priors, device, data)
+        if not priors:
+            raise ValueError("priors: at least one must be given by name")
+        self.prior_names = list(priors)
         self.methods = methods
         self.experiments = [self._with_all_names(experiment) for experiment in experiments]
         self.data = data
@@ -158,6 +161,9 @@ class InversionEvaluation(Evaluation):
         self._check_options()
         if only:
             self._choose({k: v if isinstance(v, list) else [v] for k, v in only.items()})
+        used = {name for one in self.experiments for name in self.priors_of(one)}
+        # Weights of the others need not be there.
+        self.priors = PriorSource({n: priors[n] for n in priors if n in used}, device, data)
 
     @property
     def measures(self) -> Sequence[Measure]:
@@ -277,11 +283,16 @@ class InversionEvaluation(Evaluation):
         return [
             (prior, name)
             for name in experiment.methods
-            for prior in self._priors_of(experiment, name)
+            for prior in self._priors_of_method(experiment, name)
             if agrees(self.labels(experiment, prior, name), self.only)
         ]
 
-    def _priors_of(self, experiment: Experiment, name: str) -> list[str]:
+    def priors_of(self, experiment: Experiment) -> list[str]:
+        """Priors of its rows, after its first one, which says what images of the data are."""
+        rows = [prior for prior, _ in self.rows(experiment)]
+        return list(dict.fromkeys([experiment.priors[0], *rows]))
+
+    def _priors_of_method(self, experiment: Experiment, name: str) -> list[str]:
         """Priors of a method's rows."""
         priors, method = experiment.priors, self.methods[name]
         if not method.solver.needs:
@@ -292,7 +303,7 @@ class InversionEvaluation(Evaluation):
         """Labels of the row of a prior and a method or baseline."""
         method = self._method(name)
         own = method.labels or {"method": name}
-        several = {"prior": prior} if len(self.priors.given) > 1 and method.solver.needs else {}
+        several = {"prior": prior} if len(self.prior_names) > 1 and method.solver.needs else {}
         return {**experiment.labels, **own, **several}
 
     def _baselines(self, experiment: Experiment) -> list[tuple[str, str]]:
@@ -348,9 +359,9 @@ class InversionEvaluation(Evaluation):
     def _with_all_names(self, experiment: Experiment) -> Experiment:
         """With the names of all methods and priors where it chooses none."""
         check_names(experiment.methods or (), self.methods, "experiments: no method")
-        check_names(experiment.priors or (), self.priors.given, "experiments: no prior")
+        check_names(experiment.priors or (), self.prior_names, "experiments: no prior")
         methods = list(self.methods) if experiment.methods is None else experiment.methods
-        priors = list(self.priors.given) if experiment.priors is None else experiment.priors
+        priors = self.prior_names if experiment.priors is None else experiment.priors
         return replace(experiment, methods=methods, priors=priors)
 
     def _choose(self, only: Only) -> None:

@@ -37,7 +37,7 @@ def check_fit(table: InversionEvaluation) -> None:
         check_prior(table.priors.load(prior), needs, _condition(table, prior), **options)
     for number, experiment in enumerate(table.experiments):
         rows = table.rows(experiment)
-        for prior in experiment.priors:
+        for prior in table.priors_of(experiment):
             with _named(f"experiments[{number}]"):
                 _probe(table, experiment, prior, [name for of, name in rows if of == prior])
 
@@ -60,7 +60,7 @@ def check_rows(table: InversionEvaluation) -> None:
             raise ValueError(f"experiments[{number}].priors must have at least one name")
     with_row = {name for one in table.experiments for _, name in table.rows(one)}
     for name, method in table.methods.items():
-        check_names(method.priors or (), table.priors.given, f"methods.{name}: no prior")
+        check_names(method.priors or (), table.prior_names, f"methods.{name}: no prior")
         if name not in with_row:
             raise ValueError(
                 f"methods.{name}: no experiment has this method and one of its priors: "

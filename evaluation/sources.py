@@ -191,7 +191,7 @@ class PriorSource:
         data: of priors that are made of a data set and name none.
 
     Raises:
-        ValueError: there is no prior, no such device, or no data set to make a prior of.
+        ValueError: there is no such device, or no data set to make a prior of.
         WeightsError: a folder has no weights.
     """
 
@@ -201,8 +201,6 @@ class PriorSource:
         device: str = "auto",
         data: ImageDataModule | None = None,
     ) -> None:
-        if not priors:
-            raise ValueError("priors: at least one must be given by name")
         self.given = {
             name: given
             if isinstance(given, PriorOfData)

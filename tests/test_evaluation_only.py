@@ -152,3 +152,24 @@ def test_methods_that_were_not_chosen_do_not_block(tmp_path):
     arguments = ("--config", "table.yaml", "--output", "out")
     assert run_here(folder, *arguments) == 2
     assert run_here(folder, *arguments, "--evaluation.only", "{method: tv}") == 0
+
+
+def test_weights_that_no_row_needs_may_be_missing(tmp_path, capsys):
+    folder = make_folder(tmp_path)
+    methods = {"map": {"solver": solver()}, "tv": SETTINGS["methods"]["tv"]}
+    only_map = {**SETTINGS["experiments"][1], "methods": ["map", "tv"]}
+    settings = {**SETTINGS, "priors": {"glow": "weights", "later": "trained_later"}}
+    settings |= {"methods": methods, "experiments": [only_map], "iterations": 3}
+    write_config(folder / "table.yaml", settings)
+    arguments = ("--config", "table.yaml", "--output", "out")
+    assert run_here(folder, *arguments) == 2
+    assert "trained_later" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert run_here(folder, *arguments, "--evaluation.only", "{prior: [glow, null]}") == 0
+    first = rows_of(tmp_path / "out")
+    assert [row["labels"].get("prior") for row in first] == [None, "glow", None]
+    (folder / "weights").rename(folder / "trained_later")
+    (folder / "weights").symlink_to("trained_later")
+    assert run_here(folder, *arguments) == 0
+    rows = rows_of(tmp_path / "out")
+    assert [row["labels"].get("prior") for row in rows] == [None, "glow", "later", None]
+    assert [row["metrics"] for row in first] == [rows[n]["metrics"] for n in (0, 1, 3)]
