@@ -43,7 +43,8 @@ def curve_panels(
         return line
 
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
-    return _panels(panels, draw, names, (x_label, y_label), y_scale="log" if log_y else "linear")
+    y_axis = {"yscale": "log"} if log_y else {}
+    return _panels(panels, draw, names, (x_label, y_label), y_axis)
 
 
 def point_panels(
@@ -71,7 +72,11 @@ def point_panels(
     every = [named for points in panels.values() for named in points.items()]
     names = dict.fromkeys(name for name, (x, *_) in every if x is not None)
     names |= dict.fromkeys(name for name, _ in every)  # levels come last
-    return _panels(panels, draw, list(names), (x_label, y_label), x_scale="log")
+    places = [x for _, (x, *_) in every if x is not None] or [1.0]
+    low, high = min(places), max(places)
+    margin = max(2.0, (high / low) ** 0.05)
+    x_axis = {"xscale": "log", "xlim": (low / margin, high * margin)}
+    return _panels(panels, draw, list(names), (x_label, y_label), x_axis)
 
 
 def _style(number: int) -> tuple[Any, Any, str]:
@@ -86,8 +91,7 @@ def _panels(
     draw: Draw,
     names: Sequence[str],
     labels: tuple[str, str],
-    x_scale: str = "linear",
-    y_scale: str = "linear",
+    axis_options: Mapping[str, Any],
 ) -> Figure:
     from matplotlib.figure import Figure
 
@@ -102,7 +106,8 @@ def _panels(
     for axis, (title, series) in zip(axes, panels.items(), strict=False):
         style_axis(axis)
         axis.set_title(title, fontsize=11, loc="left")
-        axis.set(xscale=x_scale, yscale=y_scale)
+        # Before anything is drawn: Matplotlib may give a single place an axis of no length.
+        axis.set(**axis_options)
         drawn |= {name: draw(axis, names.index(name), one) for name, one in series.items()}
     for axis in axes[len(panels) :]:
         axis.remove()

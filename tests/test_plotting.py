@@ -143,3 +143,12 @@ def test_points_stand_at_their_times_and_more_names_than_colours_differ():
         (x, y) for x, y, _ in points.values()
     ]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines)
+
+
+# Matplotlib's own limits for each of these alone are a distance of rounding apart.
+@pytest.mark.parametrize("seconds", [0.034184101089156406, 0.1442494145520167, 1.0])
+def test_a_single_place_has_an_axis_of_some_length(seconds):
+    panels = {"one": {"data": (None, 3.0, 0.0), "method": (seconds, 4.0, 0.5)}}
+    low, high = point_panels(panels, "s", "dB").axes[0].get_xlim()
+    assert low < 0.9 * seconds
+    assert high > 1.1 * seconds
