@@ -61,6 +61,7 @@ from flowprior.identity import code_digest, identity
 from flowprior.io import atomic_write, named_error, remove_temporaries, sole_writer
 from flowprior.losses import prepares
 from flowprior.settings import changes, differences
+from flowprior.weights import check_rebuilds
 from lightning_modules import FlowModule, Phase
 
 CONFIGS = ROOT / "configs" / "train"
@@ -288,6 +289,7 @@ def _check(cli: TrainCLI) -> None:
         if nodes is not None:
             nodes.validate_settings(cli.trainer.num_devices, cli.trainer.num_nodes)
         cli.datamodule.check(cli.trainer.world_size)
+        check_rebuilds(cli.model.flow)
         for module, _ in cli.phases:
             prepares(module.loss)
             module.trained_parameters()

@@ -127,9 +127,10 @@ class LatentTypicality(OfValidationImages):
         z = pl_module.flow.latents(*batch).float().cpu()
         for name, values in typicality(z, self.patch_size).items():
             writer.add_scalar(f"latent/{name}", values.mean(), step)
-        largest, expected = largest_patch_correlation(z, self.patch_size)
-        writer.add_scalar("latent/largest_patch_correlation", largest, step)
-        writer.add_scalar("latent/independent_patch_correlation", expected, step)
+        if z.ndim == 4:  # a flow of one's own may have a latent that is no image
+            largest, expected = largest_patch_correlation(z, self.patch_size)
+            writer.add_scalar("latent/largest_patch_correlation", largest, step)
+            writer.add_scalar("latent/independent_patch_correlation", expected, step)
         if z.isfinite().any():
             figure = qq_plot({"latents of validation images": z.numpy()})
             writer.add_figure("latent/qq_plot", figure, step)

@@ -149,6 +149,11 @@ class SimulatedPairs(PairDataModule):
         find_operator(operator)
         self._shape = self._found_shape()
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.source.image_shape
+
     @cached_property
     def physics(self) -> nn.Module:
         """The operator; built when it is first used."""

@@ -63,7 +63,7 @@ class PriorDraws(ImageDataModule):
         batch_size: number of images per step, over all processes.
 
     Raises:
-        ValueError: an option is out of its range, or the prior is not one of square images.
+        ValueError: an option is out of its range, or the prior is conditional.
     """
 
     def __init__(
@@ -74,9 +74,7 @@ class PriorDraws(ImageDataModule):
         own = isinstance(prior, Prior)
         self.prior = copy.deepcopy(prior).cpu().eval() if own else Path(prior)
         loaded = _loaded(self.prior)
-        self.channels, size, width = loaded.image_shape
         named = type(prior).__name__ if own else prior
-        require(size == width, "prior", named, "a prior of square images")
         require(
             not loaded.conditional,
             "prior",
@@ -84,8 +82,14 @@ class PriorDraws(ImageDataModule):
             "one that is not conditional; or give images as data",
         )
         require(num_images >= 1, "num_images", num_images, "at least 1")
-        super().__init__(size, batch_size, None, loaded.data_range, seed=seed)
+        self.channels, height, _ = self._shape = loaded.image_shape
+        super().__init__(height, batch_size, None, loaded.data_range, seed=seed)
         self.num_images = num_images
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W), that of the prior."""
+        return self._shape
 
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
         """See ``ImageDataModule``; without the number of images, on which no draw depends."""

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowprior.own_code import code_digest, is_own, own_functions
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from evaluation.arrays import ArrayStore
     from evaluation.table import Metric, Table
 
+_SHOWS = frozenset({"figures", "write", "notes", "paper"})
 Label = str | int | float | bool | None
 Labels = Mapping[str, Label]
 
@@ -178,6 +181,17 @@ class Evaluation(ABC):
     def notes(self, table: Table) -> Sequence[str]:
         """Sentences to stand below the table."""
         return ()
+
+    def own_code(self) -> dict[str, str]:
+        """For the settings of cells: a digest of a class of one's own, named "evaluation".
+
+        There is none if it defines no method anew but those that show results.
+        """
+        ours = next(base for base in type(self).__mro__ if not is_own(base))
+        names = {function.__name__ for function in own_functions(type(self))}
+        if all(name in _SHOWS or not hasattr(ours, name) for name in names):
+            return {}
+        return {"evaluation": code_digest(type(self))}
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """The published number for a row and the name of a metric."""

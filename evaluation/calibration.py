@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from evaluation.priors import PriorOfData
 from evaluation.sources import path_or_prior
 from evaluation.table import Metric, Table
 from flowprior.checks import check_integer
-from flowprior.inversion import Estimate, Problem
+from flowprior.inversion import Estimate, Posterior, Problem
 from flowprior.posterior import Calibration, calibrate, rank_figure
 from flowprior.posterior.calibration import LEVELS, WHOLE, check_draws
 from flowprior.priors import Prior
@@ -61,11 +62,18 @@ class RankMeasure(Measure):
         """See `Measure`."""
         if truth is None or estimate.posterior is None:
             return {}
-        indices = problem.indices
-        found = calibrate(estimate.posterior, truth, self.draws, seed=self.seed, indices=indices)
-        ranks = {f"rank_{k}": found.ranks[n].double() / self.draws for k, n in VALUES.items()}
-        inside = {f"inside_{level:.1f}": found.coverage[:, LEVELS.index(level)] for level in _SHOWN}
-        return {**ranks, **inside}
+        columns = [*(f"rank_{k}" for k in VALUES), *(f"inside_{level:.1f}" for level in _SHOWN)]
+        measured = {name: torch.full((len(truth),), torch.nan).double() for name in columns}
+        rows = estimate.finite.nonzero()[:, 0]
+        if len(rows):
+            posterior = _Rows(estimate.posterior, rows)
+            indices = [problem.indices[row] for row in rows.tolist()]
+            found = calibrate(posterior, truth[rows], self.draws, seed=self.seed, indices=indices)
+            values = [found.ranks[name].double() / self.draws for name in VALUES.values()]
+            values += [found.coverage[:, LEVELS.index(level)] for level in _SHOWN]
+            for column, value in zip(measured.values(), values, strict=True):
+                column[rows.cpu()] = value.cpu()
+        return measured
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """The p of all images of a row, of at least 10."""
@@ -93,6 +101,18 @@ class RankMeasure(Measure):
             "p: of a χ² test that ranks are uniform, times the number of ranks tested; below 0.05 "
             "the posteriors are probably wrong, or the prior is, if it did not draw the truths."
         ]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The posterior of some images of a batch: draws of those that have failed are not finite."""
+
+    posterior: Posterior
+    rows: Tensor
+
+    def sample(self, count: int, *, seed: int) -> Tensor:
+        """Draws of these images."""
+        return self.posterior.sample(count, seed=seed)[:, self.rows]
 
 
 class CalibrationEvaluation(InversionEvaluation):

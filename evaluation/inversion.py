@@ -326,7 +326,8 @@ class InversionEvaluation(Evaluation):
         """What the results of all cells depend on, with all priors."""
         priors = {name: self.priors.fingerprint(name) for name in self.priors.given}
         measures = identity(self.further)
-        return {"data": self.source.fingerprint(), "measures": measures, "prior": priors}
+        found = {"data": self.source.fingerprint(), "measures": measures, "prior": priors}
+        return {**found, **self.own_code()}
 
     def _cell(self, experiment: Experiment, prior: str, name: str, seed: int) -> InversionCell:
         labels = self.labels(experiment, prior, name)

@@ -30,6 +30,8 @@ from flowprior.physics.condition import Condition, UnknownCondition
 from flowprior.registry import registered_name
 
 FORMAT = "flowprior-weights-1"
+_ANY_SIZE = 2**16
+"""Sizes up to this may be more than the numbers in the file, for flows of one's own."""
 SHIPPED = Path(__file__).with_name("shipped")
 """In a clone a link to `weights`."""
 # What older versions did where weights now have an argument, as JSON.
@@ -80,7 +82,7 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
     replaced atomically.
 
     Raises:
-        ValueError: it is no flow.
+        ValueError: it is no flow, or one of your own whose `arguments` do not rebuild it.
         OSError: the folder cannot be written.
     """
     check_types(save, locals())
@@ -88,6 +90,7 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
         raise ValueError(
             f"flow must be a flowprior.flows.Flow, got {type(flow).__name__}: build others anew"
         )
+    check_rebuilds(flow)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
@@ -104,6 +107,38 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
     atomic_write(folder / "model.safetensors", data)
     atomic_write(folder / "config.json", text)
     return folder
+
+
+def check_rebuilds(flow: Flow) -> None:
+    """Raise ValueError unless `flow.arguments` are what its constructor takes, as JSON has them.
+
+    Without it a flow of one's own would come back with other options than it was trained with.
+    """
+    kind, given = type(flow), flow.arguments
+    parameters = inspect.signature(kind).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    names = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    who = f"{kind.__name__}: arguments, which it gives to Flow.__init__,"
+    missing = [name for name in names if name not in given]
+    if missing and not _is_ours(kind):  # ours leave out what later versions added, at its default
+        raise ValueError(f"{who} must have {', '.join(missing)}, which its constructor takes")
+    unknown = [name for name in given if name not in names]
+    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+        raise ValueError(f"{who} has {', '.join(unknown)}, which its constructor does not take")
+    for name, value in given.items():
+        try:
+            same = json.loads(json.dumps(value, allow_nan=False)) == _as_lists(value)
+        except (TypeError, ValueError, RecursionError):
+            same = False
+        if not same:
+            raise ValueError(
+                f"{who} must be plain numbers, strings, booleans or lists of these, but {name} is "
+                f"of type {type(value).__name__}: let the constructor take what it is made of"
+            )
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @torch.inference_mode(False)  # tensors made in that mode could not be used in a gradient later
@@ -200,9 +235,10 @@ def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
 
 def _build(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Flow:
     kind, arguments = _find_flow(path, config.get("flow")), config.get("arguments")
-    ours = kind.__module__.partition(".")[0] == "flowprior"
+    ours = _is_ours(kind)
     try:
-        _check_arguments(kind, arguments, sum(map(Tensor.numel, tensors.values())))
+        values = sum(map(Tensor.numel, tensors.values()))
+        _check_arguments(kind, arguments, values if ours else max(values, _ANY_SIZE))
         # Without storage: no random numbers are drawn, and wrong sizes cost no memory. A class of
         # somebody else may not be made for that.
         place = torch.device("meta") if ours else nullcontext()
@@ -219,6 +255,10 @@ def _build(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Fl
     return flow
 
 
+def _is_ours(kind: type[Flow]) -> bool:
+    return kind.__module__.partition(".")[0] == "flowprior"
+
+
 def _find_flow(path: Path, name: Any) -> type[Flow]:
     if isinstance(name, str):
         if name in Flow.registry:
@@ -229,7 +269,8 @@ def _find_flow(path: Path, name: Any) -> type[Flow]:
             return known[0]
     raise WeightsError(
         f"{path}: unknown flow {name!r}, expected one of {', '.join(sorted(Flow.registry))}; a "
-        'flow of your own must be imported before: load(..., imports=["its_module"])'
+        'flow of your own must be imported before: load(..., imports=["its_module"]), or '
+        "`imports:` of a config"
     )
 
 

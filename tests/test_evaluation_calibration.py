@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import flowprior
 from datamodules import PriorDraws, Reflectivities
@@ -25,6 +26,7 @@ from flowprior.posterior import (
 )
 from flowprior.posterior.calibration import LEVELS
 from flowprior.posterior.langevin import LangevinRun
+from flowprior.priors import Module
 from tests.conftest import make_perturbed_glow
 from tests.inversion_tables import BLUR, noise, records, rows_of, run_here, solver
 from tests.test_flows_conditional import make
@@ -258,7 +260,8 @@ def test_ranks_of_a_row_are_those_that_were_measured():
 
     expected = calibrate(Uniform(), truth, 19)
     problem = SimpleNamespace(indices=range(30))
-    columns = measure(SimpleNamespace(posterior=Uniform()), problem, truth)
+    estimate = SimpleNamespace(posterior=Uniform(), finite=torch.ones(30, dtype=torch.bool))
+    columns = measure(estimate, problem, truth)
     rows = [{name: column[i].item() for name, column in columns.items()} for i in range(30)]
     found = measure.calibration([Result(cell, i, row, {}) for i, row in enumerate(rows)])
     assert {n: r.tolist() for n, r in found.ranks.items()} == {
@@ -267,6 +270,38 @@ def test_ranks_of_a_row_are_those_that_were_measured():
     assert tuple(found.levels) == (0.5, 0.9)
     torch.testing.assert_close(found.coverage.double(), expected.coverage[:, [4, 8]])
     assert png_bytes(coverage_figure({"row": found}))
+
+
+def test_rows_that_have_failed_are_left_out():
+    truth = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    failed = [1, 3]
+
+    class Failing:
+        def sample(self, count, *, seed):
+            x = torch.rand(count, *truth.shape, generator=torch.Generator().manual_seed(seed))
+            x[:, failed] = torch.nan
+            return x
+
+    measure, problem = RankMeasure(draws=19), SimpleNamespace(indices=range(5))
+    finite = torch.ones(5, dtype=torch.bool)
+    finite[failed] = False
+    columns = measure(SimpleNamespace(posterior=Failing(), finite=finite), problem, truth)
+    for column in columns.values():
+        assert column.isnan().nonzero()[:, 0].tolist() == failed
+    none = SimpleNamespace(posterior=Failing(), finite=torch.zeros(5, dtype=torch.bool))
+    assert all(column.isnan().all() for column in measure(none, problem, truth).values())
+    with pytest.raises(
+        ValueError, match="draws of rows 1, 3: not finite"
+    ):  # one that says it is well
+        measure(SimpleNamespace(posterior=Failing(), finite=~none.finite), problem, truth)
+
+
+def test_draws_of_a_prior_that_is_not_square():
+    net = nn.Sequential(nn.Linear(6, 15), nn.Unflatten(1, (1, 3, 5)))
+    data = PriorDraws(Module(net, (1, 3, 5), [6]), num_images=4)
+    ((_, images),) = data.batches("test", 4)
+    assert images.shape == (4, 1, 3, 5)
+    assert data.image_shape == (1, 3, 5)
 
 
 def test_draws_of_a_prior(folder):

@@ -1,6 +1,7 @@
 """Code of one's own beside a config: prior, operator, noise, solver, layers and columns."""
 
 import shutil
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from deepinv.physics import Inpainting
 
 from datamodules import LayerModels
@@ -18,6 +20,7 @@ from flowprior.physics import Gaussian
 from tests.entry_points import finish
 from tests.inversion_tables import (
     DATA,
+    make_folder,
     noise,
     records,
     refused,
@@ -447,3 +450,77 @@ def test_own_operator_on_a_grid_makes_data_on_a_finer_one(operator, given, expec
 def test_what_is_no_prior_is_named():
     with pytest.raises(ValueError, match=r"^priors.mine: expected a folder .*, got Linear$"):
         PriorSource({"mine": torch.nn.Linear(2, 2)})
+
+
+OWN_TABLE = """
+import torch
+
+from datamodules import LayerModels
+from evaluation.inversion import InversionEvaluation
+
+
+class Flipped(LayerModels):
+    def unit_images(self, split, indices):
+        return super().unit_images(split, indices)
+
+
+class Measured(InversionEvaluation):
+    def evaluate(self, cell, images, arrays):
+        return [{**found, "psnr": 1.0} for found in super().evaluate(cell, images, arrays)]
+
+
+class Drawn(InversionEvaluation):
+    def figures(self, table, results):
+        self.drawn = self.count()
+        return super().figures(table, results)
+
+    def count(self):
+        return 1
+"""
+
+
+def run_own_table(folder: Path, source: str, data: str, kind: str) -> int:
+    (folder / "my_table.py").write_text(source)
+    settings = {
+        **{name: SETTINGS[name] for name in ("images", "batch_size", "shown")},
+        "priors": {"glow": "weights"},
+        "data": {**DATA, "class_path": data},
+        "methods": {"tv": {"solver": solver("TotalVariation", weight=10.0)}},
+        "experiments": SETTINGS["experiments"][1:],
+        "iterations": 2,
+    }
+    evaluation = {"class_path": kind, "init_args": settings}
+    config = {"imports": ["my_table"], "evaluation": evaluation}
+    (folder / "own.yaml").write_text(yaml.safe_dump(config))
+    try:
+        return run_here(folder, "--config", "own.yaml", "--output", "own")
+    finally:
+        sys.modules.pop("my_table", None)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "before", "after", "status"),
+    [
+        (
+            "my_table.Flipped",
+            "evaluation.inversion.InversionEvaluation",
+            "return super().unit",
+            "return 1 - super().unit",
+            2,
+        ),
+        ("datamodules.LayerModels", "my_table.Measured", "1.0", "2.0", 2),
+        # What only shows results may be changed.
+        ("datamodules.LayerModels", "my_table.Drawn", "return 1", "return 2", 0),
+    ],
+)
+def test_changed_code_of_data_or_table_is_noticed(
+    tmp_path, capsys, data, kind, before, after, status
+):
+    folder = make_folder(tmp_path)
+    assert run_own_table(folder, OWN_TABLE, data, kind) == 0
+    kept = (folder / "own" / "records.jsonl").read_bytes()
+    assert run_own_table(folder, OWN_TABLE, data, kind) == 0
+    capsys.readouterr()
+    assert run_own_table(folder, OWN_TABLE.replace(before, after), data, kind) == status
+    assert (folder / "own" / "records.jsonl").read_bytes() == kept
+    assert ("choose another output folder" in capsys.readouterr().err) == (status == 2)

@@ -11,6 +11,7 @@ import torch
 
 from flowprior.physics import (
     SNR,
+    BandLimited,
     Contaminated,
     Gaussian,
     Laplace,
@@ -337,9 +338,36 @@ def test_contaminated_noise_without_outliers_is_normal_and_forgives_them_with():
 def test_complex_data():
     predicted, y = torch.zeros(1, 2, dtype=torch.complex128), torch.tensor([[3 + 4j, 5j]])
     assert Gaussian(0.5).misfit(predicted, y.to(predicted)).item() == pytest.approx(100)
-    # ‖y‖²/m = 25 and r/(1 + r) = 1/11.
-    assert SNR(10).misfit(predicted, y.to(predicted)).item() == pytest.approx(11)
-    assert SNR(10).residual(predicted, y.to(predicted)).item() == pytest.approx(5.5**0.5)
+    # ‖y‖²/(2m) = 12.5 and r/(1 + r) = 1/11.
+    assert SNR(10).misfit(predicted, y.to(predicted)).item() == pytest.approx(22)
+    assert SNR(10).residual(predicted, y.to(predicted)).item() == pytest.approx(11**0.5)
+
+
+@pytest.mark.parametrize("noise", [Gaussian(0.3), SNR(10)])
+def test_noise_of_complex_data(noise):
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(3, 2, 60, 50, dtype=torch.complex64, generator=generator)
+    noisy = noise.add(clean, seed=1, indices=[4, 0, 7])
+    assert torch.equal(noise.add(clean[1:2], seed=1, indices=[0]), noisy[1:2])
+    added = noisy - clean
+    power = 2 * 0.3**2 if isinstance(noise, Gaussian) else 0.1 * clean.abs().square().mean()
+    assert added.abs().square().mean().item() == pytest.approx(float(power), rel=0.03)
+    assert added.real.std().item() == pytest.approx(added.imag.std().item(), rel=0.03)
+    correlation = torch.corrcoef(torch.stack([added.real.flatten(), added.imag.flatten()]))
+    assert abs(correlation[0, 1]) < 0.02
+    assert noise.residual(clean, noisy).tolist() == pytest.approx([1] * 3, rel=0.02)
+    seen = torch.zeros(60, 50)
+    seen[::2] = 1
+    some = noise.add(clean, seed=1, indices=[4, 0, 7], observed=seen)
+    assert torch.equal(some[:, :, 1::2], clean[:, :, 1::2])
+    assert (some[:, :, ::2] != clean[:, :, ::2]).all()
+
+
+def test_noise_of_real_data_alone_says_so():
+    clean = torch.ones(2, 3, dtype=torch.complex64)
+    for noise in (Relative(1), Laplace(1), Contaminated(1), BandLimited(1.0, 5.0, 0.01)):
+        with pytest.raises(ValueError, match="real"):
+            noise.add(clean, seed=0, indices=[0, 1])
 
 
 def test_relative_misfit_where_nothing_is_predicted():
@@ -437,7 +465,7 @@ def test_other_wrong_options():
         (lambda y: Gaussian(1).add(y, seed=0, indices=[0, -1]), "index"),
         (lambda y: Laplace(1).add(y, seed=0.5, indices=[0, 1]), "seed"),
         (lambda y: Gaussian(1).add(y.int(), seed=0, indices=[0, 1]), "floating point"),
-        (lambda y: Gaussian(1).add(y[0, 0, 0], seed=0, indices=range(40)), "floating point"),
+        (lambda y: Gaussian(1).add(y[0, 0, 0], seed=0, indices=range(40)), r"\(B, 1\)"),
         (lambda y: SNR(10).add(0 * y, seed=0, indices=[7, 1]), "image 7"),
         (lambda y: SNR(10).add(y, seed=0, indices=[7, 1], observed=torch.zeros(1)), "image 7"),
         (lambda y: SNR(10).misfit(y, 0 * y), "row 0"),

@@ -24,7 +24,7 @@ import train
 from datamodules import CelebA, CelebAHQ, ChestXray, ImageFolder, LayerModels
 from datamodules.prepare import prepare
 from flowprior.command_line import run_command
-from flowprior.flows import Glow
+from flowprior.flows import Flow, Glow
 from flowprior.metrics import bits_per_dim
 from lightning_modules import FlowModule
 from tests import picture_files
@@ -417,6 +417,62 @@ def test_loss_beside_the_config(own: Path, reference: Path) -> None:
     found = scalars(own / "runs" / "tiny", "train/twice")
     assert found[0] == pytest.approx(2 * scalars(reference, CURVE)[0])
     assert flowprior.weights.read_config(own / "runs/tiny/weights")["card"]["val/twice"] > 0
+
+
+OWN_FLOW = """
+import torch
+from flowprior.flows import Flow
+from flowprior.latent import Latent
+
+class Scaling(Flow):
+    def __init__(self, size, gain=1.0):
+        arguments = {"size": size, "gain": gain}
+        latent = Latent({"a": (100,), "b": (size**2 - 100,)})
+        super().__init__((1, size, size), (-0.5, 0.5), arguments, latent)
+        self.log_scale = torch.nn.Parameter(torch.full((size**2,), gain).log())
+
+    def encode(self, x):
+        return x.flatten(1) * (-self.log_scale).exp(), -self.log_scale.sum().expand(len(x))
+
+    def decode(self, z):
+        x = z * self.log_scale.exp()
+        return x.view(-1, *self.image_shape), self.log_scale.sum().expand(len(z))
+"""
+
+
+@pytest.fixture
+def own_flow(folder: Path) -> Iterator[Path]:
+    """A folder with a config and a flow of one's own, whose latent is no image, beside it."""
+    (folder / "own_flow.py").write_text(OWN_FLOW)
+    config = yaml.safe_load(TINY)
+    config["imports"] = ["own_flow"]
+    scaling = {"class_path": "own_flow.Scaling", "init_args": {"size": 16, "gain": 2.0}}
+    config["model"]["flow"] = scaling
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    yield folder
+    sys.modules.pop("own_flow", None)
+    Flow.registry.pop("own_flow.Scaling", None)
+
+
+def test_flow_of_ones_own_with_a_latent_that_is_no_image(own_flow: Path) -> None:
+    train_here(own_flow, "--trainer.max_epochs", "2")
+    run = own_flow / "runs" / "tiny"
+    assert len(scalars(run, "latent/radius")) == 2
+    first, last = (scalars(run, CURVE)[step] for step in (0, 15))
+    assert last < first
+    assert flowprior.load(run / "weights").arguments["gain"] == 2.0
+
+
+def test_flow_that_could_not_be_loaded_again_is_named_before_it_is_trained(
+    own_flow: Path, capsys: pytest.CaptureFixture
+) -> None:
+    forgets = OWN_FLOW.replace(', "gain": gain}', "}")
+    (own_flow / "own_flow.py").write_text(forgets)
+    train_here(own_flow, status=2)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "Scaling: arguments" in line
+    assert "must have gain" in line
+    assert not (own_flow / "runs").exists()
 
 
 @pytest.mark.parametrize(

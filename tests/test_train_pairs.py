@@ -1,13 +1,16 @@
 """Training on pairs of images and data: data modules, losses, and a run as a user starts it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import flowprior
 from datamodules import LayerModels, Rosenbrock, SimulatedPairs
+from datamodules.dequantize import ImageSource
 from flowprior.losses import ConditionalLikelihood, JointLikelihood
 from flowprior.physics import Gaussian, denoising
 from tests.entry_points import scalars, train_here
@@ -111,6 +114,35 @@ def test_data_are_simulated_of_unquantised_images() -> None:
         SimulatedPairs(flipped, "denoising", Gaussian(0.1))
     with pytest.raises(ValueError, match="operator must be one of"):
         SimulatedPairs(images, "nothing", Gaussian(0.1))
+
+
+class Cut(ImageSource):
+    def __init__(self, whole: ImageSource) -> None:
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def pixels(self, indices: Sequence[int]) -> Sequence[np.ndarray]:
+        return [image[..., :10] for image in self.whole.pixels(indices)]
+
+
+class Wide(LayerModels):
+    """Their left parts."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (1, 16, 10)
+
+    def images(self, split: str) -> Cut:
+        return Cut(super().images(split))
+
+
+def test_data_of_images_that_are_not_square() -> None:
+    data = SimulatedPairs(Wide(image_size=16), "denoising", Gaussian(0.05))
+    assert data.image_shape == data.condition_shape == (1, 16, 10)
+    _, x, y = next(data.pairs("test", 4))
+    assert x.shape == y.shape == (4, 1, 16, 10)
 
 
 def test_losses_are_the_densities_of_their_lanes() -> None:

@@ -400,3 +400,49 @@ def test_arguments_that_the_class_has_by_now_are_asked_for(exported):
     message = r"before there was the option, log_scale_limit was 2\.0 and shift_limit was null"
     with pytest.raises(WeightsError, match=message):
         flowprior.load(folder)
+
+
+class Scaling(Flow):
+    """x = gain·z."""
+
+    def __init__(self, size, gain=1.0, options=()):
+        given = {"size": size, "gain": gain, "options": options}
+        super().__init__((1, size, size), (0.0, 1.0), given)
+        self.gain = gain
+
+    def encode(self, x):
+        return x / self.gain, x.new_zeros(len(x))
+
+    def decode(self, z):
+        return z * self.gain, z.new_zeros(len(z))
+
+
+class Open(Scaling):
+    def __init__(self, size, **options):
+        super().__init__(size, **options)
+
+
+@pytest.mark.parametrize("kind", [Scaling, Open])
+def test_arguments_of_a_flow_of_ones_own_come_back(tmp_path, kind):
+    flow = kind(4, gain=2.0, options=(1, "a", None, [True]))
+    found = flowprior.load(flowprior.save(flow, tmp_path / "own"))
+    assert (found.gain, found.arguments["options"]) == (2.0, [1, "a", None, [True]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"size": 4, "options": []}, "must have gain"),
+        ({"size": 4}, "must have gain, options"),
+        ({"size": 4, "gain": 1.0, "options": [], "sise": 4}, "has sise, which"),
+        ({"size": 4, "gain": 1.0, "options": torch.nn.ReLU()}, "but options is of type ReLU"),
+        ({"size": 4, "gain": float("inf"), "options": []}, "but gain is of type float"),
+        ({"size": 4, "gain": 1.0, "options": {1: 2}}, "but options is of type dict"),
+    ],
+)
+def test_arguments_that_do_not_rebuild_a_flow_are_named(tmp_path, arguments, words):
+    flow = Scaling(4)
+    flow.arguments = arguments
+    with pytest.raises(ValueError, match=f"^Scaling: arguments, .* {words}"):
+        flowprior.save(flow, tmp_path / "own")
+    assert not (tmp_path / "own").exists()

@@ -38,11 +38,14 @@ def margins(names: Mapping[str, Any]) -> dict[str, dict[str, list]]:
 def progress_grid(rows: Mapping[str, Tensor]) -> Figure:
     """Rows of images (n, C, H, W) in [0, 1], "truth" and "current" among them, and their error.
 
-    Data that are no images of the same size are left out.
+    Data that are no images of the same size, or complex, are left out.
     """
-    rows = {name: images.detach().cpu().float() for name, images in rows.items()}
     shape = rows["current"].shape
-    shown = {name: images for name, images in rows.items() if images.shape == shape}
+    shown = {
+        name: images.detach().cpu().float()
+        for name, images in rows.items()
+        if images.shape == shape and not images.is_complex()
+    }
     if "truth" in shown:
         shown["|error|"] = (shown["current"] - shown["truth"]).abs()
     return image_rows(shown, label="value")

@@ -245,6 +245,8 @@ def _check_data(y: object) -> None:
     if not isinstance(y, Tensor) or y.ndim < 2 or y.numel() == 0:
         kind = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         remedy = ": torch.from_numpy(y)" if kind == "ndarray" else ""
+        if isinstance(y, Tensor) and y.ndim == 1 and y.numel():
+            remedy = ": one number for each image is (B, 1), y[:, None]"
         raise ValueError(f"y must be a tensor of data (B, ...), not empty, got {kind}{remedy}")
     if not (y.is_floating_point() or y.is_complex()):
         raise ValueError(f"y must be floating point or complex, got {y.dtype}")

@@ -48,6 +48,16 @@ class Restarts(Solver):
         return self.solver.needs
 
     @property
+    def differentiates(self) -> bool:
+        """Whether the solver does."""
+        return self.solver.differentiates
+
+    @property
+    def through(self) -> bool:
+        """See `Solver.through`."""
+        return self.solver.through
+
+    @property
     def uses_start(self) -> bool:
         """As the solver."""
         return self.solver.uses_start
@@ -87,7 +97,7 @@ class _RepeatedForward(Forward):
     """An operator on `count` images for each image of the batch."""
 
     def __init__(self, forward: Forward, count: int) -> None:
-        super().__init__(forward.physics, forward.images, calls=forward.calls)
+        super().__init__(forward.physics, forward.images, forward.differentiable, forward.calls)
         self.inner, self.count = forward, count
 
     def _data(self, x: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -168,7 +168,12 @@ class History:
         self.rows: list[dict[str, Tensor]] = []
 
     def __call__(self, iteration: int, run: Run) -> None:
-        """Record the values."""
+        """Record the values; a ValueError unless they have the names of the first ones."""
+        if self.rows and (changed := self.rows[0].keys() ^ run.values.keys()):
+            raise ValueError(
+                f"{type(run).__name__}.values must have the same names from iteration 0 on, but "
+                f"{', '.join(sorted(changed))} came or went at iteration {iteration}"
+            )
         self.rows.append({name: value.clone() for name, value in run.values.items()})
 
     def stacked(self) -> dict[str, Tensor]:
@@ -220,7 +225,8 @@ def solve(
         cost = problem.condition_cost
         none = Calls.none(len(problem.y), problem.y.device)
         calls = counted + (none if cost is None else cost.calls)  # without the residual's check
-        own = tuple(run.warnings()) if hasattr(run, "warnings") else ()
+        own = run.warnings() if hasattr(run, "warnings") else ()
+        own = (own,) if isinstance(own, str) else tuple(own)
         residual, warnings = _residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()

@@ -45,6 +45,7 @@ class BandLimited(Noise):
 
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:
         """A(x) + n."""
+        check_real(self, clean, clean)
         noise = standard_normal(clean, seed, indices)
         return clean + self.sigma * self._filtered(noise, 0.5)
 

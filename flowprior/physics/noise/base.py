@@ -27,7 +27,7 @@ class Noise(ABC):
         """Noisy data; the noise of an image depends on (seed, index) and its own data only.
 
         Args:
-            clean: noiseless data (B, ...), real floating point.
+            clean: noiseless data (B, ...), floating point; real, unless the model says more.
             seed: of the run, ≥ 0.
             indices: of the images, B integers ≥ 0.
             observed: mask that broadcasts to the shape of `clean`, non-zero where data are

@@ -25,10 +25,13 @@ def draw(like: Tensor, seed: int, indices: Indices, sample: Sample) -> Tensor:
     Raises:
         ValueError: `like`, `seed` or `indices` is not as described.
     """
-    if not like.is_floating_point() or like.ndim < 2:
+    if like.ndim < 2:
         raise ValueError(
-            f"signals must be real floating point (B, ...), got {like.dtype} {tuple(like.shape)}"
+            f"signals must be (B, ...) of two dimensions or more, got {tuple(like.shape)}: one "
+            "number for each image is (B, 1)"
         )
+    if not like.is_floating_point():
+        raise ValueError(f"signals must be real floating point for this noise, got {like.dtype}")
     if len(indices) != len(like):
         raise ValueError(f"indices must have one entry per image, {len(like)}, got {len(indices)}")
     rows = [
@@ -39,7 +42,14 @@ def draw(like: Tensor, seed: int, indices: Indices, sample: Sample) -> Tensor:
 
 
 def standard_normal(like: Tensor, seed: int, indices: Indices) -> Tensor:
-    """N(0, 1), the same numbers in every precision, to rounding; arguments as for `draw`."""
+    """N(0, 1), the same numbers in every precision, to rounding; arguments as for `draw`.
+
+    `like` may be complex: N(0, 1) of either part, the real and the imaginary one.
+    """
+    if like.is_complex():
+        return torch.view_as_complex(
+            standard_normal(torch.view_as_real(like.resolve_conj()), seed, indices)
+        )
     return draw(like, seed, indices, lambda rng, row: rng.standard_normal(tuple(row.shape)))
 
 

@@ -81,6 +81,7 @@ class Relative(Noise):
 
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:
         """A(x)·(1 + ε)."""
+        check_real(self, clean, clean)
         return clean * (1 + self.sigma * standard_normal(clean, seed, indices))
 
     def misfit(self, predicted: Tensor, y: Tensor) -> Tensor:
@@ -101,9 +102,9 @@ class SNR(Noise):
     r"""y = A(x) + n, n ~ N(0, σ²), 10 log₁₀(‖A(x)‖²/E‖n‖²) = db for every image.
 
     Sums run over the m observed entries, and the mean of A(x) is part of the signal. `add` takes
-    σ² = ‖A(x)‖² r/m, r = 10^(−db/10), and a ValueError says where ‖A(x)‖ = 0. The misfit, which
-    also takes complex data, estimates σ² = ‖y‖² r/((1 + r) m); entries of y that are exactly zero
-    count as not observed.
+    σ² = ‖A(x)‖² r/m, r = 10^(−db/10), and a ValueError says where ‖A(x)‖ = 0. The misfit
+    estimates σ² = ‖y‖² r/((1 + r) m); entries of y that are exactly zero count as not observed.
+    For complex data σ is that of either part, real or imaginary, so that σ² is half of this.
 
     Args:
         db: signal-to-noise ratio in decibels, in [−200, 200].
@@ -119,7 +120,7 @@ class SNR(Noise):
     def sample(self, clean: Tensor, seed: int, indices: Indices, seen: Tensor) -> Tensor:
         """A(x) + n."""
         noise = standard_normal(clean, seed, indices)
-        square = clean.detach().double().square()
+        square = _square(clean)
         # One image at a time: the order of a sum over a batch may depend on the batch.
         rows = zip(square.split(1), seen.split(1), strict=True)
         power = torch.cat([square.new_zeros(0), *(mean(row, mask) for row, mask in rows)])
@@ -134,13 +135,19 @@ class SNR(Noise):
     def standardised(self, predicted: Tensor, y: Tensor) -> Tensor:
         """(predicted − y)/σ."""
         error, ratio = difference(predicted, y), self._ratio()
-        power = mean(y.detach().abs().double().square(), y != 0)
+        power = mean(_square(y), y != 0)
         sigma = (power * ratio / (1 + ratio)).sqrt()
         _check_signal(sigma, "row", list(range(len(y))))
         return error * _per_row(1 / sigma, error)
 
     def _ratio(self) -> float:
         return 10 ** (-self.db / 10)
+
+
+def _square(signal: Tensor) -> Tensor:
+    """Of each entry, float64; the mean of those of either part, if they are complex."""
+    square = signal.detach().abs().double().square()
+    return square / 2 if signal.is_complex() else square
 
 
 def _non_zero(predicted: Tensor, y: Tensor) -> Tensor:
