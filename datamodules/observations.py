@@ -64,7 +64,8 @@ def _check_images(images: Tensor, count: int, name: str) -> None:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise DataError(f"there is no file of observations {path}")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise DataError(f"there is no file of observations {path}{where}")
     try:
         content = np.load(path, allow_pickle=False)
         return {"y": content} if isinstance(content, np.ndarray) else dict(content)

@@ -37,6 +37,7 @@ from flowprior.progress import SweepProgress
 
 MODULES = {module.command_name: module for module in (CelebAHQ, CelebA, ChestXray, ImageFolder)}
 _LOCK = ".lock"
+_DARK = 32  # of 255
 _SHOWN = 20
 _CHUNK = 16  # images that a process decodes at once
 _Shard = tuple[str, int, range]
@@ -217,14 +218,16 @@ class _Squares(Dataset):
 
 
 def _collected(output: Path, shards: list[_Shard]) -> dict[str, Any]:
-    """Number of images in each shard, and the images that were skipped."""
+    """Number of images in each shard, those that were skipped, and the largest pixel."""
     images: dict[str, list[int]] = {split: [] for split in SPLITS}
     skipped: list[str] = []
+    brightest = 0
     for split, number, _ in shards:
         pixels, missing = read_shard(shard_path(output, split, number))
         images[split].append(len(pixels))
         skipped += missing
-    return {"images": images, "skipped": skipped}
+        brightest = max(brightest, int(np.max(pixels, initial=0)))
+    return {"images": images, "skipped": skipped, "brightest": brightest}
 
 
 def _check_strict(strict: bool, info: Mapping[str, Any]) -> None:
@@ -246,6 +249,13 @@ def _report(output: Path, info: Mapping[str, Any], console: Console) -> None:
             f"--output {output}: no image for training can be used{first}; remove the folder"
         )
     console.print(f"{output} is finished: {_summary(info)}", soft_wrap=True, highlight=False)
+    if info["brightest"] < _DARK:
+        console.print(
+            f"the images are dark: the brightest pixel of all is {info['brightest']} of 255; "
+            "pictures of 12 bits in files of 16 must be scaled to 16 first",
+            soft_wrap=True,
+            highlight=False,
+        )
     if not any(info["images"]["val"]):
         console.print("there are no validation images, which training needs (--val-fraction)")
 

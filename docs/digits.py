@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from inversion_study import Labels, holm, p_value, read
+from inversion_study import Labels, holm, p_value, read, records_of
 
 import flowprior
 from datamodules import MNIST
@@ -127,7 +127,9 @@ def difference(of: Stat, p: float, digits: int) -> str:
 
 def draw(run: Path, problem: str, picture: Path, shown: dict[Row, str] = SHOWN) -> None:
     """The first digits, and what methods make of them: those of which a run has records."""
-    lines = map(json.loads, (run / "records.jsonl").read_text().splitlines()[1:])
+    if not (run / "arrays").is_dir():
+        sys.exit(f"{picture} is not drawn: it takes the arrays of a run, and {run} has none")
+    lines = map(json.loads, records_of(run).read_text().splitlines()[1:])
     known = [(line["cell"], line["labels"]) for line in lines if "labels" in line]
     cells = {row_of(tuple(of.items())): c for c, of in known if of.get("problem") == problem}
     arrays = ArrayStore(run / "arrays")

@@ -11,6 +11,7 @@ Holm's method for all comparisons printed for the metric.
 import argparse
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +26,21 @@ Labels = tuple[tuple[str, object], ...]
 Values = dict[str, list[tuple[int, float]]]
 
 
+def records_of(run: Path) -> Path:
+    """The records of a run, given its folder, or a file of published ones."""
+    path = run / "records.jsonl" if run.is_dir() else run
+    if not path.is_file():
+        sys.exit(
+            f"there are no records {path}: run the table first, or give a file of docs/results"
+        )
+    return path
+
+
 def read(run: Path, first: int = 0) -> dict[Labels, Values]:
     """(image, value) by metric, of each row, from the image of that number on."""
     cells: dict[str, Labels] = {}
     rows: dict[Labels, Values] = defaultdict(lambda: defaultdict(list))
-    for line in (run / "records.jsonl").read_text().splitlines()[1:]:
+    for line in records_of(run).read_text().splitlines()[1:]:
         content = json.loads(line)
         if "labels" in content:
             cells[content["cell"]] = tuple(content["labels"].items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,6 +133,8 @@ class Evaluation(ABC):
         compare: labels whose values compete for the best number (see `Table`).
         parallel: whether several processes may measure at once; not where speed is measured.
         published: numbers of papers.
+        watch: to call in `evaluate`, if it is set, with the number of images that what is done so
+            far of this batch is worth, such as 1.5; only in the process that shows progress.
         tunable: whether `evaluate.py --tune` can choose options; it takes an `InversionEvaluation`.
     """
 
@@ -142,6 +144,7 @@ class Evaluation(ABC):
     parallel: bool = True
     published: Sequence[Published] = ()
     tunable: bool = False
+    watch: Callable[[float], None] | None = None
 
     def check(self) -> None:  # noqa: B027
         """Find every mistake that can be found before measuring; nothing is written yet.

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -44,6 +44,7 @@ from flowprior.inversion import (
     Checkpoint,
     Problem,
     Recording,
+    Run,
     batch_invariant,
     solve,
 )
@@ -207,7 +208,8 @@ class InversionEvaluation(Evaluation):
         with batch_invariant():
             problem, truth = self._problem(cell, list(images))
             recording = Recording(truth if self.compares else None, self.shown, last=iterations)
-            estimate = solve(cell.method.solver, problem, iterations, [recording], checkpoint)
+            observers = [recording, partial(self._watched, len(images) / max(iterations, 1))]
+            estimate = solve(cell.method.solver, problem, iterations, observers, checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
         kept: list[dict[str, Any]] = [{} for _ in images]
         if self.compares:
@@ -222,6 +224,10 @@ class InversionEvaluation(Evaluation):
         spent = recording.seconds + (0.0 if cost is None else cost.seconds)
         seconds = {SECONDS.name: spent / len(images)}
         return [{**row, **seconds} for row in rows]
+
+    def _watched(self, worth: float, iteration: int, run: Run) -> None:
+        if self.watch is not None:
+            self.watch(worth * iteration)
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Further columns of the measures, which take all images of a row."""

@@ -17,6 +17,7 @@ from evaluation.table import SECONDS, summarise
 from flowprior.distribution_figures import qq_plot
 from flowprior.figures import grey_range, image_grid
 from flowprior.inversion.boards import margins, progress_grid, write_margin
+from flowprior.inversion.solving import OVERSHOOT
 from flowprior.panels import curve_panels, point_panels
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _by_experiment(results: Sequence[Result]) -> dict[str, dict[str, list[Result
     found: dict[str, dict[str, list[Result]]] = {}
     for result in results:
         shared = result.cell.experiment.labels
-        title = labels_text(shared) or result.cell.experiment.operator
+        title = labels_text(shared) or result.cell.experiment.operator.rpartition(".")[2]
         own = {name: v for name, v in result.cell.labels.items() if name not in shared}
         method = [str(own.pop("method"))] if "method" in own else []
         name = ", ".join(filter(None, [*method, labels_text(own)]))
@@ -182,11 +183,14 @@ def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
     for results in kept.values():
         if "start" in results[0].arrays:  # the same for all methods that start there
             heading = f"start:\n{results[0].cell.settings['start'].replace('_', ' ')}"
-            columns[heading] = [(result.arrays["start"], "") for result in results]
+            scores = [_psnr(result, "start_psnr") for result in results]
+            columns[heading] = [
+                (result.arrays["start"], s) for result, s in zip(results, scores, strict=True)
+            ]
     spreads = []
     for name, results in kept.items():
         heading = name.replace(", ", "\n")
-        columns[heading] = [(result.arrays["x"], _psnr(result)) for result in results]
+        columns[heading] = [(result.arrays["x"], _score(result)) for result in results]
         if all("deviation" in result.arrays for result in results):
             spreads.append(len(columns))
             columns[f"{heading}\ndeviation"] = [_spread(result) for result in results]
@@ -200,6 +204,7 @@ def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
     options = {"label": "value in [0, 1]", "spreads": spreads}
     figure = image_grid(np.stack(images), len(columns), titles, greys, **options)
     has_scores = "; PSNR above each" if "psnr" in first[0].metrics else ""
+    has_scores += ", and the range of those far beyond [0, 1]" if _any_beyond(kept) else ""
     of_spreads = f" Standard deviations are of {DRAWS} draws, their mean above each."
     return figure, (
         f"The first images, not selected{has_scores}.{of_spreads if spreads else ''} {title}"
@@ -216,8 +221,23 @@ def _data_are_images(result: Result) -> bool:
     return y.shape == x.shape and not np.iscomplexobj(y)
 
 
-def _psnr(result: Result) -> str:
-    return f"{result.metrics['psnr']:.1f} dB" if "psnr" in result.metrics else ""
+def _score(result: Result) -> str:
+    """PSNR, and the range of an image that is far beyond [0, 1], where it is drawn cut off."""
+    x = result.arrays["x"]
+    ends = f"{x.min():.1f} to {x.max():.1f}" if _is_beyond(result) else ""
+    return "\n".join(filter(None, [_psnr(result), ends]))
+
+
+def _psnr(result: Result, name: str = "psnr") -> str:
+    return f"{result.metrics[name]:.1f} dB" if name in result.metrics else ""
+
+
+def _is_beyond(result: Result) -> bool:
+    return result.metrics.get("overshoot", 0.0) > OVERSHOOT
+
+
+def _any_beyond(kept: Rows) -> bool:
+    return any(_is_beyond(result) for results in kept.values() for result in results)
 
 
 def _latents(kept: Rows) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from evaluation.table import SECONDS, Metric, Row, Table
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.convergence import STILL, fall
 from flowprior.inversion.recording import similarity
-from flowprior.inversion.solving import FITTED
+from flowprior.inversion.solving import FITTED, OVERSHOOT, overshoot
 from flowprior.metrics import lpips, psnr, snr, snr_shifted, typicality
 
 MORE_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
@@ -52,7 +52,7 @@ class Measure(ABC):
 
 
 class Similarity(Measure):
-    """PSNR, SSIM, LPIPS, residual, β and the typicality of the latents: in every table."""
+    """Similarity, residual, overshoot, β and the typicality of the latents: in every table."""
 
     metrics = (
         Metric("psnr", "PSNR", "dB", higher_is_better=True),
@@ -60,6 +60,7 @@ class Similarity(Measure):
         Metric("lpips", "LPIPS", higher_is_better=False, missing="n/a"),
         Metric("residual", "Residual/noise (1)"),
         Metric("residual_rms", "Residual, rms"),
+        Metric("overshoot", "Overshoot of [0, 1] (0)"),
         Metric("surprise", "Surprise (below 3.3)"),
         Metric("beta", "β chosen"),
         Metric("falling", "Loss, fall in the last tenth", "%"),
@@ -84,6 +85,7 @@ class Similarity(Measure):
             with torch.no_grad():
                 residual = by_rows(problem.forward, estimate.x, problem.rows) - problem.y
             found["residual_rms"] = residual.abs().flatten(1).square().mean(1).sqrt()
+        found["overshoot"] = overshoot(estimate.x)
         if estimate.surprise is not None:
             found["surprise"] = estimate.surprise
         if "beta" in estimate.history:
@@ -227,11 +229,32 @@ def fit_notes(table: Table) -> list[str]:
             "between images that fit."
         )
     if low:
-        found.append(f"Residuals smaller than the noise, which is fitted: {_first(low)}.")
+        found.append(
+            f"Residuals smaller than the noise: {_first(low)}. It is fitted; or the data are so "
+            "few that right images follow them as closely."
+        )
+    beyond = [text for row in table.rows if (text := _beyond_range(row))]
+    if beyond:
+        found.append(
+            f"Images far beyond [0, 1]: {_first(beyond)}. The prior does not hold what the data "
+            "leave open: a larger weight of it (beta, weight) or another prior may; or data and "
+            "noise are not in the units of the operator."
+        )
     worse = [text for row in table.rows if (text := _worse_than_start(row))]
     if worse:
         found.append(f"Images that ended with a lower PSNR than their start: {_first(worse)}.")
     return found
+
+
+def _beyond_range(row: Row) -> str | None:
+    """The row, and how many of its images leave [0, 1] and by how much at most, if any do."""
+    if "overshoot" not in row.stats or row.labels.get("method") == "data":
+        return None
+    every = row.stats["overshoot"].by_image.values()
+    far = [size for size in every if size > OVERSHOOT]
+    if not far:
+        return None
+    return f"{labels_text(row.labels)} ({len(far)} of {len(every)}, by up to {max(far):.2g})"
 
 
 def _worse_than_start(row: Row) -> str | None:

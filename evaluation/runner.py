@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -142,7 +143,10 @@ def _measure(
     remove_temporaries(arrays.folder)
     remove_sent(arrays.folder.parent)
     advice = ""
-    with SweepProgress(total, done, console) as progress:
+    with SweepProgress(total, done, console) as progress, ExitStack() as watching:
+        if executor is None:
+            evaluation.watch = progress.within
+            watching.callback(setattr, evaluation, "watch", None)
         progress.start(_values(batches[0].cell))
         for group in _measured(Job(evaluation, cells, arrays), batches, executor):
             with interrupts_held():  # what is measured is kept

@@ -28,7 +28,7 @@ class SweepProgress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        self._console, self._unit = console, unit
+        self._console, self._unit, self._done = console, unit, done
         self._next_line = time.monotonic() + _FIRST_LINE
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -52,7 +52,12 @@ class SweepProgress:
 
     def advance(self, count: int) -> None:
         """Count what is finished."""
-        self._bar.advance(self._task, count)
+        self._done += count
+        self.within(0.0)
+
+    def within(self, part: float) -> None:
+        """Show that this much of what comes next is done: 1.5 is one and a half."""
+        self._bar.update(self._task, completed=self._done + part)
         self._bar.update(self._task, rate=self._rate())
         now = time.monotonic()
         if self._bar.disable and now >= self._next_line:
@@ -63,7 +68,7 @@ class SweepProgress:
         """``glow, 12/40 images, 3.1 images/s, 0:00:09 left``; no rate before anything is done."""
         task = self._bar.tasks[0]
         what = f"{task.description}, " if task.description else ""
-        counts = f"{what}{task.completed:.0f}/{task.total:.0f} {self._unit}s{self._rate()}"
+        counts = f"{what}{int(task.completed)}/{task.total:.0f} {self._unit}s{self._rate()}"
         left = task.time_remaining
         return counts if left is None else f"{counts}, {timedelta(seconds=round(left))} left"
 

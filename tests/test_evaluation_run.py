@@ -361,6 +361,42 @@ def test_progress_counts_only_this_run():
     assert progress.text() == "61/100 images, 2.1 s/image, 0:01:22 left"
 
 
+def test_progress_within_a_batch():
+    now = [0.0]
+    console = Console(file=io.StringIO(), width=200, get_time=lambda: now[0])
+    progress = SweepProgress(20, 10, console)
+    now[0] = 4.0
+    progress.within(0.5)
+    assert progress.text() == "10/20 images, 8 s/image, 0:01:16 left"
+    now[0] = 12.0
+    progress.within(1.5)
+    assert progress.text() == "11/20 images, 8 s/image, 0:01:08 left"
+    progress.advance(2)
+    assert progress.text().startswith("12/20 images")
+
+
+class Halfway(Fake):
+    """Says when half of a batch is done."""
+
+    def evaluate(self, cell, images, arrays):
+        if self.watch is not None:
+            self.watch(len(images) / 2)
+        return super().evaluate(cell, images, arrays)
+
+
+def test_evaluation_in_this_process_shows_how_far_a_batch_is(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(SweepProgress, "within", lambda self, part: seen.append(part))
+    evaluation = Halfway(tmp_path / "log")
+    run(evaluation, tmp_path / "here", "", quiet())
+    assert any(0 < part < 3 for part in seen)
+    assert evaluation.watch is None
+    del seen[:]
+    with ThreadPoolExecutor(2) as pool:
+        run(Halfway(tmp_path / "log"), tmp_path / "there", "", quiet(), pool)
+    assert not any(seen)
+
+
 @pytest.mark.parametrize("worth", [1e-9, 60.0])
 def test_more_processes_are_advised_once_where_they_would_help(tmp_path, monkeypatch, worth):
     monkeypatch.setattr(runner, "_gpus", lambda: ["0", "1", "2"])

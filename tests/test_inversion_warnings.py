@@ -7,7 +7,7 @@ import torch
 
 from flowprior.inversion import MAP, Discrepancy, ImageRun, Solver, TotalVariation, invert
 from flowprior.inversion.convergence import STILL, fall
-from flowprior.physics import Gaussian
+from flowprior.physics import Gaussian, gaussian_blur
 from tests.inversion_problems import LinearGaussian, blur, identity, images_of, small_glow
 
 SIGMA = 0.1
@@ -95,10 +95,10 @@ def test_a_noise_level_in_other_units_is_not_noise_that_is_fitted(start):
     y = Gaussian(0.2).add(images_of(prior), seed=0, indices=range(4))
     options = {"start": y if start else None, "iterations": 20}
     wrong = invert(prior, identity, y, sigma=51.0, **options)
-    (warning,) = wrong.warnings
+    (warning,) = warned(wrong, "residual")
     assert "the noise level is too large, or not in the units of y" in warning
     fitted = invert(prior, identity, y, sigma=0.2, solver=MAP(beta=0.0), **options)
-    (warning,) = fitted.warnings
+    (warning,) = warned(fitted, "residual")
     assert "the noise is fitted" in warning
 
 
@@ -121,3 +121,35 @@ def test_a_start_that_is_centred_at_zero(low, high, told):
     found = invert(None, identity, y, sigma=1.0, solver=TotalVariation(1.0), start=start)
     assert bool(warned(found, f"start goes from {low:.2g} to {high:.2g}")) == told
     assert math.isfinite(found.x.sum())
+
+
+@pytest.mark.parametrize("noise", [{"sigma": 0.1}, {}])
+def test_images_far_beyond_their_range_are_named(noise):
+    y = torch.rand(4, 1, 4, 4).double()
+    y[1, 0, 0, 0], y[2, 0, 3, 3], y[3, 0, 1, 1] = 1.25, -0.4, 1.9
+    found = invert(
+        None, identity, y, solver=TotalVariation(0.0, misfit=Gaussian(0.1)), start=y, **noise
+    )
+    (warning,) = warned(found, "far beyond [0, 1]")
+    assert warning.startswith("rows 2, 3: images go from -0.4 to 1.9")
+    assert (warning.rows, warning.size) == ((2, 3), pytest.approx(0.9))
+
+
+def test_data_are_taken_in_the_precision_of_the_prior_or_of_the_operator(glow, y):
+    options = {"sigma": SIGMA, "iterations": 5}
+    expected = invert(glow, blur, y, **options)
+    found = invert(
+        glow, blur, y.to(torch.float64 if y.dtype == torch.float32 else torch.float32), **options
+    )
+    assert found.x.dtype == expected.x.dtype == glow.like.dtype
+    torch.testing.assert_close(found.x, expected.x, rtol=0, atol=1e-5)
+    physics = gaussian_blur((1, 16, 16), tau=1.0)
+    y = physics.A(torch.rand(2, 1, 16, 16))
+    options = {"sigma": 0.1, "solver": TotalVariation(1.0), "iterations": 5}
+    images = invert(None, physics, y.double(), start=y.double(), **options).x
+    assert images.dtype == torch.float32
+    assert torch.equal(images, invert(None, physics, y, start=y, **options).x)
+    double = invert(None, physics.double(), y.double(), start=y, **options).x
+    assert double.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"^y must be floating point .*: y.float\(\)"):
+        invert(None, physics, (255 * y).byte(), start=y, **options)

@@ -93,8 +93,9 @@ def test_amortised_draws_are_those_of_the_flow(data):
 
 
 def test_amortised_means_that_miss_the_data_are_warned_of_without_options_they_lack(data):
-    (warning,) = solve(data, Amortised(mean_draws=8), 0, sigma=0.02).warnings
-    assert warning.kind == "residual_high"
+    outside, warning = solve(data, Amortised(mean_draws=8), 0, sigma=0.02).warnings
+    assert (outside.kind, warning.kind) == ("out_of_range", "residual_high")
+    assert "beta" not in outside
     assert "the flow was trained on data of another kind" in warning
     assert "beta" not in warning
     assert "iterations" not in warning

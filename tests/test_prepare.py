@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -503,3 +504,16 @@ def test_training_on_real_pictures(tmp_path):
     assert len(x) == 29
     image_grid(x + 0.5, value_range=(0, 1)).savefig(tmp_path / "grid.png")
     assert (tmp_path / "grid.png").stat().st_size > 10000
+
+
+@pytest.mark.parametrize(("bits", "told"), [(12, True), (16, False)])
+def test_pictures_of_12_bits_in_files_of_16_are_told(tmp_path, bits, told):
+    source, numbers = tmp_path / "source", np.random.default_rng(0)
+    source.mkdir()
+    for number in range(20):
+        pixels = numbers.integers(0, 2**bits, (16, 16)).astype(np.uint16)
+        Image.fromarray(pixels).save(source / f"{number}.png")
+    output = io.StringIO()
+    console = Console(file=output, width=300)
+    prepare(ImageFolder(str(source), 16, channels=1), tmp_path / "made", 0, console=console)
+    assert ("the images are dark" in output.getvalue()) == told

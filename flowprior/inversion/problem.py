@@ -123,6 +123,7 @@ def make_problem(
     noise = _noise(sigma, noise)
     if prior is not None:
         _check_prior(prior, y)
+    y = y.detach().to(_precision(prior, physics, y))
     shape, like = _image_shape(prior, start, image_shape), _like(prior, y)
     forward = forward_for(physics, y, like.new_zeros(shape), noise)
     if start is not None:
@@ -143,13 +144,10 @@ def make_problem(
     known = prior is not None and prior.conditional and prior.conditioning is not None
     cost = None
     if condition is None and known:
-        precision = like.dtype.to_complex() if y.is_complex() else like.dtype
         images = like.new_zeros(forward.images or 1, *shape)
-        given = y.detach().to(precision)
-        condition, cost = _condition_of(prior.conditioning, physics, given, images)
+        condition, cost = _condition_of(prior.conditioning, physics, y, images)
     _check_condition(condition, prior, len(y))
     indices = range(len(y)) if indices is None else _indices(indices, len(y))
-    y = y.detach()
     given = start, latents, condition, seed, indices, cost
     return Problem(forward, y, shape, noise, prior, *given)
 
@@ -249,7 +247,9 @@ def _check_data(y: object) -> None:
             remedy = ": one number for each image is (B, 1), y[:, None]"
         raise ValueError(f"y must be a tensor of data (B, ...), not empty, got {kind}{remedy}")
     if not (y.is_floating_point() or y.is_complex()):
-        raise ValueError(f"y must be floating point or complex, got {y.dtype}")
+        raise ValueError(
+            f"y must be floating point or complex, got {y.dtype}: y.float() has the same numbers"
+        )
 
 
 def _check_rows(name: str, value: Any, shape: tuple[int, ...]) -> None:
@@ -259,6 +259,21 @@ def _check_rows(name: str, value: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be a floating-point tensor of shape {shape}, got {kind}")
     if not value.isfinite().all():
         raise ValueError(f"{name} must be finite")
+
+
+def _precision(prior: Prior | None, physics: object, y: Tensor) -> torch.dtype:
+    """That of the prior; without one that of the data, if the operator has such tensors or none.
+
+    Complex for complex data.
+    """
+    found = y.real.dtype
+    if prior is not None:
+        found = prior.like.dtype
+    elif isinstance(physics, nn.Module):
+        parts = [*physics.parameters(), *physics.buffers()]
+        known = [p.real.dtype for p in parts if p.is_floating_point() or p.is_complex()]
+        found = known[0] if known and found not in known else found
+    return found.to_complex() if y.is_complex() else found
 
 
 def _like(prior: Prior | None, y: Tensor) -> Tensor:

@@ -153,6 +153,9 @@ UNFITTED = (
 )
 """What a residual above the noise may come from."""
 
+OVERSHOOT = 0.3
+"""How far an image may go beyond [0, 1] without a warning."""
+
 Observer = Callable[[int, Run], None]
 """Called with 0 at the start and with the number of each iteration after it, and with the run.
 
@@ -319,12 +322,32 @@ def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, t
     if not run.finite.all():
         reason = "became NaN or infinite and stopped there"
         warnings.append(Warned(reason, "not_finite", ~run.finite, joint=" "))
+    warnings += _out_of_range(run)
     if problem.noise is None:
         return None, tuple(warnings)
     with torch.no_grad():
         residual = problem.residual(run.x)
     warnings += [*_too_high(run, residual), *_too_low(run, problem, residual)]
     return residual, tuple(warnings)
+
+
+def _out_of_range(run: Run) -> Iterator[str]:
+    beyond = overshoot(run.x)
+    far = run.finite & (beyond > OVERSHOOT)
+    if far.any():
+        low, high = run.x[far].min(), run.x[far].max()
+        reason = (
+            f"images go from {low:.2g} to {high:.2g}, far beyond [0, 1]: the prior does not hold "
+            "what the data leave open, and it takes more weight of it, or another one; or the data "
+            "are not in the units of images in [0, 1]"
+        )
+        yield Warned(reason, "out_of_range", far, beyond[far].max())
+
+
+def overshoot(x: Tensor) -> Tensor:
+    """How far images x (B, C, H, W) go beyond [0, 1], (B,); 0 within."""
+    flat = x.detach().flatten(1)
+    return torch.maximum(-flat.amin(1), flat.amax(1) - 1).clamp(min=0)
 
 
 def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
@@ -374,8 +397,9 @@ def _too_low(run: Run, problem: Problem, residual: Tensor) -> Iterator[str]:
     if low.any():
         size = residual[low].min()
         reason = (
-            f"the residual is only {size:.2g} of the noise: the noise is fitted; take a larger "
-            "weight of the prior (beta, weight) or another noise level"
+            f"the residual is only {size:.2g} of the noise: the noise is fitted, and it takes a "
+            "larger weight of the prior (beta, weight) or another noise level; or the data are so "
+            "few that a right image follows them as closely"
         )
         yield Warned(reason, "residual_low", low, -size)
 
