@@ -381,7 +381,11 @@ def _check_inputs(output: Path, before: dict[str, Any], now: dict[str, Any]) -> 
 
 def _quieten() -> None:
     """Hide notices of the libraries that a user can do nothing about."""
-    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        ".*smaller than the logging interval.*",  # curves of epochs are drawn all the same
+    ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=FutureWarning)
     # TensorBoard's writing thread fails on a full disk; the main thread raises the same error.

@@ -224,7 +224,7 @@ def _data_are_images(result: Result) -> bool:
 def _score(result: Result) -> str:
     """PSNR, and the range of an image that is far beyond [0, 1], where it is drawn cut off."""
     x = result.arrays["x"]
-    ends = f"{x.min():.1f} to {x.max():.1f}" if _is_beyond(result) else ""
+    ends = f"{x.min():.1f} to {x.max():.1f}".replace("-", "−") if _is_beyond(result) else ""
     return "\n".join(filter(None, [_psnr(result), ends]))
 
 
@@ -233,7 +233,8 @@ def _psnr(result: Result, name: str = "psnr") -> str:
 
 
 def _is_beyond(result: Result) -> bool:
-    return result.metrics.get("overshoot", 0.0) > OVERSHOOT
+    is_method = result.cell.labels.get("method") != "data"
+    return is_method and result.metrics.get("overshoot", 0.0) > OVERSHOOT
 
 
 def _any_beyond(kept: Rows) -> bool:

@@ -212,7 +212,9 @@ def comparison(folder: Path, scores: tuple[float, ...], **kept: np.ndarray) -> t
         parts = {"experiment": experiment, "method": Method(Data()), "prior": "glow", "seed": 0}
         cell = InversionCell(labels, range(2), {"start": "smoothed_truth"}, **parts)
         arrays = {"x": image, "x_0": image, "finite": True, **kept}
-        metrics = [{"psnr": score} for score in scores] or [{}, {}]
+        overshoot = max(-arrays["x"].min(), arrays["x"].max() - 1, 0)
+        named = [{"psnr": score, "start_psnr": score - 1} for score in scores] or [{}, {}]
+        metrics = [{**one, "overshoot": overshoot} for one in named]
         results += [Result(cell, i, metrics[i], arrays) for i in range(2)]
     figure, caption = evaluation.figures(Table([], []), results)["recovered"]
     return [axes.get_title().split() for axes in figure.axes], caption
@@ -223,6 +225,39 @@ def test_every_recovered_image_has_its_score(folder):
     assert titles[:3] == [["truth"], ["a", "10.0", "dB"], ["b", "10.0", "dB"]]
     assert titles[3:6] == [[], ["11.0", "dB"], ["11.0", "dB"]]
     assert "PSNR" in caption
+
+
+def test_a_start_has_its_score_and_an_image_far_beyond_its_range_says_so(folder):
+    image = np.full((1, 4, 4), 0.5)
+    titles, caption = comparison(folder, (10.0, 11.0), truth=image, start=image)
+    assert titles[1:3] == [["start:", "smoothed", "truth", "9.0", "dB"], ["a", "10.0", "dB"]]
+    assert "far beyond" not in caption
+    image = np.linspace(-0.5, 1.2, 16).reshape(1, 4, 4)
+    titles, caption = comparison(folder, (10.0, 11.0), truth=np.full((1, 4, 4), 0.5), x=image)
+    assert titles[:2] == [["truth"], ["a", "10.0", "dB", "−0.5", "to", "1.2"]]
+    assert "the range of those far beyond [0, 1]" in caption
+
+
+def test_images_far_beyond_their_range_are_told_below_the_table(folder):
+    methods = {
+        "loose": {"solver": solver(beta=0.0)},
+        "held": {"solver": solver("TotalVariation", weight=20.0)},
+    }
+    blurred = {**BLUR, "labels": {}, "noise": noise(0.4)}
+    settings = {**SIMULATED, "published": [], "seeds": [0], "methods": methods, "iterations": 30}
+    settings |= {"experiments": [blurred], "start": "constant", "images": 2}
+    rows = table(folder, "loose", settings)
+    data, loose, held = (row["metrics"]["overshoot"]["mean"] for row in rows)
+    assert data > 0.3
+    assert loose > 0.3 > held
+    (note,) = [
+        line
+        for line in (folder / "loose/table.md").read_text().splitlines()
+        if "far beyond" in line
+    ]
+    assert "loose (2 of 2, by up to" in note
+    assert "held" not in note
+    assert "data (" not in note
 
 
 def test_measured_data_are_pictured_if_they_are_images(folder):
