@@ -10,8 +10,10 @@ from torch import nn
 from flowprior.inversion import (
     MAP,
     Discrepancy,
+    ImageRun,
     Reconstructor,
     Restarts,
+    Solver,
     TotalVariation,
     csgm,
     invert,
@@ -365,3 +367,45 @@ def test_reconstructor_says_what_does_not_fit():
     own = deepinv.physics.Inpainting((1, 8, 8), mask=torch.ones(2, 1, 8, 8))
     with pytest.raises(ValueError, match="the same for all images"):
         invert(None, own, y, solver=Reconstructor(Small()), **options)
+
+
+@dataclass(frozen=True)
+class Random(Solver):
+    """Latents that are drawn anew: it takes no gradient."""
+
+    needs = ("generate",)
+    differentiates = False
+
+    def begin(self, problem):
+        given = problem.latents
+        return RandomRun(problem, self.start(problem) if given is None else given)
+
+    def start(self, problem):
+        return problem.prior.latent.draw(len(problem.y), seed=problem.seed, like=problem.like)
+
+
+class RandomRun(ImageRun):
+    def __init__(self, problem, z):
+        prior = problem.prior
+        super().__init__(problem, prior.to_unit_range(prior.generate(prior.latent.shaped(z))))
+        self.z = z
+        misfit = problem.noise.misfit(problem.forward(self.x), problem.y)
+        self.values = {"loss": misfit}
+
+    def step(self):
+        pass
+
+
+def test_restarts_of_a_solver_without_gradients():
+    prior = LinearGaussian()
+
+    def rounded(x):
+        return (255 * x.detach()).round() / 255
+
+    y = rounded(images_of(prior, 3))
+    options = {"sigma": 0.1, "iterations": 1}
+    one = invert(prior, rounded, y, solver=Random(), **options)
+    best = invert(prior, rounded, y, solver=Restarts(Random(), 20), **options)
+    assert (best.history["loss"][-1] < one.history["loss"][-1]).all()
+    with pytest.raises(ValueError, match="rounded has no gradient, which Restarts needs"):
+        invert(prior, rounded, y, solver=Restarts(MAP(), 2), **options)

@@ -12,9 +12,8 @@ from flowprior.checks import check_integer, check_number, check_positive
 from flowprior.inversion.descent import LBFGSRun, Values
 from flowprior.inversion.map import MAP
 from flowprior.inversion.problem import Problem
-from flowprior.inversion.solving import Solver
 from flowprior.inversion.warned import Warned
-from flowprior.priors import Prior
+from flowprior.inversion.wrapper import Wrapper
 
 FACTOR = 3.0
 """By which β changes until it turns round for the first time."""
@@ -25,7 +24,7 @@ SETTLED = 2e-3
 
 
 @dataclass(frozen=True)
-class Discrepancy(Solver):
+class Discrepancy(Wrapper):
     """Choose β of each image by Morozov's discrepancy principle: the residual equals the noise.
 
     Every `stage` iterations, β of an image falls if its residual is larger than `target` and rises
@@ -62,15 +61,6 @@ class Discrepancy(Solver):
             raise ValueError(f"solver of a Discrepancy must be a MAP, got {self.solver!r}")
         if self.solver.penalty == "none" or not self.solver.beta > 0:
             raise ValueError("solver of a Discrepancy needs a penalty and a positive beta")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Those of the solver."""
-        return self.solver.needs
-
-    def check(self, prior: Prior | None, who: str = "") -> None:
-        """See `Solver.check`."""
-        self.solver.check(prior, f"{who}Discrepancy of ")
 
     def begin(self, problem: Problem) -> "DiscrepancyRun":
         """Start the solver's run, with a β for each image."""

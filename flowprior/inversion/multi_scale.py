@@ -13,11 +13,11 @@ from flowprior.inversion.forward import Forward
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Posterior, Run, Solver
 from flowprior.inversion.warned import Warned
-from flowprior.priors import Prior
+from flowprior.inversion.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
-class MultiScale(Solver):
+class MultiScale(Wrapper):
     """A solver on data up to one frequency after the other, and at last on all of them.
 
     Each begins with the latents of the one before, or with its images where there are none. The
@@ -59,26 +59,6 @@ class MultiScale(Solver):
             raise ValueError(f"frequencies must increase, got {self.frequencies}")
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """Those of the solver."""
-        return self.solver.needs
-
-    @property
-    def differentiates(self) -> bool:
-        """Whether the solver does."""
-        return self.solver.differentiates
-
-    @property
-    def through(self) -> bool:
-        """See `Solver.through`."""
-        return self.solver.through
-
-    @property
-    def uses_start(self) -> bool:
-        """As the solver."""
-        return self.solver.uses_start
-
-    @property
     def before(self) -> int:
         """Number of iterations before those with all frequencies."""
         return self.stage * len(self.frequencies)
@@ -88,10 +68,6 @@ class MultiScale(Solver):
         """That of the solver, on all frequencies."""
         after = self.solver.posterior_after
         return None if after is None else self.before + max(after, 1)
-
-    def check(self, prior: Prior | None, who: str = "") -> None:
-        """See `Solver.check`."""
-        self.solver.check(prior, f"{who}MultiScale of ")
 
     def begin(self, problem: Problem) -> "MultiScaleRun":
         """Start with the lowest frequencies."""

@@ -13,11 +13,11 @@ from flowprior.inversion.descent import Values
 from flowprior.inversion.forward import Forward
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Run, Solver
-from flowprior.priors import Prior
+from flowprior.inversion.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
-class Restarts(Solver):
+class Restarts(Wrapper):
     """The best of several runs of each image from different starts, all in one batch.
 
     The best is the one with the smallest loss; the truth is not used.
@@ -41,30 +41,6 @@ class Restarts(Solver):
                 "solver of Restarts must start from given latents, as MAP does, got "
                 f"{self.solver!r}"
             )
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Those of the solver."""
-        return self.solver.needs
-
-    @property
-    def differentiates(self) -> bool:
-        """Whether the solver does."""
-        return self.solver.differentiates
-
-    @property
-    def through(self) -> bool:
-        """See `Solver.through`."""
-        return self.solver.through
-
-    @property
-    def uses_start(self) -> bool:
-        """As the solver."""
-        return self.solver.uses_start
-
-    def check(self, prior: Prior | None, who: str = "") -> None:
-        """See `Solver.check`."""
-        self.solver.check(prior, f"{who}Restarts of ")
 
     def begin(self, problem: Problem) -> "RestartRun":
         """Start `count` runs of every image; those of one image are adjacent rows."""
