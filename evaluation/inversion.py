@@ -139,7 +139,7 @@ class InversionEvaluation(Evaluation):
             raise ValueError("either data or observations must be given, and not both")
         if not priors:
             raise ValueError("priors: at least one must be given by name")
-        self.prior_names = list(priors)
+        self.prior_names = tuple(priors)
         self.methods = methods
         self.experiments = [self._with_all_names(experiment) for experiment in experiments]
         self.data = data
@@ -368,7 +368,7 @@ class InversionEvaluation(Evaluation):
         check_names(experiment.methods or (), self.methods, "experiments: no method")
         check_names(experiment.priors or (), self.prior_names, "experiments: no prior")
         methods = list(self.methods) if experiment.methods is None else experiment.methods
-        priors = self.prior_names if experiment.priors is None else experiment.priors
+        priors = list(self.prior_names) if experiment.priors is None else experiment.priors
         return replace(experiment, methods=methods, priors=priors)
 
     def _choose(self, only: Only) -> None:
