@@ -13,7 +13,6 @@ from datamodules.batches import GlobalBatchSampler, ResumableLoader
 from datamodules.dequantize import DequantizedImages, ImageSource
 from datamodules.errors import require
 from datamodules.prepared_rows import PreparedRows
-from flowprior.own_code import code_digest
 
 SPLITS = ("train", "val", "test")
 
@@ -103,10 +102,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def fingerprint(self, split: str = "test") -> dict[str, Any]:
         """Everything that the images of a split and their noise depend on, JSON-like."""
         images = self.images(split)
-        code = code_digest(type(self))  # of a class of one's own
         return {
             "class": type(self).__name__,
-            **({"code": code} if code else {}),
             "split": split,
             "image_shape": list(self.image_shape),
             "n_bits": self.n_bits,

@@ -218,7 +218,10 @@ class _Squares(Dataset):
 
 
 def _collected(output: Path, shards: list[_Shard]) -> dict[str, Any]:
-    """Number of images in each shard, those that were skipped, and the largest pixel."""
+    """Number of images in each shard, those that were skipped, and the largest pixel.
+
+    Of images that are not dark it is the largest of the first shards.
+    """
     images: dict[str, list[int]] = {split: [] for split in SPLITS}
     skipped: list[str] = []
     brightest = 0
@@ -226,7 +229,8 @@ def _collected(output: Path, shards: list[_Shard]) -> dict[str, Any]:
         pixels, missing = read_shard(shard_path(output, split, number))
         images[split].append(len(pixels))
         skipped += missing
-        brightest = max(brightest, int(np.max(pixels, initial=0)))
+        if brightest < _DARK:  # the first images will do, where they are bright
+            brightest = max(brightest, int(np.max(pixels, initial=0)))
     return {"images": images, "skipped": skipped, "brightest": brightest}
 
 
@@ -251,8 +255,8 @@ def _report(output: Path, info: Mapping[str, Any], console: Console) -> None:
     console.print(f"{output} is finished: {_summary(info)}", soft_wrap=True, highlight=False)
     if info["brightest"] < _DARK:
         console.print(
-            f"the images are dark: the brightest pixel of all is {info['brightest']} of 255; "
-            "pictures of 12 bits in files of 16 must be scaled to 16 first",
+            f"the images are dark: the brightest pixel of all is {info['brightest']} of 255; if "
+            "they have 12 bits in files of 16, scale them to 16 first",
             soft_wrap=True,
             highlight=False,
         )

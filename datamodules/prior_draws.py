@@ -82,7 +82,8 @@ class PriorDraws(ImageDataModule):
             "one that is not conditional; or give images as data",
         )
         require(num_images >= 1, "num_images", num_images, "at least 1")
-        self.channels, height, _ = self._shape = loaded.image_shape
+        self._shape = loaded.image_shape
+        self.channels, height, _ = self._shape
         super().__init__(height, batch_size, None, loaded.data_range, seed=seed)
         self.num_images = num_images
 

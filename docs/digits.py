@@ -128,7 +128,8 @@ def difference(of: Stat, p: float, digits: int) -> str:
 def draw(run: Path, problem: str, picture: Path, shown: dict[Row, str] = SHOWN) -> None:
     """The first digits, and what methods make of them: those of which a run has records."""
     if not (run / "arrays").is_dir():
-        sys.exit(f"{picture} is not drawn: it takes the arrays of a run, and {run} has none")
+        print(f"{picture} is not drawn: it takes the arrays of a run, and {run} has none")
+        return
     lines = map(json.loads, records_of(run).read_text().splitlines()[1:])
     known = [(line["cell"], line["labels"]) for line in lines if "labels" in line]
     cells = {row_of(tuple(of.items())): c for c, of in known if of.get("problem") == problem}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowprior.own_code import code_digest, is_own, own_functions
+from flowprior.own_code import code_digest, is_own
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from evaluation.arrays import ArrayStore
     from evaluation.table import Metric, Table
 
-_SHOWS = frozenset({"figures", "write", "notes", "paper"})
+_SHOWS = frozenset({"figures", "write", "notes", "paper", "published", "title", "_abc_impl"})
+"""What of an evaluation results do not depend on."""
 Label = str | int | float | bool | None
 Labels = Mapping[str, Label]
 
@@ -133,8 +134,8 @@ class Evaluation(ABC):
         compare: labels whose values compete for the best number (see `Table`).
         parallel: whether several processes may measure at once; not where speed is measured.
         published: numbers of papers.
-        watch: to call in `evaluate`, if it is set, with the number of images that what is done so
-            far of this batch is worth, such as 1.5; only in the process that shows progress.
+        on_progress: in the process that shows progress: `evaluate` may call it with the number of
+            images of its batch that are done, which may be a fraction, such as 1.5.
         tunable: whether `evaluate.py --tune` can choose options; it takes an `InversionEvaluation`.
     """
 
@@ -144,7 +145,7 @@ class Evaluation(ABC):
     parallel: bool = True
     published: Sequence[Published] = ()
     tunable: bool = False
-    watch: Callable[[float], None] | None = None
+    on_progress: Callable[[float], None] | None = None
 
     def check(self) -> None:  # noqa: B027
         """Find every mistake that can be found before measuring; nothing is written yet.
@@ -188,13 +189,14 @@ class Evaluation(ABC):
     def own_code(self) -> dict[str, str]:
         """For the settings of cells: a digest of a class of one's own, named "evaluation".
 
-        There is none if it defines no method anew but those that show results.
+        There is none if it changes nothing of ours but how results are shown.
         """
-        ours = next(base for base in type(self).__mro__ if not is_own(base))
-        names = {function.__name__ for function in own_functions(type(self))}
-        if all(name in _SHOWS or not hasattr(ours, name) for name in names):
-            return {}
-        return {"evaluation": code_digest(type(self))}
+        names: dict[bool, set[str]] = {True: set(), False: set()}
+        for base in type(self).__mro__:
+            names[is_own(base)] |= vars(base).keys()
+        changed = (names[True] & names[False]) - _SHOWS
+        measures = any(not name.startswith("__") or name == "__init__" for name in changed)
+        return {"evaluation": code_digest(type(self))} if measures else {}
 
     def paper(self, labels: Labels, metric: str) -> float | None:
         """The published number for a row and the name of a metric."""

@@ -63,10 +63,11 @@ class RankMeasure(Measure):
         if truth is None or estimate.posterior is None:
             return {}
         columns = [*(f"rank_{k}" for k in VALUES), *(f"inside_{level:.1f}" for level in _SHOWN)]
-        measured = {name: torch.full((len(truth),), torch.nan).double() for name in columns}
+        nan = torch.full((len(truth),), torch.nan, dtype=torch.float64)
+        measured = {name: nan.clone() for name in columns}
         rows = estimate.finite.nonzero()[:, 0]
         if len(rows):
-            posterior = _Rows(estimate.posterior, rows)
+            posterior = _PosteriorOfRows(estimate.posterior, rows)
             indices = [problem.indices[row] for row in rows.tolist()]
             found = calibrate(posterior, truth[rows], self.draws, seed=self.seed, indices=indices)
             values = [found.ranks[name].double() / self.draws for name in VALUES.values()]
@@ -104,8 +105,8 @@ class RankMeasure(Measure):
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The posterior of some images of a batch: draws of those that have failed are not finite."""
+class _PosteriorOfRows:
+    """The posterior of some images of a batch, such as those that have not failed."""
 
     posterior: Posterior
     rows: Tensor

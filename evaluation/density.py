@@ -22,7 +22,7 @@ from evaluation.trained import Trained, TrainedCell, found_rows, has_weights
 from evaluation.weights import checked_device, found_weights, weights_fingerprint
 from flowprior.distribution_figures import histogram
 from flowprior.flows import Flow, standard_normal_log_prob
-from flowprior.identity import identity
+from flowprior.identity import code_digest, identity
 from flowprior.metrics import relative_error, typicality
 from flowprior.priors import require
 
@@ -146,9 +146,11 @@ class DensityEvaluation(Evaluation):
             "weights": trained.name,
             "data": f"{type(data).__name__} {'×'.join(map(str, data.image_shape))}",
         }
+        code = code_digest(type(data))
         settings = {
             "weights": weights_fingerprint(trained.weights, flow),
             "data": identity(data.fingerprint()),
+            **({"data_code": code} if code else {}),
             **self.own_code(),
             **({"training": identity(data.fingerprint("train"))} if trained.features else {}),
             **({"dimensions": trained.dimensions} if trained.dimensions else {}),

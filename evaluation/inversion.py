@@ -77,7 +77,9 @@ class InversionEvaluation(Evaluation):
 
     Args:
         priors: by name: folders of exported weights, found beside evaluate.py too, priors, or what
-            makes one of training images, such as `evaluation.priors.FittedGaussian`.
+            makes one of training images, such as `evaluation.priors.FittedGaussian`. One that no
+            row uses need not exist, unless it is the first of an experiment, whose images' shape it
+            gives.
         methods: by name.
         experiments: operators and noise.
         data: the data set; images of its test split, unquantised, are to be recovered.
@@ -101,8 +103,7 @@ class InversionEvaluation(Evaluation):
         device: "auto" takes a GPU if there is one.
         only: labels of the rows to measure, such as `{problem: denoise, method: [CSGM, DPS]}`; all
             by default; null is the value of rows without the label. Rows of the data are measured
-            where there are others. What was measured of other rows stays in the folder. Of a
-            prior that no row has, no weights are needed, unless it is the first of an experiment.
+            where there are others. What was measured of other rows stays in the folder.
 
     Attributes:
         compares: whether images are compared with the truth: in columns, a row of the data, curves
@@ -162,8 +163,8 @@ class InversionEvaluation(Evaluation):
         self._check_options()
         if only:
             self._choose({k: v if isinstance(v, list) else [v] for k, v in only.items()})
-        used = {name for one in self.experiments for name in self.priors_of(one)}
         # Weights of the others need not be there.
+        used = {name for one in self.experiments for name in self.priors_of(one)}
         self.priors = PriorSource({n: priors[n] for n in priors if n in used}, device, data)
 
     @property
@@ -208,7 +209,7 @@ class InversionEvaluation(Evaluation):
         with batch_invariant():
             problem, truth = self._problem(cell, list(images))
             recording = Recording(truth if self.compares else None, self.shown, last=iterations)
-            observers = [recording, partial(self._watched, len(images) / max(iterations, 1))]
+            observers = [recording, partial(self._tell, len(images) / max(iterations, 1))]
             estimate = solve(cell.method.solver, problem, iterations, observers, checkpoint)
             rows = measured(self.measures, estimate, problem, truth)
         kept: list[dict[str, Any]] = [{} for _ in images]
@@ -225,9 +226,10 @@ class InversionEvaluation(Evaluation):
         seconds = {SECONDS.name: spent / len(images)}
         return [{**row, **seconds} for row in rows]
 
-    def _watched(self, worth: float, iteration: int, run: Run) -> None:
-        if self.watch is not None:
-            self.watch(worth * iteration)
+    def _tell(self, images: float, iteration: int, run: Run) -> None:
+        """How far a batch is, if an iteration is worth this many images."""
+        if self.on_progress is not None:
+            self.on_progress(images * iteration)
 
     def derived(self, results: Sequence[Result]) -> Sequence[Mapping[str, float]]:
         """Further columns of the measures, which take all images of a row."""

@@ -17,7 +17,7 @@ from evaluation.table import SECONDS, summarise
 from flowprior.distribution_figures import qq_plot
 from flowprior.figures import grey_range, image_grid
 from flowprior.inversion.boards import margins, progress_grid, write_margin
-from flowprior.inversion.solving import OVERSHOOT
+from flowprior.inversion.fit_warnings import FAR_BEYOND
 from flowprior.panels import curve_panels, point_panels
 
 if TYPE_CHECKING:
@@ -103,9 +103,12 @@ def _grid_rows(
 def _by_experiment(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
     """Results by experiment and by method, each as figures call it: "flow, β 0.001"."""
     found: dict[str, dict[str, list[Result]]] = {}
+    operators = {result.cell.experiment.operator for result in results}
+    short = {name: name.rpartition(".")[2] for name in operators}
+    distinct = len(set(short.values())) == len(short)
     for result in results:
-        shared = result.cell.experiment.labels
-        title = labels_text(shared) or result.cell.experiment.operator.rpartition(".")[2]
+        shared, operator = result.cell.experiment.labels, result.cell.experiment.operator
+        title = labels_text(shared) or (short[operator] if distinct else operator)
         own = {name: v for name, v in result.cell.labels.items() if name not in shared}
         method = [str(own.pop("method"))] if "method" in own else []
         name = ", ".join(filter(None, [*method, labels_text(own)]))
@@ -203,11 +206,12 @@ def _comparison(title: str, kept: Rows) -> tuple[Figure, str]:
     greys = grey_range(np.stack([result.arrays[known] for result in shown]))
     options = {"label": "value in [0, 1]", "spreads": spreads}
     figure = image_grid(np.stack(images), len(columns), titles, greys, **options)
-    has_scores = "; PSNR above each" if "psnr" in first[0].metrics else ""
-    has_scores += ", and the range of those far beyond [0, 1]" if _any_beyond(kept) else ""
+    told = ["PSNR"] if "psnr" in first[0].metrics else []
+    told += ["the range of those far beyond [0, 1]"] if _any_beyond(kept) else []
+    above = f"; above each {' and '.join(told)}" if told else ""
     of_spreads = f" Standard deviations are of {DRAWS} draws, their mean above each."
     return figure, (
-        f"The first images, not selected{has_scores}.{of_spreads if spreads else ''} {title}"
+        f"The first images, not selected{above}.{of_spreads if spreads else ''} {title}"
     )
 
 
@@ -234,7 +238,7 @@ def _psnr(result: Result, name: str = "psnr") -> str:
 
 def _is_beyond(result: Result) -> bool:
     is_method = result.cell.labels.get("method") != "data"
-    return is_method and result.metrics.get("overshoot", 0.0) > OVERSHOOT
+    return is_method and result.metrics.get("overshoot", 0.0) > FAR_BEYOND
 
 
 def _any_beyond(kept: Rows) -> bool:

@@ -14,8 +14,8 @@ from evaluation.inversion_arrays import is_finite
 from evaluation.table import SECONDS, Metric, Row, Table
 from flowprior.inversion import Estimate, Problem, by_rows
 from flowprior.inversion.convergence import STILL, fall
+from flowprior.inversion.fit_warnings import FAR_BEYOND, FITTED, overshoot
 from flowprior.inversion.recording import similarity
-from flowprior.inversion.solving import FITTED, OVERSHOOT, overshoot
 from flowprior.metrics import lpips, psnr, snr, snr_shifted, typicality
 
 MORE_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
@@ -52,7 +52,7 @@ class Measure(ABC):
 
 
 class Similarity(Measure):
-    """Similarity, residual, overshoot, β and the typicality of the latents: in every table."""
+    """PSNR, SSIM, LPIPS, residual, overshoot, β and how typical the latents are: in every table."""
 
     metrics = (
         Metric("psnr", "PSNR", "dB", higher_is_better=True),
@@ -236,9 +236,9 @@ def fit_notes(table: Table) -> list[str]:
     beyond = [text for row in table.rows if (text := _beyond_range(row))]
     if beyond:
         found.append(
-            f"Images far beyond [0, 1]: {_first(beyond)}. The prior does not hold what the data "
-            "leave open: a larger weight of it (beta, weight) or another prior may; or data and "
-            "noise are not in the units of the operator."
+            f"Images far beyond [0, 1]: {_first(beyond)}. The prior does not constrain what the "
+            "data leave open: give it a larger weight (beta, weight) or take another one; or data "
+            "and noise are not in the units of the operator."
         )
     worse = [text for row in table.rows if (text := _worse_than_start(row))]
     if worse:
@@ -251,7 +251,7 @@ def _beyond_range(row: Row) -> str | None:
     if "overshoot" not in row.stats or row.labels.get("method") == "data":
         return None
     every = row.stats["overshoot"].by_image.values()
-    far = [size for size in every if size > OVERSHOOT]
+    far = [size for size in every if size > FAR_BEYOND]
     if not far:
         return None
     return f"{labels_text(row.labels)} ({len(far)} of {len(every)}, by up to {max(far):.2g})"

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -143,12 +143,9 @@ def _measure(
     remove_temporaries(arrays.folder)
     remove_sent(arrays.folder.parent)
     advice = ""
-    with SweepProgress(total, done, console) as progress, ExitStack() as watching:
-        if executor is None:
-            evaluation.watch = progress.within
-            watching.callback(setattr, evaluation, "watch", None)
+    with SweepProgress(total, done, console) as progress, _shown(evaluation, progress, executor):
         progress.start(_values(batches[0].cell))
-        for group in _measured(Job(evaluation, cells, arrays), batches, executor):
+        for group in _measured(Job(evaluation, cells, arrays), batches, executor, progress):
             with interrupts_held():  # what is measured is kept
                 store.extend([(*one, _kept(arrays, *one)) for one in group])
             progress.start(_values(group[-1][0]))
@@ -161,6 +158,18 @@ def _measure(
                 raise KeyboardInterrupt
 
 
+@contextmanager
+def _shown(
+    evaluation: Evaluation, progress: SweepProgress, executor: Executor | None
+) -> Iterator[None]:
+    """In this process, show how far a batch is while the block runs."""
+    evaluation.on_progress = progress.show_part if executor is None else None
+    try:
+        yield
+    finally:
+        evaluation.on_progress = None
+
+
 def _values(cell: Cell) -> str:
     """Values of the labels, those of the experiment first: `0.1, total variation`."""
     return ", ".join(map(label_text, cell.labels.values()))
@@ -171,11 +180,12 @@ def _kept(arrays: ArrayStore, cell: Cell, measured: Measured) -> list[int]:
 
 
 def _measured(
-    job: Job, batches: Sequence[Batch], executor: Executor | None
+    job: Job, batches: Sequence[Batch], executor: Executor | None, progress: SweepProgress
 ) -> Iterator[list[tuple[Cell, Measured]]]:
     """Results of all batches as they come, those together that have come together."""
     if executor is None:
         for batch in batches:
+            progress.start(_values(batch.cell))
             yield [(batch.cell, measure_batch(job.evaluation, batch, job.arrays))]
         return
     numbers = {cell.key: number for number, cell in enumerate(job.cells)}

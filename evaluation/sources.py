@@ -13,7 +13,7 @@ from datamodules import ImageDataModule, Observations
 from evaluation.experiment import Experiment, ImageShape, StartName
 from evaluation.priors import PriorOfData
 from evaluation.weights import checked_device, found_weights, weights_fingerprint
-from flowprior.identity import digest, identity
+from flowprior.identity import code_digest, digest, identity
 from flowprior.inversion import Forward, smoothed
 from flowprior.priors import Prior
 
@@ -86,8 +86,9 @@ class SimulatedData(_Source):
         return min(self.images or total, total)
 
     def fingerprint(self) -> Any:
-        """All images of the split."""
-        return identity(self.data.fingerprint(self.split))
+        """All images of the split, and the code of a data module of one's own."""
+        code = code_digest(type(self.data))
+        return identity({**self.data.fingerprint(self.split), **({"code": code} if code else {})})
 
     def probe(self, experiment: Experiment, image_shape: ImageShape) -> Tensor:
         """Data of noise: an operator may leave nothing of a grey image."""

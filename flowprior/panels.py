@@ -74,8 +74,7 @@ def point_panels(
     names |= dict.fromkeys(name for name, _ in every)  # levels come last
     places = [x for _, (x, *_) in every if x is not None] or [1.0]
     low, high = min(places), max(places)
-    margin = max(2.0, (high / low) ** 0.05)
-    x_axis = {"xscale": "log", "xlim": (low / margin, high * margin)}
+    x_axis = {"xscale": "log", "xlim": (low / 2, high * 2)}
     return _panels(panels, draw, list(names), (x_label, y_label), x_axis)
 
 

@@ -24,14 +24,15 @@ from torch.nn.modules.module import (
 
 import flowprior.flows  # noqa: F401  # fills Flow.registry
 from flowprior.argument_types import check_types
+from flowprior.checks import shown
 from flowprior.flows.base import Flow
 from flowprior.io import atomic_write
 from flowprior.physics.condition import Condition, UnknownCondition
 from flowprior.registry import registered_name
 
 FORMAT = "flowprior-weights-1"
-_ANY_SIZE = 2**16
-"""Sizes up to this may be more than the numbers in the file, for flows of one's own."""
+_OWN_SIZE = 2**16
+"""Sizes up to this may exceed the number of values in the file, for flows of one's own."""
 SHIPPED = Path(__file__).with_name("shipped")
 """In a clone a link to `weights`."""
 # What older versions did where weights now have an argument, as JSON.
@@ -114,32 +115,36 @@ def check_rebuilds(flow: Flow) -> None:
 
     Without it a flow of one's own would come back with other options than it was trained with.
     """
-    kind, given = type(flow), flow.arguments
-    parameters = inspect.signature(kind).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
-    names = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    who = f"{kind.__name__}: arguments, which it gives to Flow.__init__,"
-    missing = [name for name in names if name not in given]
-    owner = next(base for base in kind.__mro__ if "__init__" in vars(base))
+    made_by = type(flow)
+    who = f"{made_by.__name__}: arguments, which it gives to Flow.__init__,"
+    parameters = inspect.signature(made_by).parameters.values()
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [name for name in names if name not in flow.arguments]
+    owner = next(base for base in made_by.__mro__ if "__init__" in vars(base))
     if missing and not _is_ours(owner):  # ours leave out what later versions added, at its default
         raise ValueError(f"{who} must have {', '.join(missing)}, which its constructor takes")
-    unknown = [name for name in given if name not in names]
-    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
-        raise ValueError(f"{who} has {', '.join(unknown)}, which its constructor does not take")
-    for name, value in given.items():
-        try:
-            same = json.loads(json.dumps(value, allow_nan=False)) == _as_lists(value)
-        except (TypeError, ValueError, RecursionError):
-            same = False
-        if not same:
+    for name, value in flow.arguments.items():
+        if not _is_plain(value):
             raise ValueError(
-                f"{who} must be plain numbers, strings, booleans or lists of these, but {name} is "
-                f"of type {type(value).__name__}: let the constructor take what it is made of"
+                f"{who} must be finite numbers, strings, booleans, null, or lists or dictionaries "
+                f"of these, by names; {name} is {shown(value)}"
             )
+    values = sum(map(Tensor.numel, flow.state_dict().values()))
+    try:
+        _check_arguments(made_by, json.loads(json.dumps(flow.arguments)), values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{who} must rebuild it: {error}") from error
 
 
-def _as_lists(value: Any) -> Any:
-    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives a value back, but for tuples, which become lists."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int)
 
 
 @torch.inference_mode(False)  # tensors made in that mode could not be used in a gradient later
@@ -238,8 +243,7 @@ def _build(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Fl
     kind, arguments = _find_flow(path, config.get("flow")), config.get("arguments")
     ours = _is_ours(kind)
     try:
-        values = sum(map(Tensor.numel, tensors.values()))
-        _check_arguments(kind, arguments, values if ours else max(values, _ANY_SIZE))
+        _check_arguments(kind, arguments, sum(map(Tensor.numel, tensors.values())))
         # Without storage: no random numbers are drawn, and wrong sizes cost no memory. A class of
         # somebody else may not be made for that.
         place = torch.device("meta") if ours else nullcontext()
@@ -278,8 +282,10 @@ def _find_flow(path: Path, name: Any) -> type[Flow]:
 def _check_arguments(kind: type[Flow], arguments: Any, values: int) -> None:
     """Raise unless the arguments have the types that the flow declares, and credible sizes.
 
-    No size can exceed the number of `values` in the file, other than a seed.
+    No size can exceed the number of `values` in the file, other than a seed; for flows of one's
+    own, whose values need not grow with their sizes, it may also be up to `_OWN_SIZE`.
     """
+    most = values if _is_ours(kind) else max(values, _OWN_SIZE)
     inspect.signature(kind).bind(**arguments)
     hints = {}
     with suppress(NameError):  # a flow of your own may name types that are not imported
@@ -290,8 +296,11 @@ def _check_arguments(kind: type[Flow], arguments: Any, values: int) -> None:
         for number in _numbers(value):
             if not math.isfinite(number):
                 raise ValueError(f"{name} must be finite, got {value}")
-            if isinstance(number, int) and number > values and name != "seed":
-                raise ValueError(f"{name} is {value}, but the file has only {values} numbers")
+            if isinstance(number, int) and number > most and name != "seed":
+                raise ValueError(
+                    f"{name} is {value}, but the weights have only {values} numbers, with which it "
+                    f"may be up to {most}"
+                )
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -290,9 +290,8 @@ def test_rows_that_have_failed_are_left_out():
         assert column.isnan().nonzero()[:, 0].tolist() == failed
     none = SimpleNamespace(posterior=Failing(), finite=torch.zeros(5, dtype=torch.bool))
     assert all(column.isnan().all() for column in measure(none, problem, truth).values())
-    with pytest.raises(
-        ValueError, match="draws of rows 1, 3: not finite"
-    ):  # one that says it is well
+    # One that says it is well.
+    with pytest.raises(ValueError, match="draws of rows 1, 3: not finite"):
         measure(SimpleNamespace(posterior=Failing(), finite=~none.finite), problem, truth)
 
 

@@ -459,7 +459,7 @@ from datamodules import LayerModels
 from evaluation.inversion import InversionEvaluation
 
 
-class Flipped(LayerModels):
+class Own(LayerModels):
     def unit_images(self, split, indices):
         return super().unit_images(split, indices)
 
@@ -469,7 +469,30 @@ class Measured(InversionEvaluation):
         return [{**found, "psnr": 1.0} for found in super().evaluate(cell, images, arrays)]
 
 
+def with_two(function):
+    def wrapper(self, *given):
+        return [{**found, "psnr": 1.0} for found in function(self, *given)]
+
+    return wrapper
+
+
+class Decorated(InversionEvaluation):
+    @with_two
+    def evaluate(self, *given):
+        return super().evaluate(*given)
+
+
+class Replaced(InversionEvaluation):
+    evaluate = with_two(InversionEvaluation.evaluate)
+
+
+class Bare(InversionEvaluation):
+    compares = bool(1.0)
+
+
 class Drawn(InversionEvaluation):
+    title = "One"
+
     def figures(self, table, results):
         self.drawn = self.count()
         return super().figures(table, results)
@@ -502,13 +525,16 @@ def run_own_table(folder: Path, source: str, data: str, kind: str) -> int:
     ("data", "kind", "before", "after", "status"),
     [
         (
-            "my_table.Flipped",
+            "my_table.Own",
             "evaluation.inversion.InversionEvaluation",
             "return super().unit",
             "return 1 - super().unit",
             2,
         ),
-        ("datamodules.LayerModels", "my_table.Measured", "1.0", "2.0", 2),
+        *(
+            ("datamodules.LayerModels", f"my_table.{name}", "1.0", "2.0", 2)
+            for name in ("Measured", "Decorated", "Replaced", "Bare")
+        ),
         # What only shows results may be changed.
         ("datamodules.LayerModels", "my_table.Drawn", "return 1", "return 2", 0),
     ],

@@ -364,37 +364,42 @@ def test_progress_counts_only_this_run():
 def test_progress_within_a_batch():
     now = [0.0]
     console = Console(file=io.StringIO(), width=200, get_time=lambda: now[0])
-    progress = SweepProgress(20, 10, console)
+    progress = SweepProgress(20, 0, console)
     now[0] = 4.0
-    progress.within(0.5)
-    assert progress.text() == "10/20 images, 8 s/image, 0:01:16 left"
-    now[0] = 12.0
-    progress.within(1.5)
-    assert progress.text() == "11/20 images, 8 s/image, 0:01:08 left"
+    progress.show_part(1.5)
+    assert progress.text() == "1/20 images"
+    now[0] = 10.0
+    progress.advance(2)  # with what comes after the iterations
+    assert progress.text() == "2/20 images, 5 s/image, 0:01:30 left"
+    now[0] = 11.0
+    progress.show_part(1.0)
+    assert progress.text() == "3/20 images, 5 s/image, 0:01:25 left"
+    now[0] = 20.0
     progress.advance(2)
-    assert progress.text().startswith("12/20 images")
+    assert progress.text() == "4/20 images, 5 s/image, 0:01:20 left"
 
 
 class Halfway(Fake):
     """Says when half of a batch is done."""
 
     def evaluate(self, cell, images, arrays):
-        if self.watch is not None:
-            self.watch(len(images) / 2)
+        if self.on_progress is not None:
+            self.on_progress(len(images) / 2)
         return super().evaluate(cell, images, arrays)
 
 
 def test_evaluation_in_this_process_shows_how_far_a_batch_is(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(SweepProgress, "within", lambda self, part: seen.append(part))
+    monkeypatch.setattr(SweepProgress, "show_part", lambda self, part: seen.append(part))
     evaluation = Halfway(tmp_path / "log")
     run(evaluation, tmp_path / "here", "", quiet())
-    assert any(0 < part < 3 for part in seen)
-    assert evaluation.watch is None
+    assert seen
+    assert all(0 < part < 3 for part in seen)
+    assert evaluation.on_progress is None
     del seen[:]
     with ThreadPoolExecutor(2) as pool:
         run(Halfway(tmp_path / "log"), tmp_path / "there", "", quiet(), pool)
-    assert not any(seen)
+    assert not seen
 
 
 @pytest.mark.parametrize("worth", [1e-9, 60.0])
@@ -495,5 +500,5 @@ class Stubborn:
 
 def test_what_cannot_be_sent_to_a_process_is_one_line(tmp_path):
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="--processes 1") as e:
-        list(_measured(Job(Stubborn(), [], ArrayStore(tmp_path)), [], executor))
+        list(_measured(Job(Stubborn(), [], ArrayStore(tmp_path)), [], executor, None))
     assert "\n" not in str(e.value)

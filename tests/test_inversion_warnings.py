@@ -7,7 +7,7 @@ import torch
 
 from flowprior.inversion import MAP, Discrepancy, ImageRun, Solver, TotalVariation, invert
 from flowprior.inversion.convergence import STILL, fall
-from flowprior.physics import Gaussian, gaussian_blur
+from flowprior.physics import Gaussian, gaussian_blur, random_inpainting
 from tests.inversion_problems import LinearGaussian, blur, identity, images_of, small_glow
 
 SIGMA = 0.1
@@ -147,9 +147,60 @@ def test_data_are_taken_in_the_precision_of_the_prior_or_of_the_operator(glow, y
     y = physics.A(torch.rand(2, 1, 16, 16))
     options = {"sigma": 0.1, "solver": TotalVariation(1.0), "iterations": 5}
     images = invert(None, physics, y.double(), start=y.double(), **options).x
-    assert images.dtype == torch.float32
+    assert images.dtype == torch.float32  # its filter does not take others
     assert torch.equal(images, invert(None, physics, y, start=y, **options).x)
+    mask = random_inpainting((1, 16, 16), kept=0.5)
+    assert mask.mask.dtype == torch.float32
+    assert invert(None, mask, y.double(), start=y.double(), **options).x.dtype == torch.float64
     double = invert(None, physics.double(), y.double(), start=y, **options).x
     assert double.dtype == torch.float64
     with pytest.raises(ValueError, match=r"^y must be floating point .*: y.float\(\)"):
         invert(None, physics, (255 * y).byte(), start=y, **options)
+
+
+class Talking(Solver):
+    """Its runs have the warnings and the names of values that it is made with."""
+
+    def __init__(self, warnings=(), values=(("misfit",),)):
+        self.said, self.names = warnings, values
+
+    def begin(self, problem):
+        return TalkingRun(problem, self)
+
+
+class TalkingRun(ImageRun):
+    def __init__(self, problem, solver):
+        super().__init__(problem)
+        self.said, self.names, self.steps = solver.said, solver.names, 0
+        self.tell()
+
+    def tell(self):
+        names = self.names[min(self.steps, len(self.names) - 1)]
+        self.values = {name: torch.ones(len(self.x)).double() for name in names}
+
+    def step(self):
+        self.steps += 1
+        self.tell()
+
+    def warnings(self):
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("one sentence", ("one sentence",)), (["a", "b"], ("a", "b")), (iter("ab"), ("a", "b"))],
+)
+def test_warnings_of_a_run_may_be_one_sentence_or_several(said, expected):
+    y = torch.rand(2, 1, 4, 4)
+    found = invert(None, identity, y, solver=Talking(said), start=y, iterations=1)
+    assert found.warnings == found.own_warnings == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [((("misfit",), ("misfit", "loss")), "loss .* iteration 1"), ((("misfit",), ()), "misfit")],
+)
+def test_values_that_come_or_go_are_named(values, words):
+    y = torch.rand(2, 1, 4, 4)
+    with pytest.raises(ValueError, match=f"^TalkingRun.values must have the same names .*{words}"):
+        invert(None, identity, y, solver=Talking(values=values), start=y, iterations=2)

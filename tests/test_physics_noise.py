@@ -466,6 +466,7 @@ def test_other_wrong_options():
         (lambda y: Laplace(1).add(y, seed=0.5, indices=[0, 1]), "seed"),
         (lambda y: Gaussian(1).add(y.int(), seed=0, indices=[0, 1]), "floating point"),
         (lambda y: Gaussian(1).add(y[0, 0, 0], seed=0, indices=range(40)), r"\(B, 1\)"),
+        (lambda y: Gaussian(1).add(y[0, 0, 0] + 0j, seed=0, indices=range(40)), r"\(B, 1\)"),
         (lambda y: SNR(10).add(0 * y, seed=0, indices=[7, 1]), "image 7"),
         (lambda y: SNR(10).add(y, seed=0, indices=[7, 1], observed=torch.zeros(1)), "image 7"),
         (lambda y: SNR(10).misfit(y, 0 * y), "row 0"),

@@ -38,7 +38,8 @@ def invert(
     Args:
         prior: frozen prior; None for solvers that need none.
         physics: deepinv `Physics`, or a function, of images (B, C, H, W) in [0, 1].
-        y: data (B, ...).
+        y: data (B, ...). They are computed with in the precision of the prior; without one in
+            their own, or in that of the operator's tensors if the operator does not take it.
         sigma: standard deviation of the noise in the units of y: short for `noise=Gaussian(sigma)`.
         noise: noise model of the data. With either of them a solver's β = 1 is Bayes' rule.
         solver: the method with its options; `MAP()` by default.

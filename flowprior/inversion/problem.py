@@ -123,9 +123,9 @@ def make_problem(
     noise = _noise(sigma, noise)
     if prior is not None:
         _check_prior(prior, y)
-    y = y.detach().to(_precision(prior, physics, y))
-    shape, like = _image_shape(prior, start, image_shape), _like(prior, y)
-    forward = forward_for(physics, y, like.new_zeros(shape), noise)
+    shape = _image_shape(prior, start, image_shape)
+    forward, y = _fitting(prior, physics, y.detach(), shape, noise)
+    like = _like(prior, y)
     if start is not None:
         _check_rows("start", start, (len(y), *shape))
         start = start.detach().to(like)
@@ -261,19 +261,34 @@ def _check_rows(name: str, value: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be finite")
 
 
-def _precision(prior: Prior | None, physics: object, y: Tensor) -> torch.dtype:
-    """That of the prior; without one that of the data, if the operator has such tensors or none.
+def _fitting(
+    prior: Prior | None,
+    physics: object,
+    y: Tensor,
+    shape: tuple[int, int, int],
+    noise: Noise | None,
+) -> tuple[Forward, Tensor]:
+    """The operator, and the data in the precision to compute with.
 
-    Complex for complex data.
+    This is the prior's. Without a prior it is that of the data, or of the operator's tensors if the
+    operator does not take the first.
     """
-    found = y.real.dtype
     if prior is not None:
-        found = prior.like.dtype
-    elif isinstance(physics, nn.Module):
-        parts = [*physics.parameters(), *physics.buffers()]
-        known = [p.real.dtype for p in parts if p.is_floating_point() or p.is_complex()]
-        found = known[0] if known and found not in known else found
-    return found.to_complex() if y.is_complex() else found
+        y = _in_precision(y, prior.like.dtype)
+        return forward_for(physics, y, prior.like.new_zeros(shape), noise), y
+    try:
+        return forward_for(physics, y, _like(None, y).new_zeros(shape), noise), y
+    except ValueError:
+        parts = physics.state_dict().values() if isinstance(physics, nn.Module) else ()
+        known = [part.real.dtype for part in parts if part.is_floating_point() or part.is_complex()]
+        if not known or y.real.dtype in known:
+            raise
+        y = _in_precision(y, known[0])
+        return forward_for(physics, y, _like(None, y).new_zeros(shape), noise), y
+
+
+def _in_precision(y: Tensor, real: torch.dtype) -> Tensor:
+    return y.to(real.to_complex() if y.is_complex() else real)
 
 
 def _like(prior: Prior | None, y: Tensor) -> Tensor:

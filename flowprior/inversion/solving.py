@@ -1,7 +1,7 @@
 """Solvers, their running batches, and the loop that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -13,8 +13,13 @@ from flowprior.argument_types import check_types
 from flowprior.checks import check_integer
 from flowprior.inversion.batch_invariant import batch_invariant
 from flowprior.inversion.checkpoint import Checkpoint
-from flowprior.inversion.convergence import STILL, fall
-from flowprior.inversion.coverage import FAR, UNLIKELY, surprise
+from flowprior.inversion.fit_warnings import (
+    not_covered,
+    residual_and_warnings,
+    still_falling,
+    surprise_of,
+    unfinished,
+)
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.starts import range_warnings
@@ -144,18 +149,6 @@ class Estimate:
         return f"Estimate({len(self.x)} images {shape} after {iterations} iterations{end})"
 
 
-FITTED = 0.7, 1.3
-"""Residuals, in units of the noise, below and above which the data are fitted too well or badly."""
-
-UNFITTED = (
-    "the prior does not explain the data, or it takes more iterations, a smaller weight of the "
-    "prior (beta, weight), another penalty or another noise level"
-)
-"""What a residual above the noise may come from."""
-
-OVERSHOOT = 0.3
-"""How far an image may go beyond [0, 1] without a warning."""
-
 Observer = Callable[[int, Run], None]
 """Called with 0 at the start and with the number of each iteration after it, and with the run.
 
@@ -229,15 +222,15 @@ def solve(
         none = Calls.none(len(problem.y), problem.y.device)
         calls = counted + (none if cost is None else cost.calls)  # without the residual's check
         own = run.warnings() if hasattr(run, "warnings") else ()
-        own = (own,) if isinstance(own, str) else tuple(own)
-        residual, warnings = _residual_and_warnings(run, problem)
+        own = (own,) if isinstance(own, str) else tuple(own)  # one sentence is no list of letters
+        residual, warnings = residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
-    still = _still_falling(run, curves, residual)
-    found = _surprise(run, problem, residual)
+    still = still_falling(run, curves, residual)
+    found = surprise_of(run, problem, residual)
     of_start = [*range_warnings(problem.start), *_unused_start(solver, problem)]
-    warnings = (*of_start, *own, *warnings, *_unfinished(still, curves))
-    warnings = (*warnings, *_not_covered(found, run.finite & ~still))
+    warnings = (*of_start, *own, *warnings, *unfinished(still, curves))
+    warnings = (*warnings, *not_covered(found, run.finite & ~still))
     values = run.x, run.z, run.finite, curves, residual, posterior, warnings
     return Estimate(*values, surprise=found, calls=calls, own_warnings=own)
 
@@ -314,132 +307,3 @@ def advance(
 def _unused_start(solver: Solver, problem: Problem) -> Iterator[Warned]:
     if problem.start is not None and not solver.uses_start:
         yield Warned(f"{type(solver).__name__} makes no use of start", "start_unused")
-
-
-def _residual_and_warnings(run: Run, problem: Problem) -> tuple[Tensor | None, tuple[str, ...]]:
-    """The residual in units of the noise, and warnings."""
-    warnings = []
-    if not run.finite.all():
-        reason = "became NaN or infinite and stopped there"
-        warnings.append(Warned(reason, "not_finite", ~run.finite, joint=" "))
-    warnings += _out_of_range(run)
-    if problem.noise is None:
-        return None, tuple(warnings)
-    with torch.no_grad():
-        residual = problem.residual(run.x)
-    warnings += [*_too_high(run, residual), *_too_low(run, problem, residual)]
-    return residual, tuple(warnings)
-
-
-def _out_of_range(run: Run) -> Iterator[str]:
-    beyond = overshoot(run.x)
-    far = run.finite & (beyond > OVERSHOOT)
-    if far.any():
-        low, high = run.x[far].min(), run.x[far].max()
-        reason = (
-            f"images go from {low:.2g} to {high:.2g}, far beyond [0, 1]: the prior does not hold "
-            "what the data leave open, and it takes more weight of it, or another one; or the data "
-            "are not in the units of images in [0, 1]"
-        )
-        yield Warned(reason, "out_of_range", far, beyond[far].max())
-
-
-def overshoot(x: Tensor) -> Tensor:
-    """How far images x (B, C, H, W) go beyond [0, 1], (B,); 0 within."""
-    flat = x.detach().flatten(1)
-    return torch.maximum(-flat.amin(1), flat.amax(1) - 1).clamp(min=0)
-
-
-def _too_high(run: Run, residual: Tensor) -> Iterator[str]:
-    high = residual > FITTED[1]
-    stuck = torch.zeros_like(high)
-    if hasattr(run, "ended") and run.z is not None:
-        stuck = high & (run.ended >= 0)
-    if stuck.any():
-        size = residual[stuck].max()
-        reason = (
-            f"stopped by iteration {run.ended[stuck].max()}, where no descent was found, with a "
-            f'residual up to {size:.3g} times the noise: try another start or optimizer="adam"; or '
-            "the prior does not explain the data, or it takes a smaller weight of the prior (beta, "
-            "weight) or another noise level"
-        )
-        yield Warned(reason, "stuck", stuck, size, joint=" ")
-    high = high & ~stuck
-    if high.any():
-        size = residual[high].max()
-        units = "; or data and operator are not in the units of images in [0, 1]"
-        reason = (
-            f"the residual is up to {size:.3g} times the noise: "
-            + getattr(run, "unfitted", UNFITTED)
-            + (units if size > 20 else "")
-        )
-        yield Warned(reason, "residual_high", high, size)
-
-
-def _too_low(run: Run, problem: Problem, residual: Tensor) -> Iterator[str]:
-    low = residual < FITTED[0]
-    if not low.any():
-        return
-    # Right noise alone keeps any image that was not made from the data at about 1.
-    shape = (len(residual), *problem.image_shape)
-    grey = problem.residual(problem.like.new_full(shape, 0.5))
-    any_image_fits = low & (grey < FITTED[0])
-    if any_image_fits.any():
-        size = grey[any_image_fits].min()
-        reason = (
-            f"a grey image has a residual of only {size:.2g} of the noise: the noise level is too "
-            "large, or not in the units of y"
-        )
-        yield Warned(reason, "noise_too_large", any_image_fits, -size)
-    low = low & ~any_image_fits
-    if getattr(run, "averages", False):  # a mean of draws is nearer to the data than each of them
-        return
-    if low.any():
-        size = residual[low].min()
-        reason = (
-            f"the residual is only {size:.2g} of the noise: the noise is fitted, and it takes a "
-            "larger weight of the prior (beta, weight) or another noise level; or the data are so "
-            "few that a right image follows them as closely"
-        )
-        yield Warned(reason, "residual_low", low, -size)
-
-
-def _still_falling(run: Run, curves: Mapping[str, Tensor], residual: Tensor | None) -> Tensor:
-    """Rows that were stopped too early; none where β, and so the loss, changed on the way."""
-    if len(curves.get("loss", ())) < 2 or "beta" in curves:
-        return torch.zeros_like(run.finite)
-    still = run.active & run.finite & (fall(curves) > STILL)
-    if residual is not None:  # more iterations would fit noise that is fitted even better
-        still = still & (residual >= FITTED[0])
-    return still
-
-
-def _unfinished(still: Tensor, curves: Mapping[str, Tensor]) -> Iterator[str]:
-    if still.any():
-        size = fall(curves)[still].max()
-        reason = (
-            f"the loss still fell by up to {size:.3g} % in the last tenth of the iterations: it "
-            "takes more of them"
-        )
-        yield Warned(reason, "falling", still, size)
-
-
-def _surprise(run: Run, problem: Problem, residual: Tensor | None) -> Tensor | None:
-    if residual is None or not (problem.noise.normal and getattr(run, "tests_prior", False)):
-        return None
-    return surprise(run.z, residual, problem)
-
-
-def _not_covered(found: Tensor | None, settled: Tensor) -> Iterator[str]:
-    """Rows at their minimum whose data the prior does not explain."""
-    if found is None:
-        return
-    far = settled & (found > FAR)
-    if far.any():
-        size = found[far].max()
-        reason = (
-            f"the surprise is up to {size:.3g}, which of a linear prior's own images one in 1000 "
-            f"has above {UNLIKELY:.2g}: the prior does not cover what was measured, or operator or "
-            "noise level are wrong"
-        )
-        yield Warned(reason, "surprise", far, size)

@@ -16,17 +16,17 @@ class Wrapper(Solver):
 
     @property
     def differentiates(self) -> bool:
-        """Whether the solver does."""
+        """Whether the solver uses gradients."""
         return self.solver.differentiates
 
     @property
     def through(self) -> bool:
-        """As the solver."""
+        """Whether the solver uses gradients of projections."""
         return self.solver.through
 
     @property
     def uses_start(self) -> bool:
-        """Whether the solver does."""
+        """Whether the images of the solver depend on a start."""
         return self.solver.uses_start
 
     def check(self, prior: Prior | None, who: str = "") -> None:

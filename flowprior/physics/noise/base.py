@@ -108,9 +108,7 @@ def check_density(name: str, value: float) -> None:
 def check_real(noise: Noise, predicted: Tensor, y: Tensor) -> None:
     """Raise a ValueError if data are complex."""
     if predicted.is_complex() or y.is_complex():
-        raise ValueError(
-            f"{type(noise).__name__} noise is for real data, got complex predicted or y"
-        )
+        raise ValueError(f"{type(noise).__name__} noise is for real data, got complex ones")
 
 
 def _mask(observed: Tensor | None, clean: Tensor) -> Tensor:

@@ -25,11 +25,7 @@ def draw(like: Tensor, seed: int, indices: Indices, sample: Sample) -> Tensor:
     Raises:
         ValueError: `like`, `seed` or `indices` is not as described.
     """
-    if like.ndim < 2:
-        raise ValueError(
-            f"signals must be (B, ...) of two dimensions or more, got {tuple(like.shape)}: one "
-            "number for each image is (B, 1)"
-        )
+    _check_rows(like)
     if not like.is_floating_point():
         raise ValueError(f"signals must be real floating point for this noise, got {like.dtype}")
     if len(indices) != len(like):
@@ -47,10 +43,19 @@ def standard_normal(like: Tensor, seed: int, indices: Indices) -> Tensor:
     `like` may be complex: N(0, 1) of either part, the real and the imaginary one.
     """
     if like.is_complex():
+        _check_rows(like)
         return torch.view_as_complex(
             standard_normal(torch.view_as_real(like.resolve_conj()), seed, indices)
         )
     return draw(like, seed, indices, lambda rng, row: rng.standard_normal(tuple(row.shape)))
+
+
+def _check_rows(like: Tensor) -> None:
+    if like.ndim < 2:
+        raise ValueError(
+            f"signals must be (B, ...) of two dimensions or more, got {tuple(like.shape)}: one "
+            "number for each image is (B, 1)"
+        )
 
 
 def _generator(seed: int, index: int | Tensor) -> np.random.Generator:
