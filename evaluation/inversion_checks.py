@@ -79,8 +79,9 @@ def _probe(
     for name in methods:
         method, solver = table.methods[name], table.methods[name].solver
         problem = problems[bool(solver.needs)]
-        if (method.start or table.start) == "data" and y.shape[1:] != prior.image_shape:
-            raise ValueError(f"start=data needs data of the images' shape {prior.image_shape}")
+        no_images = y.shape[1:] != prior.image_shape or y.is_complex()
+        if (method.start or table.start) == "data" and no_images:
+            raise ValueError(f"start=data needs real data of the images' shape {prior.image_shape}")
         unknown = problem.noise is None and getattr(solver, "misfit", None) is None
         with _named(f"methods.{name}"):
             check_data(solver, problem)

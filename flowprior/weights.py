@@ -31,8 +31,6 @@ from flowprior.physics.condition import Condition, UnknownCondition
 from flowprior.registry import registered_name
 
 FORMAT = "flowprior-weights-1"
-_OWN_SIZE = 2**16
-"""Sizes up to this may exceed the number of values in the file, for flows of one's own."""
 SHIPPED = Path(__file__).with_name("shipped")
 """In a clone a link to `weights`."""
 # What older versions did where weights now have an argument, as JSON.
@@ -111,29 +109,53 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
 
 
 def check_rebuilds(flow: Flow) -> None:
-    """Raise ValueError unless `flow.arguments` are what its constructor takes, as JSON has them.
+    """Raise ValueError unless a flow can be built again of its `arguments`, as JSON has them.
 
-    Without it a flow of one's own would come back with other options than it was trained with.
+    One of one's own is built, as it might come back with other options than it was trained with.
     """
-    made_by = type(flow)
-    who = f"{made_by.__name__}: arguments, which it gives to Flow.__init__,"
-    parameters = inspect.signature(made_by).parameters.values()
-    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    missing = [name for name in names if name not in flow.arguments]
-    owner = next(base for base in made_by.__mro__ if "__init__" in vars(base))
-    if missing and not _is_ours(owner):  # ours leave out what later versions added, at its default
-        raise ValueError(f"{who} must have {', '.join(missing)}, which its constructor takes")
-    for name, value in flow.arguments.items():
-        if not _is_plain(value):
+    kind, given = type(flow), flow.arguments
+    who = f"{kind.__name__}.arguments"
+    for name, value in (given if isinstance(given, dict) else {"arguments": given}).items():
+        if not isinstance(given, dict) or not isinstance(name, str) or not _is_plain(value):
             raise ValueError(
                 f"{who} must be finite numbers, strings, booleans, null, or lists or dictionaries "
                 f"of these, by names; {name} is {shown(value)}"
             )
-    values = sum(map(Tensor.numel, flow.state_dict().values()))
+    plain = json.loads(json.dumps(given))
+    if _is_ours(next(base for base in kind.__mro__ if "__init__" in vars(base))):
+        return  # these leave out what later versions added, at its default
+    parameters = inspect.signature(kind).parameters.values()
+    kinds = {parameter.kind for parameter in parameters}
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    missing = [p.name for p in parameters if p.kind not in variable and p.name not in plain]
+    if missing:
+        raise ValueError(f"{who} must have {', '.join(missing)}, which the constructor takes")
+    if variable[0] in kinds and variable[1] not in kinds:
+        raise ValueError(f"{who} has names: let the constructor take no * arguments")
     try:
-        _check_arguments(made_by, json.loads(json.dumps(flow.arguments)), values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{who} must rebuild it: {error}") from error
+        _check_arguments(kind, plain, 0)
+        with torch.random.fork_rng(devices=[]):
+            again = kind(**plain)
+        reason = _difference(flow, again, plain)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+    if reason:
+        raise ValueError(
+            f"{who} do not build it again: {reason}; set self.arguments, after super().__init__, "
+            "to what the constructor takes"
+        )
+
+
+def _difference(flow: Flow, again: Flow, plain: dict[str, Any]) -> str:
+    """What tells two flows apart, but for the values of their tensors."""
+    if json.loads(json.dumps(again.arguments)) != plain:
+        return "it gets other arguments"
+    before, after = (
+        {name: tuple(value.shape) for name, value in one.state_dict().items()}
+        for one in (flow, again)
+    )
+    names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
+    return f"it gets other tensors: {', '.join(names[:3])}" if names else ""
 
 
 def _is_plain(value: Any) -> bool:
@@ -282,10 +304,10 @@ def _find_flow(path: Path, name: Any) -> type[Flow]:
 def _check_arguments(kind: type[Flow], arguments: Any, values: int) -> None:
     """Raise unless the arguments have the types that the flow declares, and credible sizes.
 
-    No size can exceed the number of `values` in the file, other than a seed; for flows of one's
-    own, whose values need not grow with their sizes, it may also be up to `_OWN_SIZE`.
+    No size of our flows can exceed the number of `values` in the file, other than a seed. The
+    values of one's own need not grow with their sizes.
     """
-    most = values if _is_ours(kind) else max(values, _OWN_SIZE)
+    most = values if _is_ours(kind) else math.inf
     inspect.signature(kind).bind(**arguments)
     hints = {}
     with suppress(NameError):  # a flow of your own may name types that are not imported
@@ -297,10 +319,7 @@ def _check_arguments(kind: type[Flow], arguments: Any, values: int) -> None:
             if not math.isfinite(number):
                 raise ValueError(f"{name} must be finite, got {value}")
             if isinstance(number, int) and number > most and name != "seed":
-                raise ValueError(
-                    f"{name} is {value}, but the weights have only {values} numbers, with which it "
-                    f"may be up to {most}"
-                )
+                raise ValueError(f"{name} is {value}, but the file has only {values} numbers")
 
 
 def _fits(value: Any, hint: Any) -> bool:

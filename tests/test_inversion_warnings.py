@@ -188,7 +188,13 @@ class TalkingRun(ImageRun):
 
 @pytest.mark.parametrize(
     ("said", "expected"),
-    [("one sentence", ("one sentence",)), (["a", "b"], ("a", "b")), (iter("ab"), ("a", "b"))],
+    [
+        ("one sentence", ("one sentence",)),
+        (["a", "b"], ("a", "b")),
+        (iter("ab"), ("a", "b")),
+        (None, ()),
+        ([7, None], ("7", "None")),
+    ],
 )
 def test_warnings_of_a_run_may_be_one_sentence_or_several(said, expected):
     y = torch.rand(2, 1, 4, 4)
@@ -196,11 +202,14 @@ def test_warnings_of_a_run_may_be_one_sentence_or_several(said, expected):
     assert found.warnings == found.own_warnings == expected
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [((("misfit",), ("misfit", "loss")), "loss .* iteration 1"), ((("misfit",), ()), "misfit")],
-)
-def test_values_that_come_or_go_are_named(values, words):
+def test_values_that_come_late_are_named_and_those_that_go_end_the_run():
     y = torch.rand(2, 1, 4, 4)
-    with pytest.raises(ValueError, match=f"^TalkingRun.values must have the same names .*{words}"):
-        invert(None, identity, y, solver=Talking(values=values), start=y, iterations=2)
+    options = {"start": y, "iterations": 2}
+    later = Talking(values=(("misfit",), ("misfit", "more")))
+    found = invert(None, identity, y, solver=later, **options)
+    assert found.history.keys() == {"misfit"}
+    (warning,) = found.warnings
+    assert warning == "values were not there at iteration 0, and are not kept: more"
+    gone = Talking(values=(("misfit", "more"), ("misfit",)))
+    with pytest.raises(ValueError, match=r"^TalkingRun.values must keep .* more is gone .* 1$"):
+        invert(None, identity, y, solver=gone, **options)

@@ -409,3 +409,23 @@ def test_restarts_of_a_solver_without_gradients():
     assert (best.history["loss"][-1] < one.history["loss"][-1]).all()
     with pytest.raises(ValueError, match="rounded has no gradient, which Restarts needs"):
         invert(prior, rounded, y, solver=Restarts(MAP(), 2), **options)
+
+
+class Deaf(Random):
+    """Its runs cannot say which rows a warning is about."""
+
+    def begin(self, problem):
+        run = super().begin(problem)
+        run.warnings = lambda: ["one"]
+        return run
+
+
+def test_restarts_need_warnings_by_rows_and_may_be_nested():
+    prior = LinearGaussian()
+    y = images_of(prior, 3)
+    options = {"sigma": 0.1, "iterations": 5}
+    with pytest.raises(ValueError, match=r"which RandomRun\.warnings does not take"):
+        invert(prior, identity, y, solver=Restarts(Deaf(), 2), **options)
+    nested = Restarts(Restarts(Discrepancy(MAP(), stage=1), 2), 2)
+    found = invert(prior, identity, y, solver=nested, **options)
+    assert found.x.shape == y.shape

@@ -470,7 +470,7 @@ def test_flow_that_could_not_be_loaded_again_is_named_before_it_is_trained(
     (own_flow / "own_flow.py").write_text(forgets)
     train_here(own_flow, status=2)
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "Scaling: arguments" in line
+    assert "Scaling.arguments" in line
     assert "must have gain" in line
     assert not (own_flow / "runs").exists()
 

@@ -405,10 +405,11 @@ def test_arguments_that_the_class_has_by_now_are_asked_for(exported):
 class Scaling(Flow):
     """x = gain·z."""
 
-    def __init__(self, size, gain=1.0, options=()):
-        given = {"size": size, "gain": gain, "options": options}
+    def __init__(self, size, gain=1.0, options=(), mask_seed=0):
+        given = {"size": size, "gain": gain, "options": options, "mask_seed": mask_seed}
         super().__init__((1, size, size), (0.0, 1.0), given)
         self.gain = gain
+        self.shift = torch.nn.Parameter(torch.zeros(size))
 
     def encode(self, x):
         return x / self.gain, x.new_zeros(len(x))
@@ -424,27 +425,69 @@ class Open(Scaling):
 
 @pytest.mark.parametrize("kind", [Scaling, Open])
 def test_arguments_of_a_flow_of_ones_own_come_back(tmp_path, kind):
-    flow = kind(4, gain=2.0, options=(1, "a", None, [True], {"b": (2, 3)}))
+    flow = kind(4, gain=2.0, mask_seed=10**9, options=(1, "a", None, [True], {"b": (2, 3)}))
     found = flowprior.load(flowprior.save(flow, tmp_path / "own"))
     assert (found.gain, found.arguments["options"]) == (2.0, [1, "a", None, [True], {"b": [2, 3]}])
 
 
+class Fixed(Glow):
+    def __init__(self):
+        super().__init__(1, (8, 4), **OPTIONS)
+
+
+class Star(Scaling):
+    def __init__(self, size, *rest):
+        super().__init__(size)
+        self.arguments = {"size": size}
+
+
+class Nested(Scaling):
+    def __init__(self, size, **options):
+        super().__init__(size, **options)
+        self.arguments = {"size": size, "options": options}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("flow", "arguments", "words"),
     [
-        ({"size": 4, "options": []}, "must have gain"),
-        ({"size": 4}, "must have gain, options"),
-        ({"size": 4, "gain": 1.0, "options": [], "sise": 4}, "unexpected keyword argument 'sise'"),
-        ({"size": 4, "gain": 1.0, "options": torch.nn.ReLU()}, r"; options is ReLU\(\)"),
-        ({"size": 4, "gain": float("inf"), "options": []}, "; gain is inf"),
-        ({"size": 4, "gain": 1.0, "options": {1: 2}}, "; options is {1: 2}"),
-        ({"size": 10**5, "gain": 1.0, "options": []}, "may be up to 65536"),
+        (Scaling(4), {"size": 4, "options": [], "mask_seed": 0}, "must have gain"),
+        (Scaling(4), {"size": 4, "mask_seed": 0}, "must have gain, options"),
+        (
+            Scaling(4),
+            {"size": 4, "gain": 1.0, "options": [], "mask_seed": 0, "sise": 4},
+            "argument 'sise'",
+        ),
+        (
+            Scaling(4),
+            {"size": 4, "gain": 1.0, "mask_seed": 0, "options": torch.nn.ReLU()},
+            r"options is ReLU\(\)",
+        ),
+        (
+            Scaling(4),
+            {"size": 4, "gain": float("inf"), "options": [], "mask_seed": 0},
+            "gain is inf",
+        ),
+        (
+            Scaling(4),
+            {"size": 4, "gain": 1.0, "mask_seed": 0, "options": {1: 2}},
+            "options is {1: 2}",
+        ),
+        (
+            Scaling(4),
+            {"size": 5, "gain": 1.0, "options": [], "mask_seed": 0},
+            "other tensors: shift",
+        ),
+        (Scaling(4), None, "arguments is None"),
+        (Scaling(4), {1: 2}, "1 is 2"),
+        (Fixed(), None, "in_channels.*set self.arguments"),
+        (Star(4, 5), None, r"no \* arguments"),
+        (Nested(4, gain=2.0), None, "gets other arguments|unexpected keyword"),
     ],
 )
-def test_arguments_that_do_not_rebuild_a_flow_are_named(tmp_path, arguments, words):
-    flow = Scaling(4)
-    flow.arguments = arguments
-    with pytest.raises(ValueError, match=f"^Scaling: arguments, .*{words}"):
+def test_arguments_that_do_not_rebuild_a_flow_are_named(tmp_path, flow, arguments, words):
+    if type(flow) is Scaling:
+        flow.arguments = arguments
+    with pytest.raises(ValueError, match=f"^{type(flow).__name__}.arguments [^\\n]*{words}"):
         flowprior.save(flow, tmp_path / "own")
     assert not (tmp_path / "own").exists()
 

@@ -12,7 +12,7 @@ from flowprior.inversion.descent import Values
 from flowprior.inversion.forward import Forward
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Posterior, Run, Solver
-from flowprior.inversion.warned import Warned
+from flowprior.inversion.warned import Warned, own_warnings
 from flowprior.inversion.wrapper import Wrapper
 
 
@@ -187,7 +187,7 @@ class MultiScaleRun:
     def warnings(self) -> list[str]:
         """Those of the last run; before it, that there are data which were not used."""
         if self.last:
-            return list(self.run.warnings()) if hasattr(self.run, "warnings") else []
+            return list(own_warnings(self.run))
         reason = (
             f"only data up to {self.settings.frequencies[self.scale]:g} Hz were used: it takes "
             f"more than {self.settings.before} iterations"

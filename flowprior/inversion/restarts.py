@@ -1,7 +1,7 @@
 """Several starts for each image."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from flowprior.inversion.descent import Values
 from flowprior.inversion.forward import Forward
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.solving import Run, Solver
+from flowprior.inversion.warned import own_warnings
 from flowprior.inversion.wrapper import Wrapper
 
 
@@ -57,6 +58,11 @@ class Restarts(Wrapper):
         if "loss" not in run.values:
             name = type(self.solver).__name__
             raise ValueError(f"Restarts compares losses, which the runs of {name} do not have")
+        if hasattr(run, "warnings") and not signature(run.warnings).parameters:
+            raise ValueError(
+                f"Restarts calls warnings(rows) with the rows of the best runs, which "
+                f"{type(run).__name__}.warnings does not take"
+            )
         return RestartRun(run, self.count)
 
     def start(self, problem: Problem) -> Tensor:
@@ -140,9 +146,9 @@ class RestartRun:
         ended = getattr(self.run, "ended", None)
         return torch.full_like(self.best, -1) if ended is None else ended[self.best]
 
-    def warnings(self) -> Iterable[str]:
-        """Those of the best runs, whose rows are the images."""
-        return self.run.warnings(self.best) if hasattr(self.run, "warnings") else ()
+    def warnings(self, rows: Tensor | None = None) -> tuple[str, ...]:
+        """Those of the best runs, whose rows are the images, or `rows` (k,) of these."""
+        return own_warnings(self.run, self.best if rows is None else self.best[rows])
 
     def step(self) -> None:
         """Make one iteration of every run."""

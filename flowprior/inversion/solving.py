@@ -23,7 +23,7 @@ from flowprior.inversion.fit_warnings import (
 from flowprior.inversion.probe import check_misfits, check_prior
 from flowprior.inversion.problem import Problem
 from flowprior.inversion.starts import range_warnings
-from flowprior.inversion.warned import Warned
+from flowprior.inversion.warned import Warned, own_warnings
 from flowprior.physics.calls import Calls
 from flowprior.priors import Prior, require
 
@@ -162,15 +162,26 @@ class History:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Tensor]] = []
+        self.late: dict[str, None] = {}
 
     def __call__(self, iteration: int, run: Run) -> None:
-        """Record the values; a ValueError unless they have the names of the first ones."""
-        if self.rows and (changed := self.rows[0].keys() ^ run.values.keys()):
+        """Record the values; a ValueError if one that was there at iteration 0 is gone."""
+        if self.rows and (gone := self.rows[0].keys() - run.values.keys()):
             raise ValueError(
-                f"{type(run).__name__}.values must have the same names from iteration 0 on, but "
-                f"{', '.join(sorted(changed))} came or went at iteration {iteration}"
+                f"{type(run).__name__}.values must keep the names that they have at iteration 0, "
+                f"but {', '.join(sorted(gone))} is gone at iteration {iteration}"
             )
+        if self.rows:
+            self.late |= dict.fromkeys(run.values.keys() - self.rows[0].keys())
         self.rows.append({name: value.clone() for name, value in run.values.items()})
+
+    def warnings(self) -> Iterator[Warned]:
+        """Of values that were not there from the start."""
+        if self.late:
+            reason = (
+                f"values were not there at iteration 0, and are not kept: {', '.join(self.late)}"
+            )
+            yield Warned(reason, "late_values")
 
     def stacked(self) -> dict[str, Tensor]:
         """Every value by name, (iterations + 1, B)."""
@@ -221,15 +232,14 @@ def solve(
         cost = problem.condition_cost
         none = Calls.none(len(problem.y), problem.y.device)
         calls = counted + (none if cost is None else cost.calls)  # without the residual's check
-        own = run.warnings() if hasattr(run, "warnings") else ()
-        own = (own,) if isinstance(own, str) else tuple(own)  # one sentence is no list of letters
+        own = own_warnings(run)
         residual, warnings = residual_and_warnings(run, problem)
     posterior = run.posterior() if hasattr(run, "posterior") else None
     curves = history.stacked()
     still = still_falling(run, curves, residual)
     found = surprise_of(run, problem, residual)
     of_start = [*range_warnings(problem.start), *_unused_start(solver, problem)]
-    warnings = (*of_start, *own, *warnings, *unfinished(still, curves))
+    warnings = (*of_start, *own, *history.warnings(), *warnings, *unfinished(still, curves))
     warnings = (*warnings, *not_covered(found, run.finite & ~still))
     values = run.x, run.z, run.finite, curves, residual, posterior, warnings
     return Estimate(*values, surprise=found, calls=calls, own_warnings=own)

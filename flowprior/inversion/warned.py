@@ -58,6 +58,15 @@ class Warned(str):
         return made
 
 
+def own_warnings(run: object, *rows: Tensor) -> tuple[str, ...]:
+    """What a run says by its method `warnings`, if it has one: nothing, a sentence or several."""
+    found = run.warnings(*rows) if hasattr(run, "warnings") else None
+    if found is None:
+        return ()
+    every = (found,) if isinstance(found, str) else tuple(found)
+    return tuple(one if isinstance(one, str) else str(one) for one in every)
+
+
 def named_rows(mask: Tensor) -> str:
     """The rows of a mask (B,) in words."""
     numbers = mask.nonzero()[:, 0].tolist()
