@@ -2,20 +2,32 @@
 
     python evaluate.py --config trumpet_table3 --tune
     PYTHONPATH=. python docs/trumpet_digits.py runs/trumpet_table3 docs/trumpet_digits.png
+    PYTHONPATH=. python docs/trumpet_digits.py starts data
 
 prints the signal-to-noise ratios of every method, and differences of pairs to one of them with
 p-values by Holm's method over a problem, and draws the first test digits of a problem. A file of
-published records, docs/results/trumpet_table3.jsonl, gives the same tables, and no picture.
+published records, docs/results/trumpet_table3.jsonl, gives the same tables, and no picture. The
+last command prints the ratios of the images that methods start from, and of TRUMPET's projections
+of the true digits, with data in this folder.
 """
 
 import sys
 from pathlib import Path
 
+import torch
+import yaml
 from digits import FLOW, GLOW, Row, difference, draw, row_of
 from inversion_study import holm, p_value, read
 
+import flowprior
+from datamodules import MNIST
 from evaluation.table import Stat, paired, summarise
+from flowprior.inversion import make_problem
+from flowprior.inversion.proximal import linear_start
+from flowprior.metrics import snr, snr_shifted
+from flowprior.physics import Gaussian, make_operator
 
+CONFIG = Path(__file__).parent.parent / "configs/evaluate/trumpet_table3.yaml"
 PROBLEMS = {
     "random Gaussian 250": "250 random Gaussian",
     "random mask, 15 % kept": "mask, 15 % kept",
@@ -87,8 +99,31 @@ def differences(rows: dict[Row, dict[str, Stat]]) -> dict[Row, str]:
     return dict(zip(others, texts, strict=True))
 
 
+def starts(root: Path) -> None:
+    """Print the signal-to-noise ratios of starts and of the projected truth, as of the rows."""
+    content = yaml.safe_load(CONFIG.read_text())["evaluation"]["init_args"]
+    truth = MNIST(root=root, image_size=32).unit_images("test", range(content["images"]))
+    trumpet = flowprior.load("trumpet_mnist")
+    projected = trumpet.to_unit_range(trumpet.project(trumpet.from_unit_range(truth)))
+    grey, noise = torch.full_like(truth, 0.5), Gaussian(0.02)
+    print("projections of the truth:", ratios(projected, truth), "; grey:", ratios(grey, truth))
+    for one in content["experiments"]:
+        physics = make_operator(one["operator"], truth.shape[1:], **one["options"])
+        y = noise.add(physics.A(truth), seed=0, indices=range(len(truth)))
+        problem = make_problem(None, physics, y, noise=noise, image_shape=tuple(truth.shape[1:]))
+        print(f"{one['labels']['problem']}, linear start:", ratios(linear_start(problem), truth))
+
+
+def ratios(x: torch.Tensor, truth: torch.Tensor) -> str:
+    """Means on [0, 2], and in brackets on [−1, 1]."""
+    return f"{snr_shifted(x, truth).mean():.1f} ({snr(x, truth).mean():.1f})"
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("trumpet_digits.py takes RUN PICTURE")
+        sys.exit("trumpet_digits.py takes RUN PICTURE, or starts DATA")
+    if sys.argv[1] == "starts":
+        starts(Path(sys.argv[2]))
+        sys.exit()
     tables(Path(sys.argv[1]))
     draw(Path(sys.argv[1]), PICTURED, Path(sys.argv[2]), SHOWN)
