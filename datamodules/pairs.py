@@ -17,7 +17,7 @@ from datamodules.errors import DataError, require
 from datamodules.prepared_pairs import StoredData, check_described, read_pairs_info
 from flowprior.argument_types import check_types
 from flowprior.identity import identity
-from flowprior.own_code import made_by
+from flowprior.own_code import code_digest, made_by
 from flowprior.physics import Condition, Noise, ScaledData, find_operator, make_operator
 
 
@@ -223,8 +223,14 @@ class SimulatedPairs(PairDataModule):
             "operator": identity(made),
             "made by": made_by(made),
             "condition made by": made_by(type(self.conditioning)),
+            **self._own_code(),
             "pairs": identity({split: self.fingerprint(split) for split in SPLITS}),
         }
+
+    def _own_code(self) -> dict[str, Any]:
+        """Digests of classes of one's own, of the pairs and of their images."""
+        codes = {"own pairs": code_digest(type(self)), "own images": code_digest(type(self.source))}
+        return {name: code for name, code in codes.items() if code}
 
     @cached_property
     def _stored(self) -> dict[str, StoredData]:

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from evaluation.arrays import ArrayStore
     from evaluation.table import Metric, Table
 
-_SHOWS = frozenset({"figures", "write", "notes", "paper", "published", "title", "_abc_impl"})
-"""What of an evaluation results do not depend on."""
+_NOT_MEASURED = frozenset(
+    {
+        *("figures", "write", "notes", "paper", "published", "title", "compare", "derived"),
+        *("check", "parallel", "tunable", "on_progress", "_abc_impl"),
+    }
+)
+"""What of an evaluation records do not depend on."""
 Label = str | int | float | bool | None
 Labels = Mapping[str, Label]
 
@@ -194,7 +199,7 @@ class Evaluation(ABC):
         names: dict[bool, set[str]] = {True: set(), False: set()}
         for base in type(self).__mro__:
             names[is_own(base)] |= vars(base).keys()
-        changed = (names[True] & names[False]) - _SHOWS
+        changed = (names[True] & names[False]) - _NOT_MEASURED
         measures = any(not name.startswith("__") or name == "__init__" for name in changed)
         return {"evaluation": code_digest(type(self))} if measures else {}
 

@@ -227,7 +227,7 @@ class InversionEvaluation(Evaluation):
         return [{**row, **seconds} for row in rows]
 
     def _tell(self, images: float, iteration: int, run: Run) -> None:
-        """How far a batch is, if an iteration is worth this many images."""
+        """Report progress; an iteration counts as this many images."""
         if self.on_progress is not None:
             self.on_progress(images * iteration)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -145,10 +145,12 @@ def _measure(
     advice = ""
     with SweepProgress(total, done, console) as progress, _shown(evaluation, progress, executor):
         progress.start(_values(batches[0].cell))
-        for group in _measured(Job(evaluation, cells, arrays), batches, executor, progress):
+        told = batches if executor is not None else _told(batches, progress)
+        for group in _measured(Job(evaluation, cells, arrays), told, executor):
             with interrupts_held():  # what is measured is kept
                 store.extend([(*one, _kept(arrays, *one)) for one in group])
-            progress.start(_values(group[-1][0]))
+            if executor is not None:
+                progress.start(_values(group[-1][0]))
             progress.advance(sum(len(measured) for _, measured in group))
             if executor is None and evaluation.parallel and not advice:
                 advice = _advice(progress.seconds_left)
@@ -156,6 +158,13 @@ def _measure(
                     console.print(advice, highlight=False)
             if interrupted():
                 raise KeyboardInterrupt
+
+
+def _told(batches: Sequence[Batch], progress: SweepProgress) -> Iterator[Batch]:
+    """The batches, of which progress names each as it is taken."""
+    for batch in batches:
+        progress.start(_values(batch.cell))
+        yield batch
 
 
 @contextmanager
@@ -180,12 +189,11 @@ def _kept(arrays: ArrayStore, cell: Cell, measured: Measured) -> list[int]:
 
 
 def _measured(
-    job: Job, batches: Sequence[Batch], executor: Executor | None, progress: SweepProgress
+    job: Job, batches: Iterable[Batch], executor: Executor | None
 ) -> Iterator[list[tuple[Cell, Measured]]]:
     """Results of all batches as they come, those together that have come together."""
     if executor is None:
         for batch in batches:
-            progress.start(_values(batch.cell))
             yield [(batch.cell, measure_batch(job.evaluation, batch, job.arrays))]
         return
     numbers = {cell.key: number for number, cell in enumerate(job.cells)}

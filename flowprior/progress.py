@@ -43,7 +43,7 @@ class SweepProgress:
             speed_estimate_period=_DAY,  # a batch may take longer than a shorter one
         )
         self._task = self._bar.add_task("", total=total, completed=done, rate="")
-        self._shown = next(task for task in self._bar.tasks if task.id == self._task)
+        (self._state,) = self._bar.tasks
         self._bar.advance(self._task, 0)  # the clock of the first batch starts here
 
     def start(self, what: str) -> None:
@@ -53,7 +53,7 @@ class SweepProgress:
 
     def advance(self, count: int) -> None:
         """Count what is finished."""
-        self._shown.completed = self._done
+        self._state.completed = self._done
         self._done += count
         self._bar.advance(self._task, count)
         self._bar.update(self._task, rate=self._rate())
@@ -64,7 +64,7 @@ class SweepProgress:
 
         What is left of a batch after its last iteration may take longer than these.
         """
-        self._shown.completed = self._done + part
+        self._state.completed = min(self._done + part, self._state.total)
         self._tell()
 
     def _tell(self) -> None:
@@ -75,7 +75,7 @@ class SweepProgress:
 
     def text(self) -> str:
         """``glow, 12/40 images, 3.1 images/s, 0:00:09 left``; no rate before anything is done."""
-        task = self._shown
+        task = self._state
         what = f"{task.description}, " if task.description else ""
         counts = f"{what}{int(task.completed)}/{task.total:.0f} {self._unit}s{self._rate()}"
         left = task.time_remaining
@@ -84,10 +84,10 @@ class SweepProgress:
     @property
     def seconds_left(self) -> float:
         """At the rate so far; 0 before anything is done."""
-        return self._shown.time_remaining or 0.0
+        return self._state.time_remaining or 0.0
 
     def _rate(self) -> str:
-        speed = self._shown.speed
+        speed = self._state.speed
         if not speed:
             return ""
         unit = self._unit

@@ -89,7 +89,7 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
         raise ValueError(
             f"flow must be a flowprior.flows.Flow, got {type(flow).__name__}: build others anew"
         )
-    check_rebuilds(flow)
+    _checked_arguments(flow)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
@@ -109,53 +109,77 @@ def save(flow: Flow, folder: str | Path, card: dict[str, Any] | None = None) -> 
 
 
 def check_rebuilds(flow: Flow) -> None:
-    """Raise ValueError unless a flow can be built again of its `arguments`, as JSON has them.
+    """Raise ValueError unless an untrained flow is the same when it is rebuilt from `arguments`.
 
-    One of one's own is built, as it might come back with other options than it was trained with.
+    A user's own flow is really built, and what it keeps as plain values compared: it must not come
+    back with other options than it was trained with.
     """
-    kind, given = type(flow), flow.arguments
-    who = f"{kind.__name__}.arguments"
-    for name, value in (given if isinstance(given, dict) else {"arguments": given}).items():
-        if not isinstance(given, dict) or not isinstance(name, str) or not _is_plain(value):
-            raise ValueError(
-                f"{who} must be finite numbers, strings, booleans, null, or lists or dictionaries "
-                f"of these, by names; {name} is {shown(value)}"
-            )
-    plain = json.loads(json.dumps(given))
-    if _is_ours(next(base for base in kind.__mro__ if "__init__" in vars(base))):
-        return  # these leave out what later versions added, at its default
-    parameters = inspect.signature(kind).parameters.values()
-    kinds = {parameter.kind for parameter in parameters}
-    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    missing = [p.name for p in parameters if p.kind not in variable and p.name not in plain]
-    if missing:
-        raise ValueError(f"{who} must have {', '.join(missing)}, which the constructor takes")
-    if variable[0] in kinds and variable[1] not in kinds:
-        raise ValueError(f"{who} has names: let the constructor take no * arguments")
+    plain = _checked_arguments(flow)
+    if _is_ours(_owner(type(flow))):
+        return
     try:
-        _check_arguments(kind, plain, 0)
-        with torch.random.fork_rng(devices=[]):
-            again = kind(**plain)
-        reason = _difference(flow, again, plain)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-    if reason:
+        with torch.random.fork_rng():
+            again = type(flow)(**plain)
+        different = _differences(flow, again)
+    except Exception as error:  # whatever a user's code raises
+        different = [f"{type(error).__name__}: {' '.join(str(error).split())}"]
+    if different:
         raise ValueError(
-            f"{who} do not build it again: {reason}; set self.arguments, after super().__init__, "
-            "to what the constructor takes"
+            f"{type(flow).__name__}.arguments do not rebuild it: {', '.join(different[:3])}; set "
+            "self.arguments, after super().__init__, to what the constructor takes"
         )
 
 
-def _difference(flow: Flow, again: Flow, plain: dict[str, Any]) -> str:
-    """What tells two flows apart, but for the values of their tensors."""
-    if json.loads(json.dumps(again.arguments)) != plain:
-        return "it gets other arguments"
-    before, after = (
-        {name: tuple(value.shape) for name, value in one.state_dict().items()}
-        for one in (flow, again)
-    )
-    names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
-    return f"it gets other tensors: {', '.join(names[:3])}" if names else ""
+def _checked_arguments(flow: Flow) -> dict[str, Any]:
+    """The arguments as JSON gives them back; a ValueError unless the constructor takes them."""
+    kind, given = type(flow), flow.arguments
+    who = f"{kind.__name__}.arguments"
+    if not isinstance(given, dict):
+        raise ValueError(f"{who} must be a dictionary, got {shown(given)}")
+    for name, value in given.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            raise ValueError(
+                f"{who} must be finite numbers, strings, booleans, None, or lists or dictionaries "
+                f"of these, by names; {name} is {shown(value)}"
+            )
+    plain = json.loads(json.dumps(given))
+    if _is_ours(_owner(kind)):
+        return plain  # they leave out what later versions added, at its default
+    parameters = inspect.signature(kind).parameters.values()
+    kinds = {parameter.kind for parameter in parameters}
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    named = [p for p in parameters if p.kind not in variable and p.default is not None]
+    missing = [p.name for p in named if p.name not in plain]
+    if missing:
+        raise ValueError(f"{who} must have {', '.join(missing)}, which the constructor takes")
+    if variable[0] in kinds and variable[1] not in kinds:
+        raise ValueError(f"{who} are given by name, so that the constructor must take no *args")
+    try:
+        _check_arguments(kind, plain, math.inf)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{who} do not rebuild it: {error}") from error
+    return plain
+
+
+def _owner(kind: type[Flow]) -> type:
+    """The class that has the constructor."""
+    return next(base for base in kind.__mro__ if "__init__" in vars(base))
+
+
+def _differences(flow: Flow, again: Flow) -> list[str]:
+    """What tells two untrained flows apart, but for the values of their tensors."""
+    tensors = flow.state_dict().keys() ^ again.state_dict().keys()
+    before, after = vars(flow), vars(again)
+    plain = [name for name, value in before.items() if name != "training" and _is_plain(value)]
+    return sorted(tensors) + [
+        f"{name} becomes {shown(after.get(name))}"
+        for name in plain
+        if not _is_plain(after.get(name)) or _as_json(after.get(name)) != _as_json(before[name])
+    ]
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _is_plain(value: Any) -> bool:
@@ -301,7 +325,7 @@ def _find_flow(path: Path, name: Any) -> type[Flow]:
     )
 
 
-def _check_arguments(kind: type[Flow], arguments: Any, values: int) -> None:
+def _check_arguments(kind: type[Flow], arguments: Any, values: float) -> None:
     """Raise unless the arguments have the types that the flow declares, and credible sizes.
 
     No size of our flows can exceed the number of `values` in the file, other than a seed. The

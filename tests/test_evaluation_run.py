@@ -500,5 +500,5 @@ class Stubborn:
 
 def test_what_cannot_be_sent_to_a_process_is_one_line(tmp_path):
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="--processes 1") as e:
-        list(_measured(Job(Stubborn(), [], ArrayStore(tmp_path)), [], executor, None))
+        list(_measured(Job(Stubborn(), [], ArrayStore(tmp_path)), [], executor))
     assert "\n" not in str(e.value)

@@ -429,3 +429,20 @@ def test_restarts_need_warnings_by_rows_and_may_be_nested():
     nested = Restarts(Restarts(Discrepancy(MAP(), stage=1), 2), 2)
     found = invert(prior, identity, y, solver=nested, **options)
     assert found.x.shape == y.shape
+
+
+def test_a_network_gets_data_in_its_own_precision():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, y, physics):
+            return self.layer(y)
+
+    model = Net().eval().requires_grad_(False)
+    y = torch.rand(2, 1, 8, 8)
+    options = {"sigma": 0.1, "iterations": 1, "image_shape": (1, 8, 8)}
+    expected = invert(None, denoising((1, 8, 8)), y, solver=Reconstructor(model), **options).x
+    found = invert(None, denoising((1, 8, 8)), y.double(), solver=Reconstructor(model), **options).x
+    torch.testing.assert_close(found.float(), expected)

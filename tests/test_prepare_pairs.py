@@ -349,3 +349,22 @@ def test_operator_that_fails_is_named_with_its_image(tmp_path, value, words):
     with pytest.raises(PairsError, match=f"train image 0: .*{words}"):
         prepare_pairs(data)
     assert not read_pairs_info(tmp_path / "made")["finished"]
+
+
+@pytest.mark.parametrize("what", ["own pairs", "own images"])
+def test_code_of_pairs_and_images_of_ones_own_counts(monkeypatch, what):
+    class Own(SimulatedPairs if what == "own pairs" else LayerModels):
+        pass
+
+    if what == "own pairs":
+        images = LayerModels(image_size=16)
+        data = Own(images, "denoising", Gaussian(0.1))
+    else:
+        data = SimulatedPairs(Own(image_size=16), "denoising", Gaussian(0.1))
+    before = data.described()
+    assert what in before
+    monkeypatch.setattr("datamodules.pairs.code_digest", lambda kind: "changed")
+    assert data.described()[what] != before[what]
+    plain = SimulatedPairs(LayerModels(image_size=16), "denoising", Gaussian(0.1))
+    monkeypatch.undo()
+    assert not any(name.startswith("own") for name in plain.described())

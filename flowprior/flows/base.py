@@ -22,7 +22,8 @@ class Flow(Prior):
     those of x ↔ z at a fixed y, and `log_prob` is the density of x given y.
 
     Subclasses are looked up by `registered_name` when weights are loaded, so their constructor
-    arguments (kept in `arguments`) must be plain numbers, strings, booleans or lists of these.
+    arguments (kept in `arguments`) must be plain numbers, strings, booleans, None, or lists or
+    dictionaries of these.
 
     Args:
         image_shape: (C, H, W).

@@ -279,12 +279,21 @@ def _fitting(
     try:
         return forward_for(physics, y, _like(None, y).new_zeros(shape), noise), y
     except ValueError:
-        parts = physics.state_dict().values() if isinstance(physics, nn.Module) else ()
-        known = [part.real.dtype for part in parts if part.is_floating_point() or part.is_complex()]
+        known = _precisions(physics)
         if not known or y.real.dtype in known:
             raise
-        y = _in_precision(y, known[0])
-        return forward_for(physics, y, _like(None, y).new_zeros(shape), noise), y
+    y = _in_precision(y, known[0])
+    return forward_for(physics, y, _like(None, y).new_zeros(shape), noise), y
+
+
+def _precisions(physics: object) -> list[torch.dtype]:
+    """Those of the tensors of an operator."""
+    if not isinstance(physics, nn.Module):
+        return []
+    # What deepinv registers to know the device says nothing of the precision.
+    buffers = [b for name, b in physics.named_buffers() if not name.endswith("_device_holder")]
+    parts = [*physics.parameters(), *buffers]
+    return [part.real.dtype for part in parts if part.is_floating_point() or part.is_complex()]
 
 
 def _in_precision(y: Tensor, real: torch.dtype) -> Tensor:

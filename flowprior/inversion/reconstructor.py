@@ -69,7 +69,8 @@ class ReconstructorRun(ImageRun):
         with torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(row_seed(problem, row))
             model = copy.deepcopy(self.model)
-            x = model(problem.y[row : row + 1], problem.forward.physics)
+            y = _in_precision_of(model, problem.y[row : row + 1])
+            x = model(y, problem.forward.physics)
         if x.shape[1:] != self.x.shape[1:]:
             raise ValueError(
                 f"model must give images {tuple(self.x.shape[1:])}, got {tuple(x.shape[1:])}"
@@ -84,3 +85,11 @@ class ReconstructorRun(ImageRun):
         """Resume from such a state."""
         super().load_state_dict(state)
         self.done = state["done"]
+
+
+def _in_precision_of(model: nn.Module, y: Tensor) -> Tensor:
+    """Data in the precision of a network's parameters, if it has any."""
+    known = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    if not known or y.real.dtype in known:
+        return y
+    return y.to(known[0].to_complex() if y.is_complex() else known[0])

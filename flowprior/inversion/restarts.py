@@ -58,11 +58,7 @@ class Restarts(Wrapper):
         if "loss" not in run.values:
             name = type(self.solver).__name__
             raise ValueError(f"Restarts compares losses, which the runs of {name} do not have")
-        if hasattr(run, "warnings") and not signature(run.warnings).parameters:
-            raise ValueError(
-                f"Restarts calls warnings(rows) with the rows of the best runs, which "
-                f"{type(run).__name__}.warnings does not take"
-            )
+        _check_warnings(run)
         return RestartRun(run, self.count)
 
     def start(self, problem: Problem) -> Tensor:
@@ -73,6 +69,20 @@ class Restarts(Wrapper):
 
     def _repeated(self, rows: Tensor | None) -> Tensor | None:
         return None if rows is None else rows.repeat_interleave(self.count, 0)
+
+
+def _check_warnings(run: Run) -> None:
+    if not hasattr(run, "warnings"):
+        return
+    try:
+        signature(run.warnings).bind(None)
+    except TypeError as error:
+        raise ValueError(
+            f"Restarts calls warnings(rows) with the rows of the best runs, which "
+            f"{type(run).__name__}.warnings does not take"
+        ) from error
+    except ValueError:  # it has no signature
+        return
 
 
 class _RepeatedForward(Forward):

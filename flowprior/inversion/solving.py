@@ -162,25 +162,21 @@ class History:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Tensor]] = []
-        self.late: dict[str, None] = {}
 
     def __call__(self, iteration: int, run: Run) -> None:
         """Record the values; a ValueError if one that was there at iteration 0 is gone."""
         if self.rows and (gone := self.rows[0].keys() - run.values.keys()):
             raise ValueError(
                 f"{type(run).__name__}.values must keep the names that they have at iteration 0, "
-                f"but {', '.join(sorted(gone))} is gone at iteration {iteration}"
+                f"but at iteration {iteration} it lacks {', '.join(sorted(gone))}"
             )
-        if self.rows:
-            self.late |= dict.fromkeys(run.values.keys() - self.rows[0].keys())
         self.rows.append({name: value.clone() for name, value in run.values.items()})
 
     def warnings(self) -> Iterator[Warned]:
         """Of values that were not there from the start."""
-        if self.late:
-            reason = (
-                f"values were not there at iteration 0, and are not kept: {', '.join(self.late)}"
-            )
+        late = sorted(set().union(*self.rows) - self.rows[0].keys())
+        if late:
+            reason = f"values were not there at iteration 0, and are not kept: {', '.join(late)}"
             yield Warned(reason, "late_values")
 
     def stacked(self) -> dict[str, Tensor]:
