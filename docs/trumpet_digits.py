@@ -105,10 +105,11 @@ def starts(root: Path) -> None:
     truth = MNIST(root=root, image_size=32).unit_images("test", range(content["images"]))
     trumpet = flowprior.load("trumpet_mnist")
     projected = trumpet.to_unit_range(trumpet.project(trumpet.from_unit_range(truth)))
-    grey, noise = torch.full_like(truth, 0.5), Gaussian(0.02)
+    grey = torch.full_like(truth, 0.5)
     print("projections of the truth:", ratios(projected, truth), "; grey:", ratios(grey, truth))
     for one in content["experiments"]:
         physics = make_operator(one["operator"], truth.shape[1:], **one["options"])
+        noise = Gaussian(**one["noise"]["init_args"])
         y = noise.add(physics.A(truth), seed=0, indices=range(len(truth)))
         problem = make_problem(None, physics, y, noise=noise, image_shape=tuple(truth.shape[1:]))
         print(f"{one['labels']['problem']}, linear start:", ratios(linear_start(problem), truth))
@@ -116,7 +117,8 @@ def starts(root: Path) -> None:
 
 def ratios(x: torch.Tensor, truth: torch.Tensor) -> str:
     """Means on [0, 2], and in brackets on [−1, 1]."""
-    return f"{snr_shifted(x, truth).mean():.1f} ({snr(x, truth).mean():.1f})"
+    text = f"{snr_shifted(x, truth).mean():.1f} ({snr(x, truth).mean():.1f})"
+    return text.replace("-", "−")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the end of an inversion tells of its quality: residuals, and warnings."""
+"""What the end of an inversion says about its quality: residuals, and warnings."""
 
 from __future__ import annotations
 
