@@ -118,7 +118,7 @@ def check_rebuilds(flow: Flow) -> None:
     if _is_ours(_owner(type(flow))):
         return
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # GPUs are not touched before processes start
             again = type(flow)(**plain)
         different = _differences(flow, again)
     except Exception as error:  # whatever a user's code raises

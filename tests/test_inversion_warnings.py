@@ -154,7 +154,7 @@ def test_data_are_taken_in_the_precision_of_the_prior_or_of_the_operator(glow, y
     assert invert(None, mask, y.double(), start=y.double(), **options).x.dtype == torch.float64
     double = invert(None, physics.double(), y.double(), start=y, **options).x
     assert double.dtype == torch.float64
-    with pytest.raises(ValueError, match=r"^y must be floating point .*: y.float\(\)"):
+    with pytest.raises(ValueError, match=r"^y must be floating point .*: give y.float\(\)$"):
         invert(None, physics, (255 * y).byte(), start=y, **options)
 
 

@@ -247,9 +247,7 @@ def _check_data(y: object) -> None:
             remedy = ": one number for each image is (B, 1), y[:, None]"
         raise ValueError(f"y must be a tensor of data (B, ...), not empty, got {kind}{remedy}")
     if not (y.is_floating_point() or y.is_complex()):
-        raise ValueError(
-            f"y must be floating point or complex, got {y.dtype}: y.float() has the same numbers"
-        )
+        raise ValueError(f"y must be floating point or complex, got {y.dtype}: give y.float()")
 
 
 def _check_rows(name: str, value: Any, shape: tuple[int, ...]) -> None:
